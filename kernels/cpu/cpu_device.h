@@ -1,0 +1,114 @@
+/*
+ * What the files of the CPU device share: the device struct, its objects, and the table of inner kernels that each
+ * instruction set fills.
+ *
+ * One source, several instruction sets: a file named X.isa.c is compiled once per instruction set with other flags and
+ * a suffix (PEN_ISA_NAME(x)); hand-written intrinsics live in X_avx512.c and X_avx2.c. Every version of an inner kernel
+ * gives the same bits: vectors hold independent results (output rows, positions, head dimensions), sums run in index
+ * order by explicit FMA, and where one result is a sum over a vector it is 16 partials added by a fixed tree.
+ */
+#ifndef PEN_CPU_DEVICE_H
+#define PEN_CPU_DEVICE_H
+
+#include "cpu.h"
+#include "device_class.h"
+#include "pool.h"
+
+/*
+ * Activation rows. One row after the other, each pen_activation_row_bytes() long (a multiple of 64):
+ *   FAST: int8 q[cols]; float scale[cols/32]; int32 sum[cols/32]   x ≈ scale·q, sum = Σq of the block,
+ *         scale = max|x|/127, q = round-half-even(x·(127/max|x|)), all 0 in a block of zeros
+ *   F32:  float x[cols]
+ */
+size_t pen_activation_row_bytes(pen_activations activations, int cols);
+
+/*
+ * Packed weights: groups of 16 rows, so that a vector lane is an output row. Per group and block of 32 values:
+ *   Q4_0, Q4_1: 4 × 64 bytes; vector v holds values 8v … 8v+7: byte 4·row+j has value 8v+j in its low nibble and
+ *               8v+4+j in its high one, all unsigned; then 16 f16 d (and 16 f16 m). Q4_0 subtracts 8 through the sums.
+ *   Q8_0:       8 × 64 bytes; vector v holds values 4v … 4v+3 as unsigned (q+128), byte 4·row+j; then 16 f16 d.
+ *   F16, F32:   f16 or f32 [cols][16].
+ * Rows past the end of the matrix are zero.
+ *
+ * Numeric contract of y[n], blocks b in order, all f32, from acc = 0:
+ *   FAST × Q*:  i = exact int32 Σ q_w·q_a (unsigned q_w, bias removed through sum: i −= 8·sum or 128·sum)
+ *               acc = fma((float)i, d_w·scale_a, acc); Q4_1 then acc = fma(m_w, scale_a·(float)sum, acc)
+ *   F32 × any, and F16/F32 weights in either mode: acc = fma(w_k, x_k, acc) for k in order, with w_k as
+ *               pen_type_dequantize_row gives it and, in FAST mode, x_k = scale·q
+ * The layout is the CPU device's own business; nothing outside kernels/cpu knows it.
+ */
+enum { PEN_PACK_ROWS = 16, PEN_QUANT_BLOCK = 32 };
+
+typedef struct pen_cpu_weight {
+    pen_weight base;
+    size_t bytes;
+    unsigned char *data; /* 64-byte aligned, huge pages where allowed */
+} pen_cpu_weight;
+
+typedef struct pen_cpu_buffer {
+    pen_buffer base;
+    void *data; /* 64-byte aligned */
+} pen_cpu_buffer;
+
+/* Pages of one layer. K of a block: [kv_head][head_size][PEN_KV_BLOCK] (positions in lanes); V of a block:
+ * [kv_head][PEN_KV_BLOCK][head_size]. Elements are f16 or f32. */
+typedef struct pen_cpu_kv {
+    pen_kv base;
+    int kv_heads, head_size, blocks;
+    size_t element; /* bytes: 2 or 4 */
+    unsigned char *k, *v;
+} pen_cpu_kv;
+
+typedef struct pen_cpu_rope {
+    pen_rope base;
+    int dims, positions;
+    bool interleaved;
+    float *table; /* [positions][dims/2][2]: cosine, sine */
+} pen_cpu_rope;
+
+typedef struct pen_cpu_device pen_cpu_device;
+
+/* The operations of linear.c: everything that multiplies by a weight. */
+void pen_cpu_embed(pen_device *device, const pen_weight *table, float scale, pen_buffer *x);
+void pen_cpu_qkv(pen_device *device, const pen_qkv_op *op);
+void pen_cpu_out_project(pen_device *device, const pen_project_op *op);
+void pen_cpu_gate_up(pen_device *device, const pen_gate_up_op *op);
+void pen_cpu_down(pen_device *device, const pen_project_op *op);
+void pen_cpu_logits(pen_device *device, const pen_logits_op *op);
+size_t pen_cpu_weight_bytes(const pen_device *device, pen_type type, int rows, int cols);
+void pen_cpu_weight_write(pen_weight *weight, int first, int rows, const void *source);
+/* Scratch that the operations of linear.c want for these limits, in bytes; they find it at device->linear_scratch. */
+size_t pen_cpu_linear_scratch(const pen_device *device, const pen_limits *limits);
+
+/* Inner kernels of one instruction set. Grows with the files that fill it: linear*.c and ops*.c. */
+typedef struct pen_cpu_linear_kernels pen_cpu_linear_kernels; /* linear.h */
+typedef struct pen_cpu_op_kernels pen_cpu_op_kernels;         /* ops.h */
+
+struct pen_cpu_device {
+    pen_device base;
+    pen_cpu_isa isa; /* resolved: never PEN_CPU_AUTO */
+    pen_pool *pool;
+    char name[64];
+    const pen_cpu_linear_kernels *linear;
+    const pen_cpu_op_kernels *ops;
+    pen_limits limits;
+    void *linear_scratch;
+    void *op_scratch;
+    size_t bytes_used;
+
+    /* The current batch, copied by set_batch (arrays sized by reserve). */
+    pen_batch batch;
+    pen_run *runs;
+    int32_t *tokens, *logit_rows;
+    int32_t *row_run; /* [T] run of each row */
+
+    /* Markers. */
+    int unit;
+    int64_t unit_begin_ns;
+    double unit_ms[PEN_UNITS_MAX];
+};
+
+/* Turns one row of f32 values into an activation row (the device's form). Thread-safe. */
+void pen_cpu_activation_store(const pen_cpu_device *device, const float *x, int cols, void *row);
+
+#endif
