@@ -94,11 +94,11 @@ double pen_partition_lower_bound(const pen_partition_problem *problem);
 /* ---- Memory ------------------------------------------------------------------------------------------------------ */
 
 /* Bytes that every limit would have to grow by for a split to exist; 0: one exists. */
-uint64_t pen_partition_shortfall(const pen_partition_problem *problem);
+pen_status pen_partition_shortfall(const pen_partition_problem *problem, uint64_t *bytes);
 
 /* The smallest number of stages, at least S, with which a split fits, where further stages are like the given ones in
  * turn; 0: none. */
-int pen_partition_stages_needed(const pen_partition_problem *problem);
+pen_status pen_partition_stages_needed(const pen_partition_problem *problem, int *stages);
 
 /* The trade of KV capacity for speed: each point is the fastest split for its tokens, and holds as many tokens as any
  * split as fast. Ascending; at most `size` points, spread over the whole front. The problem's kv_tokens is not used.
