@@ -18,10 +18,10 @@
 enum {
     PEN_PLAN_VERSION = 1,
     PEN_PLAN_NAME = 64,
-    PEN_PLAN_METHODS = 8,  /* at most */
-    PEN_PLAN_POINTS = 16,  /* of the trade of KV capacity for speed */
-    PEN_PLAN_WARNINGS = 8, /* at most */
-    PEN_PLAN_WARNING = 256,
+    PEN_PLAN_METHODS = 8, /* at most */
+    PEN_PLAN_POINTS = 16, /* of the trade of KV capacity for speed */
+    PEN_PLAN_REMARKS = 8, /* at most */
+    PEN_PLAN_TEXT = 256,
 };
 
 /* What the plan is for: prompts of P tokens, answers of G tokens, N sequences at once. */
@@ -61,9 +61,15 @@ typedef struct pen_plan_rival {
     pen_partition_score score;
 } pen_plan_rival;
 
+/* What a person should know about the plan. */
+typedef struct pen_plan_remark {
+    bool warning; /* else a note */
+    char text[PEN_PLAN_TEXT];
+} pen_plan_remark;
+
 typedef struct pen_plan {
     /* What is known. */
-    char source[PEN_PLAN_WARNING]; /* where the times come from, for people: "measured", "estimated: …", a path */
+    char source[PEN_PLAN_TEXT]; /* where the times come from, for people: "measured", "estimated: …", a path */
     pen_plan_workload workload;
     int unit_count, device_count;
     pen_plan_unit *units;
@@ -82,8 +88,8 @@ typedef struct pen_plan {
     int rival_count;
     pen_partition_point points[PEN_PLAN_POINTS];
     int point_count;
-    char warnings[PEN_PLAN_WARNINGS][PEN_PLAN_WARNING];
-    int warning_count;
+    pen_plan_remark remarks[PEN_PLAN_REMARKS];
+    int remark_count;
 } pen_plan;
 
 /* Zeroed units and devices of speed 1, the default workload (512:128), nothing solved. */
@@ -97,12 +103,20 @@ typedef struct pen_plan_options {
     int stages;         /* 0: as many as devices, or more where the memory limits force it (with a warning) */
     const char *method; /* NULL: dp, or custom where there are layers */
     const char *layers; /* custom split, "10,10,12": units per stage, or layers per stage */
-    uint64_t memory;    /* limit of every stage; 0: the devices' own */
+    uint64_t memory;    /* limit of every stage, replaces the devices'; 0: theirs */
     int64_t kv_tokens;  /* 0: what the workload's sequences need, or as many of them as fit (with a warning) */
 } pen_plan_options;
 
 /* Fills the second half. The errors of pen_partition_*; PEN_USAGE for unknown methods and wrong layers. */
 pen_status pen_plan_solve(pen_plan *plan, const pen_plan_options *options);
+
+/* Takes over a split that was made elsewhere, first[stages + 1], with the KV capacity it is for. Nothing is solved or
+ * compared; the memory limits are not looked at. */
+pen_status pen_plan_apply(pen_plan *plan, const char *method, int stages, const int *first, int64_t kv_tokens);
+
+/* Sequences at once, N; tokens of KV that they need when all are at their longest. */
+int pen_plan_sequences(const pen_plan *plan, int stages);
+int64_t pen_plan_kv_tokens_needed(const pen_plan *plan, int stages);
 
 /* Time of a unit on a device. */
 double pen_plan_unit_ms(const pen_plan *plan, int unit, int device);
@@ -114,17 +128,6 @@ pen_status pen_plan_adjust(const pen_plan *plan, const double *measured_ms, doub
 /* Layers lie in [leading, unit_count − trailing). */
 int pen_plan_leading(const pen_plan *plan);
 int pen_plan_trailing(const pen_plan *plan);
-
-/* ---- The microbatch that a workload makes in the steady state of S stages --------------------------------------- */
-typedef struct pen_plan_microbatch {
-    int in_flight;     /* m */
-    double sequences;  /* n = N/m: decode rows */
-    double rows;       /* n·(1 + P/G) */
-    double logit_rows; /* n·(1 + 1/G) */
-    double context;    /* P + G/2 */
-} pen_plan_microbatch;
-int pen_plan_sequences(const pen_plan_workload *workload, int stages); /* N */
-pen_plan_microbatch pen_plan_steady(const pen_plan_workload *workload, int stages);
 
 /* ---- Estimates where there is nothing but the hidden size: 16-bit weights and activations ------------------------ */
 uint64_t pen_plan_block_bytes(int hidden);                   /* 12·H²·2 */
