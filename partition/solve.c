@@ -3,9 +3,9 @@
  *
  * All of them ask for the split with the smallest largest *cost* of a stage, for a cost that never falls when a stage
  * grows at either end: its time, what it lacks in memory (tied bytes are never more than the unit that brings them), or
- * how few KV tokens it can hold (negated). Because of that
- * monotony bottleneck() needs O(S·n) and no search: see there. What a stage may cover at all is kept as `end`, the
- * furthest end for each start; a second kind of cost (memory while time is minimised) narrows it.
+ * how few KV tokens it can hold (negated). Because of that monotony bottleneck() needs O(S·n) and no search: see there.
+ * What a stage may cover at all is kept as `end`, the furthest end for each start; a second kind of cost (memory while
+ * time is minimised) narrows it.
  *
  * The optimum is then made unique in a second pass over splits whose stages all stay within the best maximum: least sum
  * of squared costs. A stage's cost is a convex function of a difference of prefix sums, so its square obeys the
