@@ -110,7 +110,8 @@ void pen_help_print(FILE *out, pen_command command, int width) {
             print_entry(out, label, pen_command_table[c].about, width);
         }
     } else {
-        fprintf(out, "Usage: penstock %s %s [OPTION]…\n\n%s.\n", info->name, info->usage, info->about);
+        fprintf(out, "Usage: penstock %s %s [OPTION]…\n\n", info->name, info->usage);
+        print_wrapped(out, info->about, 0, 0, width);
     }
     for (pen_option_group group = 0; group < PEN_GROUP_COUNT; group++) print_group(out, group, command, width);
     fputc('\n', out);
