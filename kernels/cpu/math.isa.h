@@ -13,7 +13,6 @@
 #include "types.h"
 
 #include <math.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 

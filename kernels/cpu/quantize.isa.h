@@ -5,19 +5,22 @@
 #include "math.isa.h"
 #include "quantize.h"
 
-/* Values 0…15 and 16…31 of the block. The largest magnitude is found on the bits, where NaN is above all: a NaN or
- * infinity makes the scale NaN or infinite, and so all that is computed from the block. */
+#include <float.h>
+#include <stdbool.h>
+
+/* Values 0…15 and 16…31 of the block. The largest magnitude is found on the bits, where NaN is above all. */
 static inline void quantize_block(v16 low, v16 high, pen_activation_block *block) {
     int32_t bits = v16i_largest(v16i_max(v16_bits(v16_abs(low)), v16_bits(v16_abs(high))));
     float largest;
     memcpy(&largest, &bits, sizeof largest);
-    bool zero = largest < 0x1p-100F;
-    v16 inverse = v16_all(zero ? 0.0F : 127.0F / largest);
+    bool finite = largest <= FLT_MAX, zero = largest < 0x1p-100F;
+    v16 inverse = v16_all(zero ? 0 : 127.0F / largest);
+    if (!finite) low = high = inverse = v16_all(0);
     v16i q_low = v16_round_i32(v16_mul(low, inverse)), q_high = v16_round_i32(v16_mul(high, inverse));
     v16i_store_i8(block->q, q_low);
     v16i_store_i8(block->q + 16, q_high);
     int32_t sum = v16i_sum(v16i_add(q_low, q_high));
-    block->scale = zero ? 0.0F : largest / 127.0F;
+    block->scale = !finite ? NAN : zero ? 0 : largest / 127.0F;
     block->scaled_sum = block->scale * (float)sum;
     block->sum8 = sum * 8;
 }
