@@ -72,6 +72,12 @@ static inline v16 v16_fma(v16 a, v16 b, v16 c) {
 static inline v16i v16i_shift_left(v16i a, int n) {
     return _mm512_slli_epi32(a, (unsigned)n);
 }
+static inline v16i v16i_shift_right(v16i a, int n) {
+    return _mm512_srli_epi32(a, (unsigned)n);
+}
+static inline void v16i_store_i8(int8_t *p, v16i a) {
+    _mm_storeu_si128((void *)p, _mm512_cvtepi32_epi8(a));
+}
 static inline v16i v16_bits(v16 a) {
     return _mm512_castps_si512(a);
 }
@@ -144,6 +150,13 @@ static inline v16 v16_fma(v16 a, v16 b, v16 c) {
 }
 static inline v16i v16i_shift_left(v16i a, int n) {
     return (v16i){_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)};
+}
+static inline v16i v16i_shift_right(v16i a, int n) {
+    return (v16i){_mm256_srli_epi32(a.lo, n), _mm256_srli_epi32(a.hi, n)};
+}
+static inline void v16i_store_i8(int8_t *p, v16i a) {
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8);
+    _mm_storeu_si128((void *)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 static inline v16i v16_bits(v16 a) {
     return (v16i){_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)};
@@ -236,6 +249,12 @@ static inline v16 v16_fma(v16 a, v16 b, v16 c) {
 static inline v16i v16i_shift_left(v16i a, int n) {
     V16_LANES(v16i, (int32_t)((uint32_t)a.v[i] << n));
 }
+static inline v16i v16i_shift_right(v16i a, int n) {
+    V16_LANES(v16i, (int32_t)((uint32_t)a.v[i] >> n));
+}
+static inline void v16i_store_i8(int8_t *p, v16i a) {
+    for (int i = 0; i < 16; i++) p[i] = (int8_t)a.v[i];
+}
 static inline v16i v16_bits(v16 a) {
     v16i r;
     memcpy(&r, &a, sizeof r);
@@ -256,7 +275,8 @@ static inline v16 v16_select_less(v16 a, v16 b, v16 yes, v16 no) {
 #endif
 
 /* Notes on the operations above: max and min give their second operand where either is NaN; select_less(a, b, yes,
- * no) is a < b ? yes : no; f16 conversions round to nearest even. */
+ * no) is a < b ? yes : no; f16 conversions round to nearest even; shift_right fills with zeros; store_i8 wants lanes
+ * that fit. */
 
 static inline v16 v16_abs(v16 a) {
     return v16_from_bits(v16i_and(v16_bits(a), v16i_all(0x7fffffff)));
@@ -265,7 +285,7 @@ static inline v16 v16_neg(v16 a) {
     return v16_sub(v16_all(-0.0F), a);
 }
 
-/* Lane i as a number, sums and maxima by one tree: lanes i and i+8, then i and i+4, i+2, i+1. */
+/* Sum and maximum over the lanes, by one tree: lanes i and i+8, then i and i+4, i+2, i+1. */
 static inline float v16_sum(v16 a) {
     float s[16];
     v16_store(s, a);
@@ -280,6 +300,22 @@ static inline float v16_largest(v16 a) {
     for (int half = 8; half > 0; half /= 2)
         for (int i = 0; i < half; i++) s[i] = s[i] > s[i + half] ? s[i] : s[i + half];
     return s[0];
+}
+
+/* The exact sum over the lanes. */
+static inline int32_t v16i_sum(v16i a) {
+    int32_t s[16], sum = 0;
+    v16i_store(s, a);
+    for (int i = 0; i < 16; i++) sum += s[i];
+    return sum;
+}
+
+static inline int32_t v16i_largest(v16i a) {
+    int32_t s[16];
+    v16i_store(s, a);
+    int32_t largest = s[0];
+    for (int i = 1; i < 16; i++) largest = s[i] > largest ? s[i] : largest;
+    return largest;
 }
 
 /* Nearest integer, ties to even, of |a| < 2^22. */
