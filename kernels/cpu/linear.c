@@ -12,10 +12,16 @@
 
 enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, TILE = PEN_TOKEN_TILE, TASK_NS = 40000, CACHE_LINE = 64 };
 
-static const pen_cpu_device *cpu_of(const pen_device *device) { return (const pen_cpu_device *)device; }
-static const pen_cpu_weight *packed(const pen_weight *weight) { return (const pen_cpu_weight *)weight; }
+static const pen_cpu_device *cpu_of(const pen_device *device) {
+    return (const pen_cpu_device *)device;
+}
+static const pen_cpu_weight *packed(const pen_weight *weight) {
+    return (const pen_cpu_weight *)weight;
+}
 
-static int divide_up(int a, int b) { return (a + b - 1) / b; }
+static int divide_up(int a, int b) {
+    return (a + b - 1) / b;
+}
 
 const pen_cpu_linear_kernels *pen_cpu_linear_kernels_get(pen_cpu_isa isa) {
     switch (isa) {
@@ -197,8 +203,12 @@ static void project(const pen_device *device, const pen_project_op *op) {
     matmul(&m);
 }
 
-void pen_cpu_out_project(pen_device *device, const pen_project_op *op) { project(device, op); }
-void pen_cpu_down(pen_device *device, const pen_project_op *op) { project(device, op); }
+void pen_cpu_out_project(pen_device *device, const pen_project_op *op) {
+    project(device, op);
+}
+void pen_cpu_down(pen_device *device, const pen_project_op *op) {
+    project(device, op);
+}
 
 /* ---- Feed-forward, first half ---------------------------------------------------------------------------------- */
 
@@ -214,9 +224,9 @@ static void dot_unit(const gate_up_job *job, const pen_weight *w, int unit, cons
     pen_activations activations = job->device->base.activations;
     size_t group_bytes = pen_pack_group_bytes(w->type, w->cols);
     for (int half = 0; half < 2; half++)
-        job->device->linear->dot[activations][w->type](
-            packed(w)->data + (size_t)(2 * unit + half) * group_bytes, w->cols / BLOCK, x,
-            pen_activation_row_bytes(activations, w->cols), tokens, y[half]);
+        job->device->linear->dot[activations][w->type](packed(w)->data + (size_t)(2 * unit + half) * group_bytes,
+                                                       w->cols / BLOCK, x,
+                                                       pen_activation_row_bytes(activations, w->cols), tokens, y[half]);
 }
 
 static void gate_up_task(void *context, int task, int thread) {

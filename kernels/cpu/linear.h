@@ -21,8 +21,8 @@ typedef void pen_dot(const unsigned char *group, int blocks, const unsigned char
 /* Where a tile of results goes: out[t·stride + column] = y (+ bias, softcap), or += that. */
 typedef struct pen_tile_target {
     float *out;
-    size_t stride; /* floats */
-    int columns;   /* 1 … 16 */
+    size_t stride;     /* floats */
+    int columns;       /* 1 … 16 */
     const float *bias; /* [columns] or NULL */
     float softcap;     /* or 0 */
     bool add;

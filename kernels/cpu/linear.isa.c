@@ -13,38 +13,40 @@ enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, PREFETCH = 1536 };
 /* ---- int8 activations × quantised weights ---------------------------------------------------------------------- */
 
 /* A block of any quantised type, ready to be multiplied; m only where the type has minima. */
-typedef struct block {
+typedef struct weight_block {
     weights32 w;
     v16 d, m;
-} block;
+} weight_block;
 
-static inline v16 f16_at(const unsigned char *p) { return v16_load_f16((const uint16_t *)(const void *)p); }
-
-static inline block unpack_q4_0(const unsigned char *p) {
-    return (block){.w = unpack_nibbles(p), .d = f16_at(p + 256)};
+static inline v16 f16_at(const unsigned char *p) {
+    return v16_load_f16((const uint16_t *)(const void *)p);
 }
 
-static inline block unpack_q4_1(const unsigned char *p) {
-    return (block){.w = unpack_nibbles(p), .d = f16_at(p + 256), .m = f16_at(p + 288)};
+static inline weight_block unpack_q4_0(const unsigned char *p) {
+    return (weight_block){.w = unpack_nibbles(p), .d = f16_at(p + 256)};
 }
 
-static inline block unpack_q8_0(const unsigned char *p) {
-    return (block){.w = load_bytes(p), .d = f16_at(p + 512)};
+static inline weight_block unpack_q4_1(const unsigned char *p) {
+    return (weight_block){.w = unpack_nibbles(p), .d = f16_at(p + 256), .m = f16_at(p + 288)};
 }
 
-static inline v16 scaled(v16i i, const block *b, const pen_activation_block *x, v16 sum) {
+static inline weight_block unpack_q8_0(const unsigned char *p) {
+    return (weight_block){.w = load_bytes(p), .d = f16_at(p + 512)};
+}
+
+static inline v16 scaled(v16i i, const weight_block *b, const pen_activation_block *x, v16 sum) {
     return v16_fma(v16_from_i32(i), v16_mul(b->d, v16_all(x->scale)), sum);
 }
 
-static inline v16 step_q4_0(const block *b, const pen_activation_block *x, v16 sum) {
+static inline v16 step_q4_0(const weight_block *b, const pen_activation_block *x, v16 sum) {
     return scaled(dot_u4_less_8(&b->w, x), b, x, sum);
 }
 
-static inline v16 step_q4_1(const block *b, const pen_activation_block *x, v16 sum) {
+static inline v16 step_q4_1(const weight_block *b, const pen_activation_block *x, v16 sum) {
     return v16_fma(b->m, v16_all(x->scaled_sum), scaled(dot_u4(&b->w, x), b, x, sum));
 }
 
-static inline v16 step_q8_0(const block *b, const pen_activation_block *x, v16 sum) {
+static inline v16 step_q8_0(const weight_block *b, const pen_activation_block *x, v16 sum) {
     return scaled(dot_u8_less_128(&b->w, x), b, x, sum);
 }
 
@@ -61,7 +63,7 @@ static inline void prefetch(const unsigned char *p, int bytes) {
             const pen_activation_block *row = (const void *)x;                                                         \
             for (int b = 0; b < blocks; b++, group += bytes) {                                                         \
                 prefetch(group, bytes);                                                                                \
-                block unpacked = unpack_##type(group);                                                                 \
+                weight_block unpacked = unpack_##type(group);                                                          \
                 sum = step_##type(&unpacked, row + b, sum);                                                            \
             }                                                                                                          \
             v16_store(y, sum);                                                                                         \
@@ -69,7 +71,7 @@ static inline void prefetch(const unsigned char *p, int bytes) {
         }                                                                                                              \
         for (int t = 0; t < tokens; t++) v16_store(y + ROWS * t, v16_all(0));                                          \
         for (int b = 0; b < blocks; b++, group += bytes) {                                                             \
-            block unpacked = unpack_##type(group);                                                                     \
+            weight_block unpacked = unpack_##type(group);                                                              \
             const unsigned char *at = x + sizeof(pen_activation_block) * (size_t)b;                                    \
             for (int t = 0; t < tokens; t++, at += stride) {                                                           \
                 v16 sum = v16_load(y + ROWS * t);                                                                      \
@@ -123,7 +125,9 @@ static inline void widen_f16(const unsigned char *p, float_block *out) {
     for (int k = 0; k < BLOCK; k++) v16_store(out->w[k], f16_at(p + 2 * ROWS * k));
 }
 
-static inline void widen_f32(const unsigned char *p, float_block *out) { memcpy(out, p, sizeof *out); }
+static inline void widen_f32(const unsigned char *p, float_block *out) {
+    memcpy(out, p, sizeof *out);
+}
 
 /* y[n][16] += the block times n tokens' 32 values each, in order. */
 static inline __attribute__((always_inline)) void add_products(const float_block *b, const float *const *x, int n,
@@ -249,11 +253,14 @@ static void quantize_row(const float *x, int cols, pen_activation_block *row) {
 }
 
 #if defined(__AVX512F__)
-#define BLOCK_NS {4, 12}
+#define BLOCK_NS                                                                                                       \
+    { 4, 12 }
 #elif defined(__AVX2__)
-#define BLOCK_NS {12, 20}
+#define BLOCK_NS                                                                                                       \
+    { 12, 20 }
 #else
-#define BLOCK_NS {400, 1000}
+#define BLOCK_NS                                                                                                       \
+    { 400, 1000 }
 #endif
 
 const pen_cpu_linear_kernels PEN_ISA_NAME(pen_cpu_linear_kernels) = {

@@ -72,6 +72,12 @@ static inline v16 v16_fma(v16 a, v16 b, v16 c) {
 static inline v16i v16i_shift_left(v16i a, int n) {
     return _mm512_slli_epi32(a, (unsigned)n);
 }
+static inline v16i v16i_shift_right(v16i a, int n) {
+    return _mm512_srli_epi32(a, (unsigned)n);
+}
+static inline void v16i_store_i8(int8_t *p, v16i a) {
+    _mm_storeu_si128((void *)p, _mm512_cvtepi32_epi8(a));
+}
 static inline v16i v16_bits(v16 a) {
     return _mm512_castps_si512(a);
 }
@@ -144,6 +150,13 @@ static inline v16 v16_fma(v16 a, v16 b, v16 c) {
 }
 static inline v16i v16i_shift_left(v16i a, int n) {
     return (v16i){_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)};
+}
+static inline v16i v16i_shift_right(v16i a, int n) {
+    return (v16i){_mm256_srli_epi32(a.lo, n), _mm256_srli_epi32(a.hi, n)};
+}
+static inline void v16i_store_i8(int8_t *p, v16i a) {
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8);
+    _mm_storeu_si128((void *)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 static inline v16i v16_bits(v16 a) {
     return (v16i){_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)};
