@@ -13,7 +13,6 @@ PENDING pen_status pen_cmd_perplexity(const pen_options *o) {
 PENDING pen_status pen_cmd_plan(const pen_options *o) {
     return pen_cmd_run(o);
 }
-PENDING pen_status pen_cmd_inspect(const pen_options *o) {
     return pen_cmd_run(o);
 }
 PENDING const char *pen_cpu_isa_names(void) {
