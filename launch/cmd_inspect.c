@@ -120,9 +120,11 @@ static json_t *json_units(const pen_model *model) {
         json_t *tensors = json_array();
         for (int i = 0; i < pen_model_tensor_count(model, u); i++) {
             pen_tensor_info tensor = pen_model_tensor(model, u, i);
-            json_array_append_new(tensors, json_pack("{s:s, s:s, s:[ii], s:o}", "name", tensor.name, "type",
-                                                     pen_type_get(tensor.type)->name, "shape", tensor.rows, tensor.cols,
-                                                     "bytes", json_size(tensor.bytes)));
+            json_t *shape =
+                tensor.rows > 1 ? json_pack("[ii]", tensor.rows, tensor.cols) : json_pack("[i]", tensor.cols);
+            json_array_append_new(tensors, json_pack("{s:s, s:s, s:o, s:o}", "name", tensor.name, "type",
+                                                     pen_type_get(tensor.type)->name, "shape", shape, "bytes",
+                                                     json_size(tensor.bytes)));
         }
         json_array_append_new(units,
                               json_pack("{s:s, s:o, s:o, s:o, s:o}", "name", unit->name, "weight_bytes",
