@@ -53,6 +53,10 @@ typedef struct pen_cpu_buffer {
     void *data; /* 64-byte aligned */
 } pen_cpu_buffer;
 
+static inline void *pen_cpu_data(const pen_buffer *buffer) {
+    return ((const pen_cpu_buffer *)buffer)->data;
+}
+
 /* Pages of one layer. K of a block: [kv_head][head_size][PEN_KV_BLOCK] (positions in lanes); V of a block:
  * [kv_head][PEN_KV_BLOCK][head_size]. Elements are f16 or f32. */
 typedef struct pen_cpu_kv {
@@ -83,9 +87,24 @@ void pen_cpu_weight_write(pen_weight *weight, int first, int rows, const void *s
 /* Scratch that the operations of linear.c want for these limits, in bytes; they find it at device->linear_scratch. */
 size_t pen_cpu_linear_scratch(const pen_device *device, const pen_limits *limits);
 
-/* Inner kernels of one instruction set. Grows with the files that fill it: linear*.c and ops*.c. */
+/* The operations of ops.c, attention.c and sample.c. */
+void pen_cpu_norm(pen_device *device, const pen_norm_op *op);
+void pen_cpu_rope_kv(pen_device *device, const pen_rope_kv_op *op);
+void pen_cpu_attention(pen_device *device, const pen_attention_op *op);
+void pen_cpu_pick(pen_device *device, const pen_buffer *logits, int vocab, const pen_pick *picks, pen_buffer *choices);
+/* Scratch of each of them for these limits, in bytes; they find it, one at a time, at device->op_scratch. */
+size_t pen_cpu_ops_scratch(const pen_cpu_device *device, const pen_limits *limits);
+size_t pen_cpu_attention_scratch(const pen_cpu_device *device, const pen_limits *limits);
+size_t pen_cpu_pick_scratch(const pen_cpu_device *device, const pen_limits *limits);
+
+/* Normalises one row of op->x into out[cols]. Thread-safe; `logits` does its final norm with it. */
+void pen_cpu_norm_row(const pen_cpu_device *device, const pen_norm_op *op, int row, float *out);
+
+/* Inner kernels of one instruction set, NULL for PEN_CPU_REFERENCE. */
 typedef struct pen_cpu_linear_kernels pen_cpu_linear_kernels; /* linear.h */
 typedef struct pen_cpu_op_kernels pen_cpu_op_kernels;         /* ops.h */
+const pen_cpu_linear_kernels *pen_cpu_linear_kernels_get(pen_cpu_isa isa);
+const pen_cpu_op_kernels *pen_cpu_op_kernels_get(pen_cpu_isa isa);
 
 struct pen_cpu_device {
     pen_device base;
@@ -95,15 +114,21 @@ struct pen_cpu_device {
     const pen_cpu_linear_kernels *linear;
     const pen_cpu_op_kernels *ops;
     pen_limits limits;
-    void *linear_scratch;
-    void *op_scratch;
     size_t bytes_used;
 
-    /* The current batch, copied by set_batch (arrays sized by reserve). */
+    /* One allocation, made by reserve, and its parts. */
+    void *scratch;
+    size_t scratch_bytes;
+    void *linear_scratch;
+    void *op_scratch;
+
+    /* The current batch, copied by set_batch into arrays that reserve sizes; `batch` points at the copies. */
     pen_batch batch;
-    pen_run *runs;
-    int32_t *tokens, *logit_rows;
+    pen_run *runs;    /* [T] */
+    int32_t *tokens;  /* [T] */
     int32_t *row_run; /* [T] run of each row */
+    int32_t *logit_rows;
+    int32_t *tables; /* the runs' block tables, one behind the other */
 
     /* Markers. */
     int unit;

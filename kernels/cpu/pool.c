@@ -62,7 +62,7 @@ static void cpu_pause(void) {
 #endif
 }
 
-static void poke_if_due(pen_pool *pool) {
+void pen_pool_poke(pen_pool *pool) {
     if (!pool->poke) return;
     int64_t now = pen_clock_ns();
     if (now - pool->poked_ns < POKE_NS) return;
@@ -87,7 +87,7 @@ static void work(pen_pool *pool, int thread) {
         for (int task; (task = take(from)) >= 0;) {
             pool->task(pool->context, task, thread);
             atomic_fetch_sub_explicit(&pool->unfinished, 1, memory_order_release);
-            if (thread == 0) poke_if_due(pool);
+            if (thread == 0) pen_pool_poke(pool);
         }
     }
 }
@@ -133,11 +133,11 @@ static void *worker_main(void *argument) {
 }
 
 void pen_pool_run(pen_pool *pool, pen_pool_task *task, void *context, int tasks) {
-    poke_if_due(pool);
+    pen_pool_poke(pool);
     if (pool->threads == 1 || tasks == 1) {
         for (int i = 0; i < tasks; i++) {
             task(context, i, 0);
-            poke_if_due(pool);
+            pen_pool_poke(pool);
         }
         return;
     }
@@ -157,7 +157,7 @@ void pen_pool_run(pen_pool *pool, pen_pool_task *task, void *context, int tasks)
     int64_t yield_from = pool->may_spin ? pen_clock_ns() + SPIN_NS : 0;
     while (atomic_load_explicit(&pool->unfinished, memory_order_acquire) > 0) {
         for (int i = 0; i < 32 && atomic_load_explicit(&pool->unfinished, memory_order_relaxed) > 0; i++) cpu_pause();
-        poke_if_due(pool);
+        pen_pool_poke(pool);
         if (pen_clock_ns() > yield_from) sched_yield();
     }
 }
