@@ -25,7 +25,7 @@ typedef enum pen_channel {
 
 const char *pen_channel_name(pen_channel channel);
 
-enum { PEN_LANES = 8, PEN_TRANSFERS_MAX = 1024 };
+enum { PEN_LANES = 8 };
 
 pen_status pen_link_create_local(pen_link **link);
 /* For this rank's replica in `world`. */

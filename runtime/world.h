@@ -44,6 +44,9 @@ int pen_world_stages(const pen_world *world);
 int pen_world_stage(const pen_world *world);   /* of this rank */
 int pen_world_replica(const pen_world *world); /* of this rank */
 
+/* The links' communicator as MPI numbers it (a Fortran handle), for link_mpi.c. */
+int pen_world_links_handle(const pen_world *world);
+
 /* ---- Start-up conversations: every rank calls the same ones in the same order. `what` completes "while …": it names
  * the wait in errors ("sharing the plan"). ------------------------------------------------------------------------- */
 
