@@ -107,6 +107,7 @@ typedef struct pen_rope_options {
     const float *factors; /* [dims/2] or NULL */
     bool interleaved;
 } pen_rope_options;
+size_t pen_rope_bytes(const pen_device *device, const pen_rope_options *options);
 pen_status pen_rope_create(pen_device *device, const pen_rope_options *options, pen_rope **rope);
 void pen_rope_destroy(pen_rope *rope);
 

@@ -15,26 +15,29 @@
 #include "pool.h"
 
 /*
- * Activation rows. One row after the other, each pen_activation_row_bytes() long (a multiple of 64):
- *   FAST: int8 q[cols]; float scale[cols/32]; int32 sum[cols/32]   x ≈ scale·q, sum = Σq of the block,
- *         scale = max|x|/127, q = round-half-even(x·(127/max|x|)), all 0 in a block of zeros
+ * Activation rows. One row after the other, each pen_activation_row_bytes() long: an odd multiple of 64, so that the
+ * same block of many rows does not fall into a few sets of the L1 cache.
+ *   FAST: pen_activation_block[cols/32] (quantize.h)   x ≈ scale·q, scale = max|x|/127, q = round-half-even(x·(127/max|x|)),
+ *         all 0 in a block whose max|x| is below 2^-100; scale NaN, q 0 where one of the values is not finite
  *   F32:  float x[cols]
  */
 size_t pen_activation_row_bytes(pen_activations activations, int cols);
 
 /*
  * Packed weights: groups of 16 rows, so that a vector lane is an output row. Per group and block of 32 values:
- *   Q4_0, Q4_1: 4 × 64 bytes; vector v holds values 8v … 8v+7: byte 4·row+j has value 8v+j in its low nibble and
- *               8v+4+j in its high one, all unsigned; then 16 f16 d (and 16 f16 m). Q4_0 subtracts 8 through the sums.
- *   Q8_0:       8 × 64 bytes; vector v holds values 4v … 4v+3 as unsigned (q+128), byte 4·row+j; then 16 f16 d.
- *   F16, F32:   f16 or f32 [cols][16].
+ *   Q4_0, Q4_1: 4 × 64 bytes; byte 4·row+j of vector v is byte 4v+j of the row's GGUF block: value 4v+j in its low
+ *               nibble, 16+4v+j in its high one; then 16 f16 d (and 16 f16 m). Q4_0's bias of 8 stays in.
+ *   Q8_0:       8 × 64 bytes; byte 4·row+j of vector v is value 4v+j as unsigned (q+128); then 16 f16 d.
+ *   F16, F32:   f16 or f32 [32][16].
  * Rows past the end of the matrix are zero.
  *
  * Numeric contract of y[n], blocks b in order, all f32, from acc = 0:
- *   FAST × Q*:  i = exact int32 Σ q_w·q_a (unsigned q_w, bias removed through sum: i −= 8·sum or 128·sum)
- *               acc = fma((float)i, d_w·scale_a, acc); Q4_1 then acc = fma(m_w, scale_a·(float)sum, acc)
+ *   FAST × Q*:  i = exact int32 Σ q_w·q_a (q_w as GGUF defines it: less the bias)
+ *               acc = fma((float)i, d_w·scale_a, acc); Q4_1 then acc = fma(m_w, scale_a·(float)Σq_a, acc)
  *   F32 × any, and F16/F32 weights in either mode: acc = fma(w_k, x_k, acc) for k in order, with w_k as
  *               pen_type_dequantize_row gives it and, in FAST mode, x_k = scale·q
+ * then y = acc + bias where there is one. GEMV, small batches and large ones, and all instruction sets, give these
+ * bits; only the reference is free to differ by rounding.
  * The layout is the CPU device's own business; nothing outside kernels/cpu knows it.
  */
 enum { PEN_PACK_ROWS = 16, PEN_QUANT_BLOCK = 32 };
@@ -49,6 +52,10 @@ typedef struct pen_cpu_buffer {
     pen_buffer base;
     void *data; /* 64-byte aligned */
 } pen_cpu_buffer;
+
+static inline void *pen_cpu_data(const pen_buffer *buffer) {
+    return ((const pen_cpu_buffer *)buffer)->data;
+}
 
 /* Pages of one layer. K of a block: [kv_head][head_size][PEN_KV_BLOCK] (positions in lanes); V of a block:
  * [kv_head][PEN_KV_BLOCK][head_size]. Elements are f16 or f32. */
@@ -80,9 +87,24 @@ void pen_cpu_weight_write(pen_weight *weight, int first, int rows, const void *s
 /* Scratch that the operations of linear.c want for these limits, in bytes; they find it at device->linear_scratch. */
 size_t pen_cpu_linear_scratch(const pen_device *device, const pen_limits *limits);
 
-/* Inner kernels of one instruction set. Grows with the files that fill it: linear*.c and ops*.c. */
+/* The operations of ops.c, attention.c and sample.c. */
+void pen_cpu_norm(pen_device *device, const pen_norm_op *op);
+void pen_cpu_rope_kv(pen_device *device, const pen_rope_kv_op *op);
+void pen_cpu_attention(pen_device *device, const pen_attention_op *op);
+void pen_cpu_pick(pen_device *device, const pen_buffer *logits, int vocab, const pen_pick *picks, pen_buffer *choices);
+/* Scratch of each of them for these limits, in bytes; they find it, one at a time, at device->op_scratch. */
+size_t pen_cpu_ops_scratch(const pen_cpu_device *device, const pen_limits *limits);
+size_t pen_cpu_attention_scratch(const pen_cpu_device *device, const pen_limits *limits);
+size_t pen_cpu_pick_scratch(const pen_cpu_device *device, const pen_limits *limits);
+
+/* Normalises one row of op->x into out[cols]. Thread-safe; `logits` does its final norm with it. */
+void pen_cpu_norm_row(const pen_cpu_device *device, const pen_norm_op *op, int row, float *out);
+
+/* Inner kernels of one instruction set, NULL for PEN_CPU_REFERENCE. */
 typedef struct pen_cpu_linear_kernels pen_cpu_linear_kernels; /* linear.h */
 typedef struct pen_cpu_op_kernels pen_cpu_op_kernels;         /* ops.h */
+const pen_cpu_linear_kernels *pen_cpu_linear_kernels_get(pen_cpu_isa isa);
+const pen_cpu_op_kernels *pen_cpu_op_kernels_get(pen_cpu_isa isa);
 
 struct pen_cpu_device {
     pen_device base;
@@ -92,15 +114,21 @@ struct pen_cpu_device {
     const pen_cpu_linear_kernels *linear;
     const pen_cpu_op_kernels *ops;
     pen_limits limits;
-    void *linear_scratch;
-    void *op_scratch;
     size_t bytes_used;
 
-    /* The current batch, copied by set_batch (arrays sized by reserve). */
+    /* One allocation, made by reserve, and its parts. */
+    void *scratch;
+    size_t scratch_bytes;
+    void *linear_scratch;
+    void *op_scratch;
+
+    /* The current batch, copied by set_batch into arrays that reserve sizes; `batch` points at the copies. */
     pen_batch batch;
-    pen_run *runs;
-    int32_t *tokens, *logit_rows;
+    pen_run *runs;    /* [T] */
+    int32_t *tokens;  /* [T] */
     int32_t *row_run; /* [T] run of each row */
+    int32_t *logit_rows;
+    int32_t *tables; /* the runs' block tables, one behind the other */
 
     /* Markers. */
     int unit;

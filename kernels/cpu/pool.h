@@ -21,6 +21,9 @@ int pen_pool_threads(const pen_pool *pool);
 /* Called by the creating thread between tasks, at most about every 0.2 ms (see pen_device_set_poke). */
 void pen_pool_set_poke(pen_pool *pool, void (*poke)(void *context), void *context);
 
+/* For tasks that last longer: may be called within one, on thread 0 only; pokes when it is time to. */
+void pen_pool_poke(pen_pool *pool);
+
 /* Runs task(context, i, thread) once for every i in [0, tasks) and returns when all are done. Each thread starts on a
  * contiguous share and takes from the others' when it is through, so results must not depend on who ran what; `thread`
  * (0 is the caller) only selects scratch memory. A task should last between 5 µs and 0.3 ms. */

@@ -1,0 +1,327 @@
+/*
+ * Attention over paged KV: the division of a ragged batch into tasks.
+ *
+ * A *tile* is some consecutive rows of one run; with one KV head it is rows × (query heads per KV head) queries that
+ * read the same keys and values. A tile's positions are cut into *spans* at absolute multiples of PEN_ATTENTION_SPAN;
+ * each span gives a softmax of its own and the spans are merged in order. Where there are enough tiles a task walks
+ * all spans of one; where there are few (decode of a long context) every span is a task. Both do the same arithmetic,
+ * so nothing of this shows in a result. The second pass turns rows into activation rows.
+ */
+#include "ops.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+enum {
+    TILE_QUERIES = 48,       /* or the query heads of a KV head, where those are more */
+    VALUE_ROWS = 32,         /* V rows widened at a time */
+    PARTIAL_BYTES = 8 << 20, /* most scratch for spans as tasks; beyond it a task walks all spans */
+};
+
+typedef struct tile {
+    int run, row, rows; /* row: in the batch */
+} tile;
+
+/* Scratch of one thread, in floats. */
+typedef struct workspace {
+    float *queries;  /* [head_size][tile queries] scaled */
+    float *scores;   /* [tile queries][PEN_SCORE_STRIDE] */
+    float *k;        /* [2][head_size][16] */
+    float *v;        /* [VALUE_ROWS][width] */
+    pen_attention_state span, state;
+} workspace;
+
+/* The shape of an operation and where its scratch lies. */
+typedef struct layout {
+    int group;        /* query heads per KV head */
+    int tile_queries; /* most queries of a tile, a multiple of `group` */
+    int width;        /* head_size rounded up to whole vectors */
+    size_t state_floats, thread_floats;
+    size_t rows_at, tiles_at, partials_at, total; /* bytes; the threads' parts come first */
+} layout;
+
+typedef struct job {
+    pen_cpu_device *device;
+    const pen_attention_op *op;
+    const pen_cpu_kv *kv;
+    layout at;
+    tile *tiles;
+    int tile_count;
+    int spans;       /* most spans of a tile */
+    float *rows;     /* f32 [T][heads·head_size] */
+    float *partials; /* [tile][kv head][span] states, where spans are tasks */
+} job;
+
+static size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
+
+static layout lay_out(const pen_cpu_device *device, const pen_limits *limits, int heads, int kv_heads, int head_size) {
+    layout at = {.group = heads / kv_heads, .width = (int)round_up((size_t)head_size, 16)};
+    at.tile_queries = at.group > TILE_QUERIES ? at.group : TILE_QUERIES / at.group * at.group;
+    size_t queries = (size_t)at.tile_queries, width = (size_t)at.width, size = (size_t)head_size;
+    size_t padded = round_up(queries, 16); /* keeps what follows aligned */
+    at.state_floats = padded * (2 + width);
+    at.thread_floats = padded * (size + PEN_SCORE_STRIDE) + 2 * PEN_KV_BLOCK * size + VALUE_ROWS * width +
+                       2 * at.state_floats;
+    size_t spans = (size_t)limits->context / PEN_ATTENTION_SPAN + 1;
+    size_t partials = (size_t)limits->rows * (size_t)kv_heads * spans * at.state_floats * sizeof(float);
+    at.rows_at = (size_t)pen_pool_threads(device->pool) * at.thread_floats * sizeof(float);
+    at.tiles_at = at.rows_at + round_up((size_t)limits->rows * (size_t)heads * size * sizeof(float), 64);
+    at.partials_at = at.tiles_at + round_up((size_t)limits->rows * sizeof(tile), 64);
+    at.total = at.partials_at + (partials < PARTIAL_BYTES ? partials : PARTIAL_BYTES);
+    return at;
+}
+
+size_t pen_cpu_attention_scratch(const pen_cpu_device *device, const pen_limits *limits) {
+    return lay_out(device, limits, limits->heads, limits->kv_heads, limits->head_size).total;
+}
+
+static pen_attention_state state_at(const layout *at, float *memory) {
+    size_t padded = round_up((size_t)at->tile_queries, 16);
+    return (pen_attention_state){.max = memory, .sum = memory + padded, .values = memory + 2 * padded};
+}
+
+static workspace workspace_of(const job *job, int thread) {
+    const layout *at = &job->at;
+    size_t padded = round_up((size_t)at->tile_queries, 16), size = (size_t)job->op->head_size;
+    workspace work;
+    work.queries = (float *)job->device->op_scratch + (size_t)thread * at->thread_floats;
+    work.scores = work.queries + padded * size;
+    work.k = work.scores + padded * PEN_SCORE_STRIDE;
+    work.v = work.k + 2 * PEN_KV_BLOCK * size;
+    float *states = work.v + (size_t)VALUE_ROWS * (size_t)at->width;
+    work.span = state_at(at, states);
+    work.state = state_at(at, states + at->state_floats);
+    return work;
+}
+
+/* ---- One tile -------------------------------------------------------------------------------------------------- */
+
+/* Positions that a row sees: [first, end). */
+static int row_end(const job *job, const tile *tile, int row) {
+    const pen_run *run = &job->device->runs[tile->run];
+    return run->position + row - run->row + 1;
+}
+
+static int row_first(const job *job, int end) {
+    int window = job->op->window;
+    return window > 0 && end > window ? end - window : 0;
+}
+
+/* Spans that any row of the tile sees: [*first, returned). */
+static int tile_spans(const job *job, const tile *tile, int *first) {
+    *first = row_first(job, row_end(job, tile, tile->row)) / PEN_ATTENTION_SPAN;
+    return (row_end(job, tile, tile->row + tile->rows - 1) - 1) / PEN_ATTENTION_SPAN + 1;
+}
+
+/* Query n of a tile is head n mod group of row n / group. They are stored one per column, times the scale. */
+static void load_queries(const job *job, const tile *tile, int kv_head, float *queries) {
+    const pen_attention_op *op = job->op;
+    int stride = job->at.tile_queries, group = job->at.group, size = op->head_size;
+    float scale = op->softcap > 0 ? op->scale / op->softcap : op->scale;
+    for (int n = 0; n < tile->rows * group; n++) {
+        size_t row = (size_t)(tile->row + n / group) * (size_t)((op->heads + 2 * op->kv_heads) * size);
+        const float *q = (const float *)pen_cpu_data(op->qkv) + row + (kv_head * group + n % group) * size;
+        for (int d = 0; d < size; d++) queries[d * stride + n] = q[d] * scale;
+    }
+}
+
+/* First element of a page's part for one KV head. */
+static size_t page_offset(const job *job, const pen_run *run, int block, int kv_head) {
+    int32_t page = run->tables[job->op->group][block];
+    assert(page >= 0 && page < job->kv->blocks);
+    return ((size_t)page * (size_t)job->kv->kv_heads + (size_t)kv_head) * PEN_KV_BLOCK * (size_t)job->kv->head_size;
+}
+
+/* Scores of blocks [first, end) into columns from 0 on. */
+static void score_span(const job *job, const tile *tile, int kv_head, int n, int first, int end, workspace *work) {
+    const pen_run *run = &job->device->runs[tile->run];
+    const pen_cpu_op_kernels *ops = job->device->ops;
+    int page = PEN_KV_BLOCK * job->op->head_size;
+    for (int block = first; block < end; block += 2) {
+        int count = end - block < 2 ? end - block : 2;
+        const float *blocks[2];
+        for (int b = 0; b < count; b++) {
+            size_t offset = page_offset(job, run, block + b, kv_head);
+            if (job->kv->element == sizeof(float)) {
+                blocks[b] = (const float *)job->kv->k + offset;
+            } else {
+                ops->widen((const uint16_t *)job->kv->k + offset, page, work->k + b * page);
+                blocks[b] = work->k + b * page;
+            }
+        }
+        ops->scores(work->queries, job->at.tile_queries, n, job->op->head_size, blocks, count,
+                    work->scores + (block - first) * PEN_KV_BLOCK);
+    }
+}
+
+/* V of positions [first, first + count) of one block, as f32 rows [count][width]. */
+static void load_values(const job *job, const pen_run *run, int kv_head, int first, int count, float *rows) {
+    int size = job->op->head_size, width = job->at.width;
+    size_t offset = page_offset(job, run, first / PEN_KV_BLOCK, kv_head);
+    offset += (size_t)(first % PEN_KV_BLOCK) * (size_t)size;
+    for (int j = 0; j < count; j++, offset += (size_t)size, rows += width) {
+        if (job->kv->element == sizeof(float))
+            memcpy(rows, (const float *)job->kv->v + offset, (size_t)size * sizeof *rows);
+        else
+            job->device->ops->widen((const uint16_t *)job->kv->v + offset, size, rows);
+        memset(rows + size, 0, (size_t)(width - size) * sizeof *rows);
+    }
+}
+
+/* The softmax of a tile over one span. Positions that no row sees are not touched: their pages may be gone, or not
+ * yet written. */
+static void attend_span(const job *job, const tile *tile, int kv_head, int span, workspace *work,
+                        pen_attention_state *out) {
+    const pen_cpu_op_kernels *ops = job->device->ops;
+    const pen_run *run = &job->device->runs[tile->run];
+    int group = job->at.group, width = job->at.width, n = tile->rows * group;
+    int begin = span * PEN_ATTENTION_SPAN, end = begin + PEN_ATTENTION_SPAN;
+    int first = row_first(job, row_end(job, tile, tile->row)) / PEN_KV_BLOCK * PEN_KV_BLOCK;
+    int last = row_end(job, tile, tile->row + tile->rows - 1);
+    if (first > begin) begin = first;
+    if (last < end) end = last;
+    int blocks_end = (end - 1) / PEN_KV_BLOCK + 1;
+    score_span(job, tile, kv_head, n, begin / PEN_KV_BLOCK, blocks_end, work);
+
+    for (int q = 0; q < n; q++) {
+        int to = row_end(job, tile, tile->row + q / group), from = row_first(job, to);
+        from = from < begin ? begin : from;
+        to = to > end ? end : to;
+        if (to < from) to = from = begin;
+        out->sum[q] = ops->soften(work->scores + q * PEN_SCORE_STRIDE, blocks_end * PEN_KV_BLOCK - begin, from - begin,
+                                  to - begin, job->op->softcap, &out->max[q]);
+    }
+    memset(out->values, 0, (size_t)(n * width) * sizeof *out->values);
+    for (int position = begin; position < end;) {
+        int filled = 0, from = position;
+        for (; filled < VALUE_ROWS && position < end;) {
+            int count = end - position < PEN_KV_BLOCK ? end - position : PEN_KV_BLOCK;
+            load_values(job, run, kv_head, position, count, work->v + filled * width);
+            filled += count;
+            position += count;
+        }
+        ops->weigh(work->scores + from - begin, n, work->v, filled, width, out->values);
+    }
+}
+
+/* Divides by the sum of weights. The + 0 makes a negative zero, which masked positions could have hidden, positive. */
+static void finish(const job *job, const tile *tile, int kv_head, const pen_attention_state *state) {
+    int group = job->at.group, size = job->op->head_size;
+    for (int n = 0; n < tile->rows * group; n++) {
+        size_t head = (size_t)(tile->row + n / group) * (size_t)job->op->heads + (size_t)(kv_head * group + n % group);
+        float *out = job->rows + head * (size_t)size, scale = 1.0F / state->sum[n];
+        const float *values = state->values + n * job->at.width;
+        for (int d = 0; d < size; d++) out[d] = values[d] * scale + 0.0F;
+    }
+}
+
+static void start_state(const job *job, pen_attention_state *state) {
+    for (int n = 0; n < job->at.tile_queries; n++) {
+        state->max[n] = -INFINITY;
+        state->sum[n] = 0;
+    }
+}
+
+/* ---- Tasks ----------------------------------------------------------------------------------------------------- */
+
+static void tile_task(void *context, int task, int thread) {
+    const job *job = context;
+    const tile *tile = &job->tiles[task / job->op->kv_heads];
+    int kv_head = task % job->op->kv_heads, n = tile->rows * job->at.group;
+    workspace work = workspace_of(job, thread);
+    load_queries(job, tile, kv_head, work.queries);
+    start_state(job, &work.state);
+    int span, end = tile_spans(job, tile, &span);
+    for (; span < end; span++) {
+        attend_span(job, tile, kv_head, span, &work, &work.span);
+        job->device->ops->merge(&work.span, n, job->at.width, &work.state);
+        if (thread == 0) pen_pool_poke(job->device->pool);
+    }
+    finish(job, tile, kv_head, &work.state);
+}
+
+static pen_attention_state partial(const job *job, int item, int span) {
+    size_t index = (size_t)item * (size_t)job->spans + (size_t)span;
+    return state_at(&job->at, job->partials + index * job->at.state_floats);
+}
+
+static void span_task(void *context, int task, int thread) {
+    const job *job = context;
+    int item = task / job->spans, first;
+    const tile *tile = &job->tiles[item / job->op->kv_heads];
+    int end = tile_spans(job, tile, &first), span = first + task % job->spans;
+    if (span >= end) return;
+    workspace work = workspace_of(job, thread);
+    pen_attention_state out = partial(job, item, task % job->spans);
+    load_queries(job, tile, item % job->op->kv_heads, work.queries);
+    attend_span(job, tile, item % job->op->kv_heads, span, &work, &out);
+}
+
+static void merge_task(void *context, int item, int thread) {
+    const job *job = context;
+    const tile *tile = &job->tiles[item / job->op->kv_heads];
+    workspace work = workspace_of(job, thread);
+    int first, end = tile_spans(job, tile, &first);
+    start_state(job, &work.state);
+    for (int i = 0; i < end - first; i++) {
+        pen_attention_state next = partial(job, item, i);
+        job->device->ops->merge(&next, tile->rows * job->at.group, job->at.width, &work.state);
+    }
+    finish(job, tile, item % job->op->kv_heads, &work.state);
+}
+
+enum { STORE_ROWS = 8 };
+
+static void store_task(void *context, int task, int thread) {
+    (void)thread;
+    const job *job = context;
+    const pen_cpu_device *device = job->device;
+    int cols = job->op->heads * job->op->head_size, end = (task + 1) * STORE_ROWS;
+    size_t bytes = pen_activation_row_bytes(device->base.activations, cols);
+    unsigned char *out = pen_cpu_data(job->op->out);
+    for (int row = task * STORE_ROWS; row < end && row < device->batch.rows; row++)
+        pen_cpu_activation_store(device, job->rows + (size_t)row * (size_t)cols, cols, out + (size_t)row * bytes);
+}
+
+static void make_tiles(job *job) {
+    const pen_batch *batch = &job->device->batch;
+    int tile_rows = job->at.tile_queries / job->at.group;
+    for (int r = 0; r < batch->run_count; r++) {
+        const pen_run *run = &batch->runs[r];
+        for (int row = 0; row < run->rows; row += tile_rows) {
+            int rows = run->rows - row < tile_rows ? run->rows - row : tile_rows;
+            tile *made = &job->tiles[job->tile_count++];
+            *made = (tile){.run = r, .row = run->row + row, .rows = rows};
+            int first, spans = tile_spans(job, made, &first) - first;
+            if (spans > job->spans) job->spans = spans;
+        }
+    }
+}
+
+void pen_cpu_attention(pen_device *base, const pen_attention_op *op) {
+    pen_cpu_device *device = (pen_cpu_device *)base;
+    const pen_cpu_kv *kv = (const pen_cpu_kv *)op->kv;
+    assert(kv->kv_heads == op->kv_heads && kv->head_size == op->head_size);
+    job job = {.device = device, .op = op, .kv = kv};
+    job.at = lay_out(device, &device->limits, op->heads, op->kv_heads, op->head_size);
+    assert(job.at.total <= pen_cpu_attention_scratch(device, &device->limits));
+    unsigned char *scratch = device->op_scratch;
+    job.rows = (float *)(scratch + job.at.rows_at);
+    if (device->isa == PEN_CPU_REFERENCE) {
+        pen_reference_attention(device, op, job.rows);
+    } else {
+        job.tiles = (tile *)(scratch + job.at.tiles_at);
+        job.partials = (float *)(scratch + job.at.partials_at);
+        make_tiles(&job);
+        int items = job.tile_count * op->kv_heads, threads = pen_pool_threads(device->pool);
+        size_t partial_bytes = (size_t)items * (size_t)job.spans * job.at.state_floats * sizeof(float);
+        if (threads > 1 && items < 4 * threads && job.spans > 1 && partial_bytes <= job.at.total - job.at.partials_at) {
+            pen_pool_run(device->pool, span_task, &job, items * job.spans);
+            pen_pool_run(device->pool, merge_task, &job, items);
+        } else {
+            pen_pool_run(device->pool, tile_task, &job, items);
+        }
+    }
+    pen_pool_run(device->pool, store_task, &job, (device->batch.rows + STORE_ROWS - 1) / STORE_ROWS);
+}

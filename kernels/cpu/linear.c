@@ -1,0 +1,340 @@
+/*
+ * The operations that multiply by a weight, divided into tasks for the pool.
+ *
+ * A task is some groups of 16 outputs × a tile of tokens, of about TASK_NS: short enough for the poke and for even
+ * shares, long enough for the pool. Tasks of one thread follow each other in memory, so that weights stream in order.
+ */
+#include "linear.h"
+#include "pack.h"
+
+#include <assert.h>
+#include <string.h>
+
+enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, TILE = PEN_TOKEN_TILE, TASK_NS = 40000, CACHE_LINE = 64 };
+
+static const pen_cpu_device *cpu_of(const pen_device *device) {
+    return (const pen_cpu_device *)device;
+}
+static const pen_cpu_weight *packed(const pen_weight *weight) {
+    return (const pen_cpu_weight *)weight;
+}
+
+static int divide_up(int a, int b) {
+    return (a + b - 1) / b;
+}
+
+const pen_cpu_linear_kernels *pen_cpu_linear_kernels_get(pen_cpu_isa isa) {
+    switch (isa) {
+    case PEN_CPU_PORTABLE: return &pen_cpu_linear_kernels_portable;
+#if defined(__x86_64__)
+    case PEN_CPU_AVX2: return &pen_cpu_linear_kernels_avx2;
+    case PEN_CPU_AVX512: return &pen_cpu_linear_kernels_avx512;
+#endif
+    default: return NULL;
+    }
+}
+
+/* ---- Activation rows ------------------------------------------------------------------------------------------- */
+
+size_t pen_activation_row_bytes(pen_activations activations, int cols) {
+    assert(cols % BLOCK == 0);
+    size_t block = activations == PEN_ACTIVATIONS_FAST ? sizeof(pen_activation_block) : BLOCK * sizeof(float);
+    size_t lines = ((size_t)(cols / BLOCK) * block + CACHE_LINE - 1) / CACHE_LINE;
+    return (lines | 1) * CACHE_LINE;
+}
+
+void pen_cpu_activation_store(const pen_cpu_device *device, const float *x, int cols, void *row) {
+    if (device->base.activations == PEN_ACTIVATIONS_F32)
+        memcpy(row, x, sizeof *x * (size_t)cols);
+    else if (device->linear)
+        device->linear->quantize_row(x, cols, row);
+    else
+        pen_reference_quantize_row(x, cols, row);
+}
+
+/* ---- Weights --------------------------------------------------------------------------------------------------- */
+
+size_t pen_cpu_weight_bytes(const pen_device *device, pen_type type, int rows, int cols) {
+    (void)device;
+    return (size_t)divide_up(rows, ROWS) * pen_pack_group_bytes(type, cols);
+}
+
+typedef struct write_job {
+    const pen_cpu_weight *weight;
+    const unsigned char *source;
+    int first, rows; /* in rows of the matrix */
+    int groups_per_task;
+} write_job;
+
+static void write_task(void *context, int task, int thread) {
+    (void)thread;
+    const write_job *job = context;
+    const pen_weight *w = &job->weight->base;
+    size_t row_bytes = pen_type_row_bytes(w->type, w->cols), group_bytes = pen_pack_group_bytes(w->type, w->cols);
+    int row = task * job->groups_per_task * ROWS, end = row + job->groups_per_task * ROWS;
+    for (; row < end && row < job->rows; row += ROWS) {
+        int rows = job->rows - row < ROWS ? job->rows - row : ROWS;
+        pen_pack_group(w->type, job->source + (size_t)row * row_bytes, rows, w->cols,
+                       job->weight->data + (size_t)((job->first + row) / ROWS) * group_bytes);
+    }
+}
+
+void pen_cpu_weight_write(pen_weight *weight, int first, int rows, const void *source) {
+    assert(first % ROWS == 0 && (rows % ROWS == 0 || first + rows == weight->rows));
+    enum { TASK_BYTES = 1 << 17 };
+    size_t group_bytes = pen_pack_group_bytes(weight->type, weight->cols);
+    write_job job = {packed(weight), source, first, rows, (int)(TASK_BYTES / group_bytes) + 1};
+    pen_pool_run(cpu_of(weight->device)->pool, write_task, &job, divide_up(divide_up(rows, ROWS), job.groups_per_task));
+}
+
+/* ---- Division into tasks --------------------------------------------------------------------------------------- */
+
+/* Tasks are a grid: shares of the units (groups of outputs) × tiles of the tokens. */
+typedef struct grid {
+    int units, tokens;
+    int shares, tiles;
+} grid;
+
+/* `unit_blocks`: blocks of 16 × 32 weights in a unit. */
+static grid grid_of(const pen_cpu_device *device, int units, int unit_blocks, int tokens) {
+    const float read_ns = 16; /* a block from memory, where there are few tokens */
+    grid g = {.units = units, .tokens = tokens, .tiles = divide_up(tokens, TILE)};
+    float block_ns = device->linear->block_ns[device->base.activations] * (float)tokens / (float)g.tiles;
+    float unit_ns = (float)unit_blocks * (block_ns > read_ns ? block_ns : read_ns);
+    int threads = pen_pool_threads(device->pool), most = divide_up(units, threads);
+    int units_per_task = (int)(TASK_NS / unit_ns) + 1;
+    if (units_per_task > most) units_per_task = most;
+    g.shares = divide_up(divide_up(units, units_per_task), threads) * threads;
+    if (g.shares > units) g.shares = units;
+    return g;
+}
+
+/* Range `index` of `count` nearly equal ones that divide [0, total). */
+typedef struct range {
+    int begin, end;
+} range;
+
+static range range_of(int total, int index, int count) {
+    return (range){(int)((int64_t)total * index / count), (int)((int64_t)total * (index + 1) / count)};
+}
+
+/* ---- Matrix products ------------------------------------------------------------------------------------------- */
+
+typedef struct matmul_job {
+    const pen_matmul *m;
+    grid grid;
+    int first_group[4]; /* of each product, and the end */
+} matmul_job;
+
+static void matmul_task(void *context, int task, int thread) {
+    (void)thread;
+    const matmul_job *job = context;
+    const pen_matmul *m = job->m;
+    const pen_cpu_linear_kernels *kernels = m->device->linear;
+    pen_activations activations = m->device->base.activations;
+    size_t x_stride = pen_activation_row_bytes(activations, m->cols);
+    range groups = range_of(job->grid.units, task / job->grid.tiles, job->grid.shares);
+    range tokens = range_of(job->grid.tokens, task % job->grid.tiles, job->grid.tiles);
+    const unsigned char *x = m->x + x_stride * (size_t)tokens.begin;
+    int token_count = tokens.end - tokens.begin, product = 0;
+    _Alignas(CACHE_LINE) float y[TILE * ROWS];
+
+    for (int g = groups.begin; g < groups.end; g++) {
+        while (g >= job->first_group[product + 1]) product++;
+        const pen_product *p = &m->products[product];
+        const pen_weight *w = &p->weight->base;
+        int group = g - job->first_group[product], column = group * ROWS;
+        kernels->dot[activations][w->type](p->weight->data + (size_t)group * pen_pack_group_bytes(w->type, w->cols),
+                                           w->cols / BLOCK, x, x_stride, token_count, y);
+        pen_tile_target target = {
+            .out = p->out + m->out_stride * (size_t)tokens.begin + column,
+            .stride = m->out_stride,
+            .columns = w->rows - column < ROWS ? w->rows - column : ROWS,
+            .bias = p->bias ? p->bias + column : NULL,
+            .softcap = m->softcap,
+            .add = m->add,
+        };
+        kernels->put(y, token_count, &target);
+    }
+}
+
+static void matmul(const pen_matmul *m) {
+    if (!m->device->linear) {
+        pen_reference_matmul(m);
+        return;
+    }
+    matmul_job job = {.m = m};
+    for (int i = 0; i < m->count; i++) {
+        assert(m->products[i].weight->base.cols == m->cols);
+        job.first_group[i + 1] = job.first_group[i] + divide_up(m->products[i].weight->base.rows, ROWS);
+    }
+    job.grid = grid_of(m->device, job.first_group[m->count], m->cols / BLOCK, m->tokens);
+    pen_pool_run(m->device->pool, matmul_task, &job, job.grid.shares * job.grid.tiles);
+}
+
+void pen_cpu_qkv(pen_device *device, const pen_qkv_op *op) {
+    const pen_weight *weights[3] = {op->q, op->k, op->v};
+    pen_matmul m = {
+        .device = cpu_of(device),
+        .x = pen_cpu_data(op->x),
+        .cols = op->q->cols,
+        .tokens = cpu_of(device)->batch.rows,
+        .count = 3,
+        .out_stride = (size_t)(op->q->rows + op->k->rows + op->v->rows),
+    };
+    const float *bias = op->bias ? pen_cpu_data(op->bias) : NULL;
+    float *out = pen_cpu_data(op->qkv);
+    for (int i = 0, column = 0; i < 3; column += weights[i++]->rows)
+        m.products[i] = (pen_product){packed(weights[i]), bias ? bias + column : NULL, out + column};
+    matmul(&m);
+}
+
+static void project(const pen_device *device, const pen_project_op *op) {
+    pen_matmul m = {
+        .device = cpu_of(device),
+        .x = pen_cpu_data(op->x),
+        .cols = op->w->cols,
+        .tokens = cpu_of(device)->batch.rows,
+        .products = {{packed(op->w), op->bias ? pen_cpu_data(op->bias) : NULL, pen_cpu_data(op->out)}},
+        .count = 1,
+        .out_stride = (size_t)op->w->rows,
+        .add = !op->store,
+    };
+    matmul(&m);
+}
+
+void pen_cpu_out_project(pen_device *device, const pen_project_op *op) {
+    project(device, op);
+}
+void pen_cpu_down(pen_device *device, const pen_project_op *op) {
+    project(device, op);
+}
+
+/* ---- Feed-forward, first half ---------------------------------------------------------------------------------- */
+
+typedef struct gate_up_job {
+    const pen_cpu_device *device;
+    const pen_gate_up_op *op;
+    grid grid; /* units: 32 outputs, one activation block */
+} gate_up_job;
+
+/* Groups 2·unit and 2·unit + 1 of a weight, into the two halves of a tile. */
+static void dot_unit(const gate_up_job *job, const pen_weight *w, int unit, const unsigned char *x, int tokens,
+                     float y[2][TILE * ROWS]) {
+    pen_activations activations = job->device->base.activations;
+    size_t group_bytes = pen_pack_group_bytes(w->type, w->cols);
+    for (int half = 0; half < 2; half++)
+        job->device->linear->dot[activations][w->type](packed(w)->data + (size_t)(2 * unit + half) * group_bytes,
+                                                       w->cols / BLOCK, x,
+                                                       pen_activation_row_bytes(activations, w->cols), tokens, y[half]);
+}
+
+static void gate_up_task(void *context, int task, int thread) {
+    (void)thread;
+    const gate_up_job *job = context;
+    const pen_gate_up_op *op = job->op;
+    pen_activations activations = job->device->base.activations;
+    size_t x_stride = pen_activation_row_bytes(activations, op->up->cols);
+    size_t out_stride = pen_activation_row_bytes(activations, op->up->rows);
+    range units = range_of(job->grid.units, task / job->grid.tiles, job->grid.shares);
+    range tokens = range_of(job->grid.tokens, task % job->grid.tiles, job->grid.tiles);
+    const unsigned char *x = (unsigned char *)pen_cpu_data(op->x) + x_stride * (size_t)tokens.begin;
+    unsigned char *out = (unsigned char *)pen_cpu_data(op->out) + out_stride * (size_t)tokens.begin;
+    const float *bias = op->bias ? pen_cpu_data(op->bias) : NULL;
+    int count = tokens.end - tokens.begin;
+    _Alignas(CACHE_LINE) pen_gate_tile tile;
+
+    for (int unit = units.begin; unit < units.end; unit++) {
+        if (op->gate) dot_unit(job, op->gate, unit, x, count, tile.gate);
+        dot_unit(job, op->up, unit, x, count, tile.up);
+        job->device->linear->gate(&tile, count, op->act, op->gate != NULL, bias ? bias + BLOCK * unit : NULL,
+                                  activations, out, out_stride, unit);
+    }
+}
+
+void pen_cpu_gate_up(pen_device *device, const pen_gate_up_op *op) {
+    const pen_cpu_device *cpu = cpu_of(device);
+    assert(op->up->rows % BLOCK == 0);
+    if (!cpu->linear) {
+        pen_reference_gate_up(cpu, op);
+        return;
+    }
+    gate_up_job job = {.device = cpu, .op = op};
+    int unit_blocks = op->up->cols / BLOCK * (op->gate ? 4 : 2);
+    job.grid = grid_of(cpu, op->up->rows / BLOCK, unit_blocks, cpu->batch.rows);
+    pen_pool_run(cpu->pool, gate_up_task, &job, job.grid.shares * job.grid.tiles);
+}
+
+/* ---- Logits ---------------------------------------------------------------------------------------------------- */
+
+/* Scratch: activation rows [L][H], then a row of f32 [H] for each thread. */
+size_t pen_cpu_linear_scratch(const pen_device *device, const pen_limits *limits) {
+    size_t row = pen_activation_row_bytes(device->activations, limits->hidden);
+    size_t norm_row = pen_activation_row_bytes(PEN_ACTIVATIONS_F32, limits->hidden);
+    return (size_t)limits->logit_rows * row + (size_t)pen_pool_threads(cpu_of(device)->pool) * norm_row;
+}
+
+typedef struct norm_job {
+    const pen_cpu_device *device;
+    const pen_norm_op *op;
+    unsigned char *rows, *buffers;
+} norm_job;
+
+static void norm_task(void *context, int task, int thread) {
+    const norm_job *job = context;
+    int cols = job->op->cols;
+    float *normed = (void *)(job->buffers + pen_activation_row_bytes(PEN_ACTIVATIONS_F32, cols) * (size_t)thread);
+    pen_cpu_norm_row(job->device, job->op, job->device->batch.logit_rows[task], normed);
+    size_t stride = pen_activation_row_bytes(job->device->base.activations, cols);
+    pen_cpu_activation_store(job->device, normed, cols, job->rows + stride * (size_t)task);
+}
+
+void pen_cpu_logits(pen_device *device, const pen_logits_op *op) {
+    const pen_cpu_device *cpu = cpu_of(device);
+    int count = cpu->batch.logit_count;
+    if (count == 0) return;
+    unsigned char *rows = cpu->linear_scratch;
+    size_t row_bytes = pen_activation_row_bytes(device->activations, op->norm.cols);
+    norm_job job = {cpu, &op->norm, rows, rows + row_bytes * (size_t)count};
+    pen_pool_run(cpu->pool, norm_task, &job, count);
+    pen_matmul m = {
+        .device = cpu,
+        .x = rows,
+        .cols = op->norm.cols,
+        .tokens = count,
+        .products = {{packed(op->w), NULL, pen_cpu_data(op->logits)}},
+        .count = 1,
+        .out_stride = (size_t)op->w->rows,
+        .softcap = op->softcap,
+    };
+    matmul(&m);
+}
+
+/* ---- Embedding ------------------------------------------------------------------------------------------------- */
+
+typedef struct embed_job {
+    const pen_cpu_device *device;
+    const pen_cpu_weight *table;
+    float scale;
+    float *x;
+} embed_job;
+
+enum { EMBED_ROWS = 16 }; /* of a task */
+
+static void embed_task(void *context, int task, int thread) {
+    (void)thread;
+    const embed_job *job = context;
+    const pen_weight *table = &job->table->base;
+    const pen_batch *batch = &job->device->batch;
+    for (int t = task * EMBED_ROWS; t < (task + 1) * EMBED_ROWS && t < batch->rows; t++) {
+        float *x = job->x + (size_t)t * (size_t)table->cols;
+        assert(batch->tokens[t] >= 0 && batch->tokens[t] < table->rows);
+        pen_pack_read_row(table->type, job->table->data, table->cols, batch->tokens[t], x);
+        for (int i = 0; i < table->cols; i++) x[i] *= job->scale;
+    }
+}
+
+void pen_cpu_embed(pen_device *device, const pen_weight *table, float scale, pen_buffer *x) {
+    embed_job job = {cpu_of(device), packed(table), scale, pen_cpu_data(x)};
+    pen_pool_run(job.device->pool, embed_task, &job, divide_up(job.device->batch.rows, EMBED_ROWS));
+}

@@ -1,0 +1,168 @@
+/*
+ * Norms and rotation: operations on single rows. This file divides rows into tasks; what a row becomes is up to the
+ * instruction set's kernels, or to the reference.
+ */
+#include "ops.h"
+
+#include <assert.h>
+#include <string.h>
+
+const pen_cpu_op_kernels *pen_cpu_op_kernels_get(pen_cpu_isa isa) {
+    switch (isa) {
+    case PEN_CPU_PORTABLE: return &pen_cpu_op_kernels_portable;
+#if defined(PEN_CPU_X86)
+    case PEN_CPU_AVX2: return &pen_cpu_op_kernels_avx2;
+    case PEN_CPU_AVX512: return &pen_cpu_op_kernels_avx512;
+#endif
+    default: return NULL; /* the reference has no inner kernels */
+    }
+}
+
+/* ---- Tasks of several rows ------------------------------------------------------------------------------------- */
+
+enum { TASK_VALUES = 1 << 14 }; /* values per task: a few microseconds */
+
+/* One thread's scratch row: the widest of norm and rotation. */
+static int scratch_cols(const pen_limits *limits) {
+    int kv = limits->kv_heads * limits->head_size;
+    int widest = limits->hidden > limits->ffn ? limits->hidden : limits->ffn;
+    return ((kv > widest ? kv : widest) + 15) / 16 * 16;
+}
+
+size_t pen_cpu_ops_scratch(const pen_cpu_device *device, const pen_limits *limits) {
+    return (size_t)pen_pool_threads(device->pool) * (size_t)scratch_cols(limits) * sizeof(float);
+}
+
+static float *thread_row(const pen_cpu_device *device, int thread) {
+    return (float *)device->op_scratch + (size_t)thread * (size_t)scratch_cols(&device->limits);
+}
+
+/* An operation on each row of the batch, several rows to a task. */
+typedef struct row_job {
+    pen_cpu_device *device;
+    const void *op;
+    void (*row)(pen_cpu_device *device, const void *op, int row, float *scratch);
+    int task_rows;
+} row_job;
+
+static void row_task(void *context, int task, int thread) {
+    const row_job *job = context;
+    int first = task * job->task_rows, end = first + job->task_rows;
+    if (end > job->device->batch.rows) end = job->device->batch.rows;
+    for (int row = first; row < end; row++) job->row(job->device, job->op, row, thread_row(job->device, thread));
+}
+
+static void for_rows(row_job job, int row_values) {
+    job.task_rows = TASK_VALUES / row_values + 1;
+    pen_pool_run(job.device->pool, row_task, &job, (job.device->batch.rows + job.task_rows - 1) / job.task_rows);
+}
+
+/* ---- Norm ------------------------------------------------------------------------------------------------------ */
+
+void pen_cpu_norm_row(const pen_cpu_device *device, const pen_norm_op *op, int row, float *out) {
+    if (device->isa == PEN_CPU_REFERENCE) {
+        pen_reference_norm_row(op, row, out);
+        return;
+    }
+    const float *x = (const float *)pen_cpu_data(op->x) + (size_t)row * (size_t)op->cols;
+    const float *bias = op->bias ? pen_cpu_data(op->bias) : NULL;
+    device->ops->norm_row(x, pen_cpu_data(op->weight), bias, op->cols, op->eps, op->mean, out);
+}
+
+static void norm_row(pen_cpu_device *device, const void *context, int row, float *scratch) {
+    const pen_norm_op *op = context;
+    pen_cpu_norm_row(device, op, row, scratch);
+    if (op->out) {
+        size_t bytes = pen_activation_row_bytes(device->base.activations, op->cols);
+        pen_cpu_activation_store(device, scratch, op->cols, (unsigned char *)pen_cpu_data(op->out) + row * bytes);
+        return;
+    }
+    float *to = (float *)pen_cpu_data(op->add_to) + (size_t)row * (size_t)op->cols;
+    for (int i = 0; i < op->cols; i++) to[i] += scratch[i];
+}
+
+void pen_cpu_norm(pen_device *base, const pen_norm_op *op) {
+    pen_cpu_device *device = (pen_cpu_device *)base;
+    assert(op->cols <= scratch_cols(&device->limits));
+    for_rows((row_job){.device = device, .op = op, .row = norm_row}, op->cols);
+}
+
+/* ---- Rotation and the KV cache --------------------------------------------------------------------------------- */
+
+/* Products and differences rounded one by one: the same bits from any compiler, vectorised or not. */
+static void rotate(const pen_cpu_rope *rope, int position, float *head) {
+    const float *turn = rope->table + (size_t)position * (size_t)rope->dims;
+    int half = rope->dims / 2, step = rope->interleaved ? 2 : 1, other = rope->interleaved ? 1 : half;
+    for (int i = 0; i < half; i++) {
+        float *a = head + i * step, *b = a + other;
+        float x = *a, y = *b, cosine = turn[2 * i], sine = turn[2 * i + 1];
+        *a = x * cosine - y * sine;
+        *b = x * sine + y * cosine;
+    }
+}
+
+/* Norms and rotates `count` heads [count][head_size] of a row in place. */
+static void turn_heads(const pen_cpu_device *device, const pen_rope_kv_op *op, const pen_buffer *norm, int count,
+                       int position, float *heads) {
+    for (int h = 0; h < count; h++, heads += op->head_size) {
+        if (norm) device->ops->norm_row(heads, pen_cpu_data(norm), NULL, op->head_size, op->eps, false, heads);
+        if (op->rope) rotate((const pen_cpu_rope *)op->rope, position, heads);
+    }
+}
+
+/* Stores one position's K, head by head into [head_size][16], and V, into [16][head_size]. */
+static void store_f16(const pen_cpu_device *device, const pen_cpu_kv *kv, size_t block, int slot, const float *k,
+                      const float *v, uint16_t *narrow) {
+    int size = kv->head_size;
+    size_t page = (size_t)PEN_KV_BLOCK * (size_t)size;
+    for (int h = 0; h < kv->kv_heads; h++, k += size, v += size) {
+        uint16_t *k_page = (uint16_t *)kv->k + (block * (size_t)kv->kv_heads + (size_t)h) * page;
+        uint16_t *v_page = (uint16_t *)kv->v + (block * (size_t)kv->kv_heads + (size_t)h) * page;
+        device->ops->narrow(k, size, narrow);
+        for (int d = 0; d < size; d++) k_page[d * PEN_KV_BLOCK + slot] = narrow[d];
+        device->ops->narrow(v, size, v_page + slot * size);
+    }
+}
+
+static void store_f32(const pen_cpu_kv *kv, size_t block, int slot, const float *k, const float *v) {
+    int size = kv->head_size;
+    size_t page = (size_t)PEN_KV_BLOCK * (size_t)size;
+    for (int h = 0; h < kv->kv_heads; h++, k += size, v += size) {
+        float *k_page = (float *)kv->k + (block * (size_t)kv->kv_heads + (size_t)h) * page;
+        float *v_page = (float *)kv->v + (block * (size_t)kv->kv_heads + (size_t)h) * page;
+        for (int d = 0; d < size; d++) k_page[d * PEN_KV_BLOCK + slot] = k[d];
+        memcpy(v_page + slot * size, v, (size_t)size * sizeof *v);
+    }
+}
+
+static void rope_kv_row(pen_cpu_device *device, const void *context, int row, float *scratch) {
+    const pen_rope_kv_op *op = context;
+    const pen_cpu_kv *kv = (const pen_cpu_kv *)op->kv;
+    const pen_run *run = &device->runs[device->row_run[row]];
+    int position = run->position + row - run->row;
+    float *q = (float *)pen_cpu_data(op->qkv) + (size_t)row * (size_t)((op->heads + 2 * op->kv_heads) * op->head_size);
+    float *k = q + op->heads * op->head_size, *v = k + op->kv_heads * op->head_size;
+    turn_heads(device, op, op->q_norm, op->heads, position, q);
+    turn_heads(device, op, op->k_norm, op->kv_heads, position, k);
+
+    int32_t block = run->tables[op->group][position / PEN_KV_BLOCK];
+    assert(block >= 0 && block < kv->blocks);
+    if (kv->element == sizeof(float))
+        store_f32(kv, (size_t)block, position % PEN_KV_BLOCK, k, v);
+    else
+        store_f16(device, kv, (size_t)block, position % PEN_KV_BLOCK, k, v, (uint16_t *)scratch);
+}
+
+void pen_cpu_rope_kv(pen_device *base, const pen_rope_kv_op *op) {
+    pen_cpu_device *device = (pen_cpu_device *)base;
+    const pen_cpu_kv *kv = (const pen_cpu_kv *)op->kv;
+    assert(kv->kv_heads == op->kv_heads && kv->head_size == op->head_size);
+    assert(!op->rope || (((const pen_cpu_rope *)op->rope)->dims <= op->head_size &&
+                         ((const pen_cpu_rope *)op->rope)->positions >= device->limits.context));
+    (void)kv;
+    if (device->isa == PEN_CPU_REFERENCE) {
+        pen_reference_rope_kv(device, op);
+        return;
+    }
+    for_rows((row_job){.device = device, .op = op, .row = rope_kv_row}, (op->heads + 2 * op->kv_heads) * op->head_size);
+}

@@ -1,0 +1,66 @@
+/*
+ * Inner kernels of the operations that do not multiply by weights: one table per instruction set (X.isa.c), and the
+ * plain reference of whole operations (reference.c).
+ *
+ * All tables give the same bits. What they compute is documented with the struct; the callers (ops.c, attention.c,
+ * sample.c) own the division into tasks, which never shows in a result.
+ */
+#ifndef PEN_CPU_OPS_H
+#define PEN_CPU_OPS_H
+
+#include "cpu_device.h"
+
+/* What a slice of consecutive logits contributes to a row's softmax. */
+typedef struct pen_logit_slice {
+    float max;
+    bool bad;   /* a NaN or +∞ was seen */
+    double sum; /* Σ exp(x − max); 0 where max is −∞ */
+} pen_logit_slice;
+
+/* Attention cuts positions at multiples of this and merges the pieces in order, whoever computed them. */
+enum { PEN_ATTENTION_SPAN = 256, PEN_SCORE_STRIDE = PEN_ATTENTION_SPAN + 16 };
+
+/* Softmax-weighted sums of some queries: weights are relative to exp(max); max is −inf where nothing was visible. */
+typedef struct pen_attention_state {
+    float *max, *sum; /* [n] */
+    float *values;    /* [n][width] */
+} pen_attention_state;
+
+struct pen_cpu_op_kernels {
+    /* out = norm(x)·weight (+ bias), rows of `cols`; mean and Σx² are 16 partials by index mod 16. */
+    void (*norm_row)(const float *x, const float *weight, const float *bias, int cols, float eps, bool mean,
+                     float *out);
+
+    /* Attention of n queries over a span of positions; shapes and order in attention.isa.c.
+     * scores[n][SCORE_STRIDE] = queries[head_size][query_stride], one per column, × K blocks [head_size][16]. */
+    void (*scores)(const float *queries, int query_stride, int n, int head_size, const float *const *blocks,
+                   int block_count, float *scores);
+    /* In place: scores [from, to) of a query become exp(s − max), the others of [0, count) 0. Returns the sum. */
+    float (*soften)(float *scores, int count, int from, int to, float softcap, float *max);
+    /* sums[n][width] += Σ_j scores[n][j]·rows[j][width], in the order of j. */
+    void (*weigh)(const float *scores, int n, const float *rows, int row_count, int width, float *sums);
+    /* Takes the softmax over a next span into that over the spans before: max[n], sum[n], values[n][width]. */
+    void (*merge)(const pen_attention_state *next, int n, int width, pen_attention_state *state);
+
+    void (*widen)(const uint16_t *from, int count, float *to);  /* f16 → f32, exact */
+    void (*narrow)(const float *from, int count, uint16_t *to); /* f32 → f16, to nearest even */
+
+    pen_logit_slice (*slice)(const float *logits, int count);
+    /* out[i] = exp((x[i] − max)·scale) */
+    void (*weights)(const float *x, int count, float max, float scale, float *out);
+};
+
+extern const pen_cpu_op_kernels pen_cpu_op_kernels_portable, pen_cpu_op_kernels_avx2, pen_cpu_op_kernels_avx512;
+
+/* The oracle: whole operations in plain C, single threaded, sums in natural order. */
+void pen_reference_norm_row(const pen_norm_op *op, int row, float *out);
+void pen_reference_rope_kv(const pen_cpu_device *device, const pen_rope_kv_op *op);
+void pen_reference_attention(const pen_cpu_device *device, const pen_attention_op *op, float *out);
+void pen_reference_pick(const float *logits, int vocab, const pen_pick *pick, void *scratch, pen_choice *choice);
+
+/* The uniform number in [0, 1) of a draw, a hash of its key alone. */
+double pen_pick_uniform(const pen_pick *pick);
+/* Bytes of scratch for picking from one row. */
+size_t pen_pick_row_scratch(int vocab);
+
+#endif
