@@ -9,6 +9,7 @@
 #include "profile_cache.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -245,6 +246,12 @@ static uint64_t memory_limit(const pen_session *session) {
     return memory > 2 * memory_reserve ? memory - memory_reserve : memory;
 }
 
+static pen_steady steady_state(const pen_plan *plan, int stages) {
+    const pen_plan_workload *workload = &plan->workload;
+    return pen_profile_steady(workload->prompt_tokens, workload->output_tokens, pen_plan_sequences(plan, stages),
+                              stages);
+}
+
 /* The units' bytes, and their times on the stages' devices, averaged over the ranks of one machine that have the same
  * device: what differs between those is noise. profiles[r] is rank r's. */
 static pen_status plan_from_profiles(pen_session *session, pen_profile *const *profiles, pen_plan **result) {
@@ -255,7 +262,7 @@ static pen_status plan_from_profiles(pen_session *session, pen_profile *const *p
     pen_plan *plan = *result;
     snprintf(plan->source, sizeof plan->source, "measured");
     plan->workload = (pen_plan_workload){config->workload_prompt, config->workload_output, config->max_num_seqs};
-    pen_plan_microbatch steady = pen_plan_steady(&plan->workload, stages);
+    pen_steady steady = steady_state(plan, stages);
     for (int s = 0; s < stages; s++) {
         plan->devices[s].unit_ms = calloc((size_t)units, sizeof(double));
         if (!plan->devices[s].unit_ms) return pen_fail(PEN_NO_MEMORY, "no memory for a plan");
@@ -454,16 +461,16 @@ static bool load_progress(void *context, uint64_t done, uint64_t total) {
 }
 
 static pen_status make_stage(pen_session *session) {
-    const layout *layout = &session->layout;
+    const layout *want = &session->layout;
     const pen_hparams *hparams = pen_model_hparams(session->model);
     const pen_plan_stage *own = &session->plan->stages[pen_world_stage(session->world)];
     pen_stage_options options = {
         .first = own->first,
         .last = own->last,
-        .rows = layout->rows,
-        .logit_rows = layout->logit_rows,
-        .context = layout->context,
-        .kv_blocks = layout->kv_blocks,
+        .rows = want->rows,
+        .logit_rows = want->logit_rows,
+        .context = want->context,
+        .kv_blocks = want->kv_blocks,
         .slots = PEN_ENGINE_SLOTS,
         .progress = load_progress,
         .progress_context = session,
@@ -472,13 +479,13 @@ static pen_status make_stage(pen_session *session) {
     pen_engine_options engine = {
         .hidden = hparams->hidden,
         .vocab = hparams->vocab,
-        .rows = layout->rows,
-        .logit_rows = layout->logit_rows,
-        .context = layout->context,
-        .kv_blocks = layout->kv_blocks,
-        .sequences = layout->sequences,
-        .chunk_overhead = layout->chunk_overhead,
-        .step_timeout_s = layout->step_timeout_s,
+        .rows = want->rows,
+        .logit_rows = want->logit_rows,
+        .context = want->context,
+        .kv_blocks = want->kv_blocks,
+        .sequences = want->sequences,
+        .chunk_overhead = want->chunk_overhead,
+        .step_timeout_s = want->step_timeout_s,
     };
     return pen_engine_create(session->world, session->device, session->stage, &engine, &session->engine);
 }
@@ -492,10 +499,10 @@ pen_status pen_session_load(pen_session *session) {
 
 pen_status pen_session_measure(pen_session *session, double *ms) {
     const pen_plan *plan = session->plan;
-    pen_plan_microbatch steady = pen_plan_steady(&plan->workload, plan->stage_count);
+    pen_steady steady = steady_state(plan, plan->stage_count);
     pen_engine_shape shape = {
-        .decode_rows = (int32_t)lround(steady.sequences),
-        .prompt_rows = (int32_t)lround(steady.rows - steady.sequences),
+        .decode_rows = (int32_t)lround(steady.decode_rows),
+        .prompt_rows = (int32_t)lround(steady.rows - steady.decode_rows),
         .position = (int32_t)lround(steady.context),
         .logit_rows = (int32_t)lround(steady.logit_rows),
     };
