@@ -158,12 +158,13 @@ static inline __attribute__((always_inline)) void dot_float(void (*widen)(const 
         widen(group, &w);
         for (int t = 0; t < tokens;) {
             const float *values[8];
-            int n = tokens - t < 8 ? tokens - t : 8;
+            int left = tokens - t, n = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
             for (int i = 0; i < n; i++) values[i] = values_of(x + stride * (size_t)(t + i), b, int8, buffers[i]);
-            if (n == 8) {
-                add_products(&w, values, 8, y + ROWS * t);
-            } else {
-                for (int i = 0; i < n; i++) add_products(&w, values + i, 1, y + ROWS * (t + i));
+            switch (n) {
+            case 8: add_products(&w, values, 8, y + ROWS * t); break;
+            case 4: add_products(&w, values, 4, y + ROWS * t); break;
+            case 2: add_products(&w, values, 2, y + ROWS * t); break;
+            case 1: add_products(&w, values, 1, y + ROWS * t); break;
             }
             t += n;
         }
