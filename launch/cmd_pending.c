@@ -1,6 +1,5 @@
 /* Stands in, while branches are being joined, for what other branches define; their definitions win. Then it goes. */
 #include "command.h"
-#include "cpu.h"
 
 #define PENDING __attribute__((weak))
 
@@ -12,10 +11,4 @@ PENDING pen_status pen_cmd_perplexity(const pen_options *o) {
 }
 PENDING pen_status pen_cmd_plan(const pen_options *o) {
     return pen_cmd_run(o);
-}
-PENDING pen_status pen_cmd_inspect(const pen_options *o) {
-    return pen_cmd_run(o);
-}
-PENDING const char *pen_cpu_isa_names(void) {
-    return "portable";
 }

@@ -300,6 +300,22 @@ const pen_unit *pen_model_unit(const pen_model *model, int unit) {
     return &model->units[unit];
 }
 
+int pen_model_tensor_count(const pen_model *model, int unit) {
+    assert(unit >= 0 && unit < model->unit_count);
+    return model->tensor_first[unit + 1] - model->tensor_first[unit];
+}
+
+pen_tensor_info pen_model_tensor(const pen_model *model, int unit, int i) {
+    assert(i >= 0 && i < pen_model_tensor_count(model, unit));
+    const pen_tensor *tensor = &model->tensors[model->tensor_first[unit] + i];
+    return (pen_tensor_info){.name = tensor->name,
+                             .type = tensor->type,
+                             .rows = tensor->rows,
+                             .cols = tensor->cols,
+                             .bytes = pen_tensor_bytes(tensor),
+                             .tied = tensor->tied};
+}
+
 void pen_model_limits(const pen_model *model, int rows, int logit_rows, int context, pen_limits *limits) {
     const pen_hparams *h = &model->hparams;
     *limits = (pen_limits){
