@@ -19,16 +19,16 @@ enum {
     PARTIAL_BYTES = 8 << 20, /* most scratch for spans as tasks; beyond it a task walks all spans */
 };
 
-typedef struct tile {
+typedef struct query_tile {
     int run, row, rows; /* row: in the batch */
-} tile;
+} query_tile;
 
 /* Scratch of one thread, in floats. */
 typedef struct workspace {
-    float *queries;  /* [head_size][tile queries] scaled */
-    float *scores;   /* [tile queries][PEN_SCORE_STRIDE] */
-    float *k;        /* [2][head_size][16] */
-    float *v;        /* [VALUE_ROWS][width] */
+    float *queries; /* [head_size][tile queries] scaled */
+    float *scores;  /* [tile queries][PEN_SCORE_STRIDE] */
+    float *k;       /* [2][head_size][16] */
+    float *v;       /* [VALUE_ROWS][width] */
     pen_attention_state span, state;
 } workspace;
 
@@ -41,19 +41,21 @@ typedef struct layout {
     size_t rows_at, tiles_at, partials_at, total; /* bytes; the threads' parts come first */
 } layout;
 
-typedef struct job {
+typedef struct attention_job {
     pen_cpu_device *device;
     const pen_attention_op *op;
     const pen_cpu_kv *kv;
     layout at;
-    tile *tiles;
+    query_tile *tiles;
     int tile_count;
     int spans;       /* most spans of a tile */
     float *rows;     /* f32 [T][heads·head_size] */
     float *partials; /* [tile][kv head][span] states, where spans are tasks */
-} job;
+} attention_job;
 
-static size_t round_up(size_t value, size_t to) { return (value + to - 1) / to * to; }
+static size_t round_up(size_t value, size_t to) {
+    return (value + to - 1) / to * to;
+}
 
 static layout lay_out(const pen_cpu_device *device, const pen_limits *limits, int heads, int kv_heads, int head_size) {
     layout at = {.group = heads / kv_heads, .width = (int)round_up((size_t)head_size, 16)};
@@ -61,13 +63,13 @@ static layout lay_out(const pen_cpu_device *device, const pen_limits *limits, in
     size_t queries = (size_t)at.tile_queries, width = (size_t)at.width, size = (size_t)head_size;
     size_t padded = round_up(queries, 16); /* keeps what follows aligned */
     at.state_floats = padded * (2 + width);
-    at.thread_floats = padded * (size + PEN_SCORE_STRIDE) + 2 * PEN_KV_BLOCK * size + VALUE_ROWS * width +
-                       2 * at.state_floats;
+    at.thread_floats =
+        padded * (size + PEN_SCORE_STRIDE) + 2 * PEN_KV_BLOCK * size + VALUE_ROWS * width + 2 * at.state_floats;
     size_t spans = (size_t)limits->context / PEN_ATTENTION_SPAN + 1;
     size_t partials = (size_t)limits->rows * (size_t)kv_heads * spans * at.state_floats * sizeof(float);
     at.rows_at = (size_t)pen_pool_threads(device->pool) * at.thread_floats * sizeof(float);
     at.tiles_at = at.rows_at + round_up((size_t)limits->rows * (size_t)heads * size * sizeof(float), 64);
-    at.partials_at = at.tiles_at + round_up((size_t)limits->rows * sizeof(tile), 64);
+    at.partials_at = at.tiles_at + round_up((size_t)limits->rows * sizeof(query_tile), 64);
     at.total = at.partials_at + (partials < PARTIAL_BYTES ? partials : PARTIAL_BYTES);
     return at;
 }
@@ -81,7 +83,7 @@ static pen_attention_state state_at(const layout *at, float *memory) {
     return (pen_attention_state){.max = memory, .sum = memory + padded, .values = memory + 2 * padded};
 }
 
-static workspace workspace_of(const job *job, int thread) {
+static workspace workspace_of(const attention_job *job, int thread) {
     const layout *at = &job->at;
     size_t padded = round_up((size_t)at->tile_queries, 16), size = (size_t)job->op->head_size;
     workspace work;
@@ -98,24 +100,24 @@ static workspace workspace_of(const job *job, int thread) {
 /* ---- One tile -------------------------------------------------------------------------------------------------- */
 
 /* Positions that a row sees: [first, end). */
-static int row_end(const job *job, const tile *tile, int row) {
+static int row_end(const attention_job *job, const query_tile *tile, int row) {
     const pen_run *run = &job->device->runs[tile->run];
     return run->position + row - run->row + 1;
 }
 
-static int row_first(const job *job, int end) {
+static int row_first(const attention_job *job, int end) {
     int window = job->op->window;
     return window > 0 && end > window ? end - window : 0;
 }
 
 /* Spans that any row of the tile sees: [*first, returned). */
-static int tile_spans(const job *job, const tile *tile, int *first) {
+static int tile_spans(const attention_job *job, const query_tile *tile, int *first) {
     *first = row_first(job, row_end(job, tile, tile->row)) / PEN_ATTENTION_SPAN;
     return (row_end(job, tile, tile->row + tile->rows - 1) - 1) / PEN_ATTENTION_SPAN + 1;
 }
 
 /* Query n of a tile is head n mod group of row n / group. They are stored one per column, times the scale. */
-static void load_queries(const job *job, const tile *tile, int kv_head, float *queries) {
+static void load_queries(const attention_job *job, const query_tile *tile, int kv_head, float *queries) {
     const pen_attention_op *op = job->op;
     int stride = job->at.tile_queries, group = job->at.group, size = op->head_size;
     float scale = op->softcap > 0 ? op->scale / op->softcap : op->scale;
@@ -127,14 +129,15 @@ static void load_queries(const job *job, const tile *tile, int kv_head, float *q
 }
 
 /* First element of a page's part for one KV head. */
-static size_t page_offset(const job *job, const pen_run *run, int block, int kv_head) {
+static size_t page_offset(const attention_job *job, const pen_run *run, int block, int kv_head) {
     int32_t page = run->tables[job->op->group][block];
     assert(page >= 0 && page < job->kv->blocks);
     return ((size_t)page * (size_t)job->kv->kv_heads + (size_t)kv_head) * PEN_KV_BLOCK * (size_t)job->kv->head_size;
 }
 
 /* Scores of blocks [first, end) into columns from 0 on. */
-static void score_span(const job *job, const tile *tile, int kv_head, int n, int first, int end, workspace *work) {
+static void score_span(const attention_job *job, const query_tile *tile, int kv_head, int n, int first, int end,
+                       workspace *work) {
     const pen_run *run = &job->device->runs[tile->run];
     const pen_cpu_op_kernels *ops = job->device->ops;
     int page = PEN_KV_BLOCK * job->op->head_size;
@@ -156,7 +159,7 @@ static void score_span(const job *job, const tile *tile, int kv_head, int n, int
 }
 
 /* V of positions [first, first + count) of one block, as f32 rows [count][width]. */
-static void load_values(const job *job, const pen_run *run, int kv_head, int first, int count, float *rows) {
+static void load_values(const attention_job *job, const pen_run *run, int kv_head, int first, int count, float *rows) {
     int size = job->op->head_size, width = job->at.width;
     size_t offset = page_offset(job, run, first / PEN_KV_BLOCK, kv_head);
     offset += (size_t)(first % PEN_KV_BLOCK) * (size_t)size;
@@ -171,7 +174,7 @@ static void load_values(const job *job, const pen_run *run, int kv_head, int fir
 
 /* The softmax of a tile over one span. Positions that no row sees are not touched: their pages may be gone, or not
  * yet written. */
-static void attend_span(const job *job, const tile *tile, int kv_head, int span, workspace *work,
+static void attend_span(const attention_job *job, const query_tile *tile, int kv_head, int span, workspace *work,
                         pen_attention_state *out) {
     const pen_cpu_op_kernels *ops = job->device->ops;
     const pen_run *run = &job->device->runs[tile->run];
@@ -206,7 +209,7 @@ static void attend_span(const job *job, const tile *tile, int kv_head, int span,
 }
 
 /* Divides by the sum of weights. The + 0 makes a negative zero, which masked positions could have hidden, positive. */
-static void finish(const job *job, const tile *tile, int kv_head, const pen_attention_state *state) {
+static void finish(const attention_job *job, const query_tile *tile, int kv_head, const pen_attention_state *state) {
     int group = job->at.group, size = job->op->head_size;
     for (int n = 0; n < tile->rows * group; n++) {
         size_t head = (size_t)(tile->row + n / group) * (size_t)job->op->heads + (size_t)(kv_head * group + n % group);
@@ -216,7 +219,7 @@ static void finish(const job *job, const tile *tile, int kv_head, const pen_atte
     }
 }
 
-static void start_state(const job *job, pen_attention_state *state) {
+static void start_state(const attention_job *job, pen_attention_state *state) {
     for (int n = 0; n < job->at.tile_queries; n++) {
         state->max[n] = -INFINITY;
         state->sum[n] = 0;
@@ -226,8 +229,8 @@ static void start_state(const job *job, pen_attention_state *state) {
 /* ---- Tasks ----------------------------------------------------------------------------------------------------- */
 
 static void tile_task(void *context, int task, int thread) {
-    const job *job = context;
-    const tile *tile = &job->tiles[task / job->op->kv_heads];
+    const attention_job *job = context;
+    const query_tile *tile = &job->tiles[task / job->op->kv_heads];
     int kv_head = task % job->op->kv_heads, n = tile->rows * job->at.group;
     workspace work = workspace_of(job, thread);
     load_queries(job, tile, kv_head, work.queries);
@@ -241,15 +244,15 @@ static void tile_task(void *context, int task, int thread) {
     finish(job, tile, kv_head, &work.state);
 }
 
-static pen_attention_state partial(const job *job, int item, int span) {
+static pen_attention_state partial(const attention_job *job, int item, int span) {
     size_t index = (size_t)item * (size_t)job->spans + (size_t)span;
     return state_at(&job->at, job->partials + index * job->at.state_floats);
 }
 
 static void span_task(void *context, int task, int thread) {
-    const job *job = context;
+    const attention_job *job = context;
     int item = task / job->spans, first;
-    const tile *tile = &job->tiles[item / job->op->kv_heads];
+    const query_tile *tile = &job->tiles[item / job->op->kv_heads];
     int end = tile_spans(job, tile, &first), span = first + task % job->spans;
     if (span >= end) return;
     workspace work = workspace_of(job, thread);
@@ -259,8 +262,8 @@ static void span_task(void *context, int task, int thread) {
 }
 
 static void merge_task(void *context, int item, int thread) {
-    const job *job = context;
-    const tile *tile = &job->tiles[item / job->op->kv_heads];
+    const attention_job *job = context;
+    const query_tile *tile = &job->tiles[item / job->op->kv_heads];
     workspace work = workspace_of(job, thread);
     int first, end = tile_spans(job, tile, &first);
     start_state(job, &work.state);
@@ -275,7 +278,7 @@ enum { STORE_ROWS = 8 };
 
 static void store_task(void *context, int task, int thread) {
     (void)thread;
-    const job *job = context;
+    const attention_job *job = context;
     const pen_cpu_device *device = job->device;
     int cols = job->op->heads * job->op->head_size, end = (task + 1) * STORE_ROWS;
     size_t bytes = pen_activation_row_bytes(device->base.activations, cols);
@@ -284,15 +287,15 @@ static void store_task(void *context, int task, int thread) {
         pen_cpu_activation_store(device, job->rows + (size_t)row * (size_t)cols, cols, out + (size_t)row * bytes);
 }
 
-static void make_tiles(job *job) {
+static void make_tiles(attention_job *job) {
     const pen_batch *batch = &job->device->batch;
     int tile_rows = job->at.tile_queries / job->at.group;
     for (int r = 0; r < batch->run_count; r++) {
         const pen_run *run = &batch->runs[r];
         for (int row = 0; row < run->rows; row += tile_rows) {
             int rows = run->rows - row < tile_rows ? run->rows - row : tile_rows;
-            tile *made = &job->tiles[job->tile_count++];
-            *made = (tile){.run = r, .row = run->row + row, .rows = rows};
+            query_tile *made = &job->tiles[job->tile_count++];
+            *made = (query_tile){.run = r, .row = run->row + row, .rows = rows};
             int first, spans = tile_spans(job, made, &first) - first;
             if (spans > job->spans) job->spans = spans;
         }
@@ -303,7 +306,7 @@ void pen_cpu_attention(pen_device *base, const pen_attention_op *op) {
     pen_cpu_device *device = (pen_cpu_device *)base;
     const pen_cpu_kv *kv = (const pen_cpu_kv *)op->kv;
     assert(kv->kv_heads == op->kv_heads && kv->head_size == op->head_size);
-    job job = {.device = device, .op = op, .kv = kv};
+    attention_job job = {.device = device, .op = op, .kv = kv};
     job.at = lay_out(device, &device->limits, op->heads, op->kv_heads, op->head_size);
     assert(job.at.total <= pen_cpu_attention_scratch(device, &device->limits));
     unsigned char *scratch = device->op_scratch;
@@ -311,7 +314,7 @@ void pen_cpu_attention(pen_device *base, const pen_attention_op *op) {
     if (device->isa == PEN_CPU_REFERENCE) {
         pen_reference_attention(device, op, job.rows);
     } else {
-        job.tiles = (tile *)(scratch + job.at.tiles_at);
+        job.tiles = (query_tile *)(scratch + job.at.tiles_at);
         job.partials = (float *)(scratch + job.at.partials_at);
         make_tiles(&job);
         int items = job.tile_count * op->kv_heads, threads = pen_pool_threads(device->pool);

@@ -69,8 +69,7 @@ void PEN_ISA_NAME(pen_attention_scores)(const float *queries, int query_stride, 
     int b = 0;
     for (; b + 2 <= block_count; b += 2)
         score_blocks(2, queries, query_stride, n, head_size, blocks + b, scores + b * PEN_KV_BLOCK);
-    if (b < block_count)
-        score_blocks(1, queries, query_stride, n, head_size, blocks + b, scores + b * PEN_KV_BLOCK);
+    if (b < block_count) score_blocks(1, queries, query_stride, n, head_size, blocks + b, scores + b * PEN_KV_BLOCK);
 }
 
 /* ---- Softmax of a span ----------------------------------------------------------------------------------------- */
@@ -163,7 +162,9 @@ void PEN_ISA_NAME(pen_attention_weigh)(const float *scores, int n, const float *
 
 /* ---- Spans ----------------------------------------------------------------------------------------------------- */
 
-static v16 decay(float from, float to) { return v16_exp(v16_all(from - to)); }
+static v16 decay(float from, float to) {
+    return v16_exp(v16_all(from - to));
+}
 
 void PEN_ISA_NAME(pen_attention_merge)(const pen_attention_state *next, int n, int width, pen_attention_state *state) {
     for (int q = 0; q < n; q++) {

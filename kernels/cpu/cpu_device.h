@@ -17,9 +17,9 @@
 /*
  * Activation rows. One row after the other, each pen_activation_row_bytes() long: an odd multiple of 64, so that the
  * same block of many rows does not fall into a few sets of the L1 cache.
- *   FAST: pen_activation_block[cols/32] (quantize.h)   x ≈ scale·q, scale = max|x|/127, q = round-half-even(x·(127/max|x|)),
- *         all 0 in a block whose max|x| is below 2^-100; scale NaN, q 0 where one of the values is not finite
- *   F32:  float x[cols]
+ *   FAST: pen_activation_block[cols/32] (quantize.h)   x ≈ scale·q, scale = max|x|/127, q =
+ * round-half-even(x·(127/max|x|)), all 0 in a block whose max|x| is below 2^-100; scale NaN, q 0 where one of the
+ * values is not finite F32:  float x[cols]
  */
 size_t pen_activation_row_bytes(pen_activations activations, int cols);
 

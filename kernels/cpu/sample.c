@@ -14,7 +14,9 @@
 
 enum { SLICE = 1024, TASK_SLICES = 8 };
 
-static int slice_count(int vocab) { return (vocab + SLICE - 1) / SLICE; }
+static int slice_count(int vocab) {
+    return (vocab + SLICE - 1) / SLICE;
+}
 
 /* ---- Drawing --------------------------------------------------------------------------------------------------- */
 
@@ -39,7 +41,9 @@ static uint64_t key_of(float logit, int id) {
     return (uint64_t)bits << 32 | (uint32_t)~id;
 }
 
-static int id_of(uint64_t key) { return (int)~(uint32_t)key; }
+static int id_of(uint64_t key) {
+    return (int)~(uint32_t)key;
+}
 
 static void swap(uint64_t *a, uint64_t *b) {
     uint64_t kept = *a;
@@ -72,7 +76,7 @@ static uint64_t select_key(uint64_t *keys, int n, const float *weights, double n
                 mass += weights ? (double)weights[id_of(keys[i])] : 1;
                 swap(&keys[i], &keys[++larger]);
             }
-        if (need <= mass) { /* among the larger ones */
+        if (larger > 0 && need <= mass) { /* among the larger ones */
             keys++;
             n = larger;
             continue;
@@ -128,7 +132,7 @@ static int draw(const pen_cpu_device *device, const float *logits, int vocab, fl
 
 /* ---- Rows ------------------------------------------------------------------------------------------------------ */
 
-typedef struct job {
+typedef struct pick_job {
     pen_cpu_device *device;
     const float *logits; /* [L][V] */
     int vocab;
@@ -136,12 +140,12 @@ typedef struct job {
     pen_choice *choices;
     pen_logit_slice *slices; /* [L][slices of a row] */
     unsigned char *scratch;  /* one row's per thread */
-} job;
+} pick_job;
 
 /* The best `count` logits by insertion: few get past the first comparison. */
 static void find_top(const float *logits, int vocab, int count, double log_sum, pen_choice *choice) {
     int found = 0;
-    for (int i = 0; i < vocab; i++) {
+    for (int i = 0; count > 0 && i < vocab; i++) {
         if (found == count && !(logits[i] > choice->top_logprobs[count - 1])) continue;
         int at = found < count ? found++ : count - 1;
         for (; at > 0 && logits[i] > choice->top_logprobs[at - 1]; at--) {
@@ -154,7 +158,7 @@ static void find_top(const float *logits, int vocab, int count, double log_sum, 
     for (int i = 0; i < found; i++) choice->top_logprobs[i] = (float)((double)choice->top_logprobs[i] - log_sum);
 }
 
-static void pick_row(const job *job, int row, void *scratch) {
+static void pick_row(const pick_job *job, int row, void *scratch) {
     const pen_pick *pick = &job->picks[row];
     pen_choice *choice = &job->choices[row];
     const float *logits = job->logits + (size_t)row * (size_t)job->vocab;
@@ -185,13 +189,13 @@ static void pick_row(const job *job, int row, void *scratch) {
 }
 
 static void row_task(void *context, int row, int thread) {
-    const job *job = context;
+    const pick_job *job = context;
     pick_row(job, row, job->scratch + (size_t)thread * pen_pick_row_scratch(job->vocab));
 }
 
 static void slice_task(void *context, int task, int thread) {
     (void)thread;
-    const job *job = context;
+    const pick_job *job = context;
     int slices = slice_count(job->vocab), tasks = (slices + TASK_SLICES - 1) / TASK_SLICES;
     int row = task / tasks, first = task % tasks * TASK_SLICES;
     const float *logits = job->logits + (size_t)row * (size_t)job->vocab;
@@ -215,13 +219,13 @@ size_t pen_cpu_pick_scratch(const pen_cpu_device *device, const pen_limits *limi
 void pen_cpu_pick(pen_device *base, const pen_buffer *logits, int vocab, const pen_pick *picks, pen_buffer *choices) {
     pen_cpu_device *device = (pen_cpu_device *)base;
     int rows = device->batch.logit_count;
-    job job = {.device = device,
-               .logits = pen_cpu_data(logits),
-               .vocab = vocab,
-               .picks = picks,
-               .choices = pen_cpu_data(choices),
-               .slices = device->op_scratch,
-               .scratch = (unsigned char *)device->op_scratch + slices_bytes(rows, vocab)};
+    pick_job job = {.device = device,
+                    .logits = pen_cpu_data(logits),
+                    .vocab = vocab,
+                    .picks = picks,
+                    .choices = pen_cpu_data(choices),
+                    .slices = device->op_scratch,
+                    .scratch = (unsigned char *)device->op_scratch + slices_bytes(rows, vocab)};
     if (device->isa == PEN_CPU_REFERENCE) {
         for (int row = 0; row < rows; row++)
             pen_reference_pick(job.logits + (size_t)row * (size_t)vocab, vocab, &picks[row], job.scratch,
