@@ -175,7 +175,7 @@ static pen_status check_picks(const pen_step *step, const pen_wire_limits *limit
 
 pen_status pen_wire_decode_step(const void *message, size_t bytes, const pen_wire_limits *limits, pen_step *step) {
     pen_header header;
-    reader r;
+    reader r = {0};
     step_body body;
     PEN_TRY(open_message(message, bytes, limits->plan_epoch, PEN_MESSAGE_STEP, &header, &r));
     if (!get(&r, &body, sizeof body) || !within(body.rows, 1, limits->rows) || !within(body.run_count, 1, body.rows) ||
@@ -215,7 +215,7 @@ size_t pen_wire_encode_choices(uint64_t number, const pen_choice *choices, const
 pen_status pen_wire_decode_choices(const void *message, size_t bytes, const pen_wire_limits *limits, uint64_t number,
                                    const pen_pick *picks, int count, pen_choice *choices) {
     pen_header header;
-    reader r;
+    reader r = {0};
     PEN_TRY(open_message(message, bytes, limits->plan_epoch, PEN_MESSAGE_CHOICES, &header, &r));
     if (header.sequence != number)
         return pen_fail(PEN_INTERNAL, "bad choices: of step %" PRIu64 ", waiting for step %" PRIu64, header.sequence,
@@ -251,7 +251,7 @@ size_t pen_wire_encode_plain(pen_message_type type, uint64_t sequence, uint32_t 
 pen_status pen_wire_decode_plain(const void *message, size_t bytes, pen_message_type type, uint32_t plan_epoch,
                                  void *body, size_t body_bytes) {
     pen_header header;
-    reader r;
+    reader r = {0};
     PEN_TRY(open_message(message, bytes, plan_epoch, type, &header, &r));
     if (r.left != body_bytes)
         return pen_fail(PEN_INTERNAL, "bad message: type %u with %zu bytes where %zu were expected", header.type,

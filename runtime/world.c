@@ -194,6 +194,9 @@ int pen_world_replica(const pen_world *world) {
 void pen_world_set_patience(pen_world *world, double seconds) {
     world->patience_s = seconds;
 }
+void pen_world_set_threads(pen_world *world, int threads) {
+    pen_share_set_threads(&world->share, threads);
+}
 int pen_world_links_handle(const pen_world *world) {
     return MPI_Comm_c2f(world->links);
 }

@@ -38,6 +38,9 @@ int pen_world_size(const pen_world *world);
 const pen_place *pen_world_place(const pen_world *world, int rank);
 const pen_share *pen_world_share(const pen_world *world); /* this rank's part of its machine */
 
+/* Overrides this rank's number of threads; see pen_share_set_threads. */
+void pen_world_set_threads(pen_world *world, int threads);
+
 /* Says how ranks are arranged; every rank calls it with the same numbers. PEN_USAGE unless replicas·stages = size. */
 pen_status pen_world_arrange(pen_world *world, int replicas, int stages);
 int pen_world_stages(const pen_world *world);
