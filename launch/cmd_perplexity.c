@@ -10,16 +10,16 @@
 /* Rows of logits at a time: 128 × vocabulary floats. */
 enum { LOGIT_ROWS = 128 };
 
-typedef struct score {
+typedef struct score_state {
     const pen_options *options;
     pen_tokens tokens;
     float *logprobs; /* [count − 1] of tokens 2 … N */
     size_t scored;
     pen_finish finish;
-} score;
+} score_state;
 
 static pen_status prepare(void *context, const pen_session *session, pen_tokenizer *tokenizer, pen_session_need *need) {
-    score *score = context;
+    score_state *score = context;
     char *text;
     size_t length;
     PEN_TRY(pen_job_text(score->options, &text, &length));
@@ -45,17 +45,17 @@ static pen_status prepare(void *context, const pen_session *session, pen_tokeniz
 }
 
 static bool on_token(void *context, int position, const pen_choice *choice) {
-    score *score = context;
+    score_state *score = context;
     score->logprobs[position - 1] = choice->logprob;
     score->scored++;
     return true;
 }
 
 static void on_done(void *context, pen_finish finish) {
-    ((score *)context)->finish = finish;
+    ((score_state *)context)->finish = finish;
 }
 
-static pen_status write_result(const score *score) {
+static pen_status write_result(const score_state *score) {
     double sum = 0;
     for (size_t i = 0; i < score->scored; i++) sum -= score->logprobs[i];
     double mean = sum / (double)score->scored;
@@ -80,7 +80,7 @@ static pen_status write_result(const score *score) {
 }
 
 static pen_status work(void *context, pen_engine *engine) {
-    score *score = context;
+    score_state *score = context;
     pen_request request = {
         .prompt = score->tokens.ids,
         .prompt_count = (int)score->tokens.count,
@@ -102,7 +102,7 @@ static pen_status work(void *context, pen_engine *engine) {
 }
 
 pen_status pen_cmd_perplexity(const pen_options *options) {
-    score score = {.options = options};
+    score_state score = {.options = options};
     pen_job job = {.prepare = prepare, .work = work, .context = &score};
     pen_status status = pen_job_run(options, &job);
     pen_tokens_free(&score.tokens);

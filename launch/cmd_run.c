@@ -7,7 +7,7 @@
 
 #include <stdlib.h>
 
-typedef struct run {
+typedef struct run_state {
     const pen_options *options;
     pen_tokenizer *tokenizer;
     pen_detokenizer *detokenizer;
@@ -18,9 +18,9 @@ typedef struct run {
     int64_t start_ns, first_ns, last_ns;
     pen_finish finish;
     bool broken; /* stdout cannot be written */
-} run;
+} run_state;
 
-static pen_status find_stop_ids(run *run) {
+static pen_status find_stop_ids(run_state *run) {
     int vocab = pen_tokenizer_vocab_size(run->tokenizer);
     for (int32_t id = 0; id < vocab; id++) run->stop_count += pen_tokenizer_is_end(run->tokenizer, id);
     run->stop_ids = calloc((size_t)run->stop_count + 1, sizeof *run->stop_ids);
@@ -31,7 +31,7 @@ static pen_status find_stop_ids(run *run) {
 }
 
 static pen_status prepare(void *context, const pen_session *session, pen_tokenizer *tokenizer, pen_session_need *need) {
-    run *run = context;
+    run_state *run = context;
     run->tokenizer = tokenizer;
     char *text;
     size_t length;
@@ -53,7 +53,7 @@ static pen_status prepare(void *context, const pen_session *session, pen_tokeniz
     return PEN_OK;
 }
 
-static void emit(run *run, pen_text text) {
+static void emit(run_state *run, pen_text text) {
     if (run->text)
         json_array_append_new(run->text, json_stringn(text.data, text.length));
     else if (text.length && (fwrite(text.data, 1, text.length, stdout) < text.length || fflush(stdout) != 0))
@@ -69,7 +69,7 @@ static json_t *best_logprobs(const pen_choice *choice, int count) {
 
 static bool on_token(void *context, int position, const pen_choice *choice) {
     (void)position;
-    run *run = context;
+    run_state *run = context;
     run->last_ns = pen_clock_ns();
     if (run->output.count == 0) run->first_ns = run->last_ns;
     run->output.ids[run->output.count++] = choice->token; /* room for all was made */
@@ -79,7 +79,7 @@ static bool on_token(void *context, int position, const pen_choice *choice) {
 }
 
 static void on_done(void *context, pen_finish finish) {
-    ((run *)context)->finish = finish;
+    ((run_state *)context)->finish = finish;
 }
 
 static double per_second(size_t tokens, int64_t ns) {
@@ -108,7 +108,7 @@ static json_t *joined(const json_t *pieces) {
     return string;
 }
 
-static pen_status write_json(run *run, double prompt_speed, double decode_speed) {
+static pen_status write_json(run_state *run, double prompt_speed, double decode_speed) {
     json_t *object = json_pack("{s:o, s:o, s:o, s:s, s:{s:f, s:f}}", "prompt_ids", id_list(&run->prompt), "output_ids",
                                id_list(&run->output), "text", joined(run->text), "finish_reason",
                                run->finish == PEN_FINISH_STOP ? "stop" : "length", "timings", "prompt_tokens_per_s",
@@ -121,7 +121,7 @@ static pen_status write_json(run *run, double prompt_speed, double decode_speed)
 }
 
 static pen_status work(void *context, pen_engine *engine) {
-    run *run = context;
+    run_state *run = context;
     const pen_options *options = run->options;
     run->output.ids = calloc((size_t)options->max_tokens + 1, sizeof *run->output.ids);
     if (options->json) run->text = json_array();
@@ -170,7 +170,7 @@ static pen_status work(void *context, pen_engine *engine) {
 }
 
 pen_status pen_cmd_run(const pen_options *options) {
-    run run = {.options = options};
+    run_state run = {.options = options};
     pen_job job = {.prepare = prepare, .work = work, .context = &run};
     pen_status status = pen_job_run(options, &job);
     json_decref(run.text);

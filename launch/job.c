@@ -2,6 +2,7 @@
 #include "job.h"
 
 #include "clock.h"
+#include "help.h"
 #include "log.h"
 #include "report.h"
 
@@ -53,15 +54,15 @@ pen_status pen_job_text(const pen_options *options, char **text, size_t *length)
 /* ---- Progress ---------------------------------------------------------------------------------------------------- */
 
 /* One line that is rewritten on a terminal; elsewhere one plain line when a phase is through. */
-typedef struct display {
+typedef struct progress_line {
     bool terminal;
     int64_t next_ns, since_ns;
     pen_phase phase;
     bool open; /* a line on the terminal is not ended */
-} display;
+} progress_line;
 
 static void progress(void *context, pen_phase phase, uint64_t done, uint64_t total) {
-    display *display = context;
+    progress_line *display = context;
     int64_t now = pen_clock_ns();
     if (phase != display->phase || !display->since_ns) {
         display->phase = phase;
@@ -80,7 +81,7 @@ static void progress(void *context, pen_phase phase, uint64_t done, uint64_t tot
     display->open = display->terminal && !complete;
 }
 
-static void end_line(display *display) {
+static void end_line(progress_line *display) {
     if (display->open) fputc('\n', stderr);
     display->open = false;
 }
@@ -98,7 +99,7 @@ static pen_status show_stages(pen_session *session) {
     double *ms = calloc((size_t)plan->stage_count, sizeof *ms);
     if (!ms) return pen_fail(PEN_NO_MEMORY, "no memory for %d stages", plan->stage_count);
     pen_status status = pen_session_measure(session, ms);
-    if (status == PEN_OK) pen_report_measured(stderr, plan, ms);
+    if (status == PEN_OK) status = pen_report_measured(stderr, plan, ms);
     free(ms);
     return status;
 }
@@ -138,7 +139,7 @@ static pen_status lead(pen_session *session, const pen_job *job) {
 }
 
 /* Everything up to the point where all ranks can still agree. */
-static pen_status start(pen_world *world, const pen_options *options, const pen_job *job, display *display,
+static pen_status start(pen_world *world, const pen_options *options, const pen_job *job, progress_line *display,
                         pen_session **session, pen_tokenizer **tokenizer) {
     bool first = pen_world_rank(world) == 0;
     PEN_TRY(pen_session_open(world, &options->config, first ? progress : NULL, display, session));
@@ -150,7 +151,7 @@ static pen_status start(pen_world *world, const pen_options *options, const pen_
     }
     PEN_TRY(pen_session_plan(*session, status, &need));
     end_line(display);
-    if (first) pen_report_plan(stderr, pen_session_solved(*session));
+    if (first) pen_report_plan(stderr, pen_session_solved(*session), pen_help_width());
     return pen_session_load(*session);
 }
 
@@ -158,7 +159,7 @@ pen_status pen_job_run(const pen_options *options, const pen_job *job) {
     pen_world *world = NULL;
     pen_session *session = NULL;
     pen_tokenizer *tokenizer = NULL;
-    display display = {.terminal = isatty(STDERR_FILENO)};
+    progress_line display = {.terminal = isatty(STDERR_FILENO)};
     bool together = true; /* a failure now is every rank's */
 
     pen_status status = pen_world_create(&world);

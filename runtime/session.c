@@ -5,6 +5,7 @@
 #include "cpu.h"
 #include "log.h"
 #include "plan_json.h"
+#include "plan_model.h"
 #include "profile.h"
 #include "profile_cache.h"
 
@@ -23,10 +24,10 @@ enum {
 static const uint64_t memory_reserve = UINT64_C(256) << 20;
 
 /* What all ranks must know to make their stages alike. Plain data: it is broadcast beside the plan. */
-typedef struct layout {
+typedef struct stage_layout {
     int context, logit_rows, rows, sequences, kv_blocks;
     double chunk_overhead, step_timeout_s;
-} layout;
+} stage_layout;
 
 struct pen_session {
     pen_world *world;
@@ -37,7 +38,7 @@ struct pen_session {
     pen_device *device;
     pen_profile *profile; /* this rank's own; NULL where the times come from a file */
     pen_plan *plan;
-    layout layout;
+    stage_layout layout;
     pen_stage *stage;
     pen_engine *engine;
     double load_s;
@@ -246,92 +247,91 @@ static uint64_t memory_limit(const pen_session *session) {
     return memory > 2 * memory_reserve ? memory - memory_reserve : memory;
 }
 
-static pen_steady steady_state(const pen_plan *plan, int stages) {
-    const pen_plan_workload *workload = &plan->workload;
-    return pen_profile_steady(workload->prompt_tokens, workload->output_tokens, pen_plan_sequences(plan, stages),
-                              stages);
+static pen_plan_workload workload_of(const pen_config *config) {
+    return (pen_plan_workload){config->workload_prompt, config->workload_output, config->max_num_seqs};
 }
 
-/* The units' bytes, and their times on the stages' devices, averaged over the ranks of one machine that have the same
- * device: what differs between those is noise. profiles[r] is rank r's. */
-static pen_status plan_from_profiles(pen_session *session, pen_profile *const *profiles, pen_plan **result) {
-    const pen_model *model = session->model;
-    const pen_config *config = &session->config;
-    int units = pen_model_unit_count(model), stages = pen_world_stages(session->world);
-    PEN_TRY(pen_plan_create(units, stages, result));
-    pen_plan *plan = *result;
-    snprintf(plan->source, sizeof plan->source, "measured");
-    plan->workload = (pen_plan_workload){config->workload_prompt, config->workload_output, config->max_num_seqs};
-    pen_steady steady = steady_state(plan, stages);
+/* Unit times on stage s's device: the average over the ranks of its machine that have the same device, since what
+ * differs between those is noise. profiles[r] is rank r's. */
+static void average_times(const pen_session *session, pen_profile *const *profiles, int s, const pen_steady *steady,
+                          double *unit_ms) {
+    const pen_place *here = pen_world_place(session->world, s);
+    int count = 0, units = pen_model_unit_count(session->model);
+    for (int r = 0; r < pen_world_size(session->world); r++) {
+        if (pen_world_place(session->world, r)->node != here->node) continue;
+        if (strcmp(profiles[r]->device, profiles[s]->device) != 0) continue;
+        for (int u = 0; u < units; u++)
+            unit_ms[u] +=
+                pen_profile_unit_ms(profiles[r], session->model, u, steady->rows, steady->logit_rows, steady->context);
+        count++;
+    }
+    for (int u = 0; u < units; u++) unit_ms[u] /= count;
+}
+
+/* The model's bytes on our device, and where there are profiles every stage's own times. */
+static pen_status plan_from_model(const pen_session *session, pen_profile *const *profiles, pen_plan **plan) {
+    const stage_layout *want = &session->layout;
+    int stages = pen_world_stages(session->world);
+    pen_plan_model_options options = {
+        .workload = workload_of(&session->config),
+        .stages = stages,
+        .profile = session->profile,
+        .device = session->device,
+        .rows = want->rows,
+        .logit_rows = want->logit_rows,
+        .context = want->context,
+        .slots = PEN_ENGINE_SLOTS,
+    };
+    PEN_TRY(pen_plan_from_model(session->model, &options, plan));
+    PEN_TRY(pen_plan_set_devices(*plan, stages));
+    if (!session->profile) return PEN_OK;
+    pen_steady steady = pen_plan_steady(&options.workload, stages, want->rows);
     for (int s = 0; s < stages; s++) {
-        plan->devices[s].unit_ms = calloc((size_t)units, sizeof(double));
-        if (!plan->devices[s].unit_ms) return pen_fail(PEN_NO_MEMORY, "no memory for a plan");
-        const pen_place *here = pen_world_place(session->world, s);
-        for (int u = 0; u < units; u++) {
-            double sum = 0;
-            int count = 0;
-            for (int r = 0; r < stages; r++) {
-                if (pen_world_place(session->world, r)->node != here->node) continue;
-                if (strcmp(profiles[r]->device, profiles[s]->device) != 0) continue;
-                sum += pen_profile_unit_ms(profiles[r], model, u, steady.rows, steady.logit_rows, steady.context);
-                count++;
-            }
-            plan->devices[s].unit_ms[u] = sum / count;
-        }
+        double *unit_ms = calloc((size_t)(*plan)->unit_count, sizeof *unit_ms);
+        if (!unit_ms) return pen_fail(PEN_NO_MEMORY, "no memory for a plan");
+        (*plan)->devices[s].unit_ms = unit_ms;
+        average_times(session, profiles, s, &steady, unit_ms);
     }
-    for (int u = 0; u < units; u++) plan->units[u].time_ms = plan->devices[0].unit_ms[u];
     return PEN_OK;
 }
 
-/* Fills in what the model knows and a list of times does not: names and bytes. */
-static void plan_bytes(pen_session *session, pen_plan *plan) {
-    const pen_model *model = session->model;
-    const layout *want = &session->layout;
-    bool exact = pen_device_activations(session->device) == PEN_ACTIVATIONS_F32;
-    pen_limits limits;
-    pen_model_limits(model, want->rows, want->logit_rows, want->context, &limits);
-    size_t scratch = pen_device_scratch_bytes(session->device, &limits);
-    for (int u = 0; u < plan->unit_count; u++) {
-        const pen_unit *unit = pen_model_unit(model, u);
-        pen_plan_unit *out = &plan->units[u];
-        snprintf(out->name, sizeof out->name, "%s", unit->name);
-        out->weight_bytes = unit->weight_bytes;
-        out->kv_bytes_per_token = unit->kv_bytes_per_token * (exact ? 2 : 1);
-        bool head = unit->kind == PEN_UNIT_HEAD;
-        out->workspace_bytes =
-            scratch + pen_workspace_bytes(model, session->device, want->rows, want->logit_rows, head);
+/* `--profile FILE` in a run: the file's unit times, and its devices' speed and memory, instead of our own. */
+static pen_status times_from_file(const pen_session *session, pen_plan *plan) {
+    const char *path = session->config.profile;
+    pen_plan *file;
+    PEN_TRY(pen_plan_read(path, &file));
+    pen_status status = PEN_OK;
+    if (file->unit_count != plan->unit_count)
+        status = pen_fail(PEN_BAD_INPUT, "%s: has %d units; %s has %d", path, file->unit_count, session->config.model,
+                          plan->unit_count);
+    else if (file->device_count != 1 && file->device_count != plan->device_count)
+        status =
+            pen_fail(PEN_BAD_INPUT, "%s: has %d devices for %d stages", path, file->device_count, plan->device_count);
+    for (int u = 0; status == PEN_OK && u < plan->unit_count; u++) plan->units[u].time_ms = file->units[u].time_ms;
+    for (int s = 0; status == PEN_OK && s < plan->device_count; s++) {
+        const pen_plan_device *from = &file->devices[file->device_count == 1 ? 0 : s];
+        plan->devices[s].speed = from->speed;
+        plan->devices[s].memory_bytes = from->memory_bytes;
     }
-    plan->tied_bytes = pen_model_unit(model, 0)->tied_bytes;
-}
-
-/* `--profile FILE` in a run: the file's unit times for this model on these devices. */
-static pen_status plan_from_file(pen_session *session, pen_plan **plan) {
-    PEN_TRY(pen_plan_read(session->config.profile, plan));
-    int units = pen_model_unit_count(session->model), stages = pen_world_stages(session->world);
-    if ((*plan)->unit_count != units)
-        return pen_fail(PEN_BAD_INPUT, "%s: has %d units; %s has %d", session->config.profile, (*plan)->unit_count,
-                        session->config.model, units);
-    if ((*plan)->device_count != stages) PEN_TRY(pen_plan_set_devices(*plan, stages));
-    const pen_config *config = &session->config;
-    (*plan)->workload = (pen_plan_workload){config->workload_prompt, config->workload_output, config->max_num_seqs};
-    return PEN_OK;
+    memcpy(plan->source, file->source, sizeof plan->source);
+    pen_plan_destroy(file);
+    return status;
 }
 
 /* Rank 0: solves what all ranks measured. */
 static pen_status solve(pen_session *session, const pen_blob *reports, pen_profile *const *profiles) {
     const pen_config *config = &session->config;
-    PEN_TRY(config->profile[0] ? plan_from_file(session, &session->plan)
-                               : plan_from_profiles(session, profiles, &session->plan));
+    PEN_TRY(plan_from_model(session, profiles, &session->plan));
     pen_plan *plan = session->plan;
-    plan_bytes(session, plan);
+    if (config->profile[0]) PEN_TRY(times_from_file(session, plan));
     for (int s = 0; s < plan->device_count; s++) {
         const report *from = reports[s].data;
         snprintf(plan->devices[s].name, sizeof plan->devices[s].name, "%s", from->device);
-        if (!config->profile[0] || plan->devices[s].memory_bytes == 0) plan->devices[s].memory_bytes = from->memory;
+        if (plan->devices[s].memory_bytes == 0) plan->devices[s].memory_bytes = from->memory;
     }
     pen_plan_options options = {
         .stages = pen_world_stages(session->world),
-        .method = config->method[0] ? config->method : NULL,
+        .method = config->method,
         .layers = config->layers[0] ? config->layers : NULL,
         .memory = config->memory,
         .kv_tokens = (int64_t)session->layout.kv_blocks * PEN_KV_BLOCK,
@@ -405,6 +405,24 @@ static pen_status share_plan(pen_session *session) {
     return status;
 }
 
+static int at_most(int value, int limit) {
+    return value < limit ? value : limit;
+}
+
+/* The workload's microbatch in whole rows, as far as the model's context goes. */
+static pen_engine_shape steady_shape(const pen_session *session, int stages) {
+    pen_plan_workload workload = workload_of(&session->config);
+    pen_steady steady = pen_plan_steady(&workload, stages, session->layout.rows);
+    int decode_rows = (int)fmax(1, floor(steady.decode_rows)), context = pen_model_hparams(session->model)->context;
+    int prompt_rows = at_most((int)lround(steady.rows) - decode_rows, context);
+    return (pen_engine_shape){
+        .decode_rows = decode_rows,
+        .prompt_rows = prompt_rows,
+        .position = at_most((int)lround(steady.context), context - (prompt_rows > 1 ? prompt_rows : 1)),
+        .logit_rows = at_most((int)fmax(1, lround(steady.logit_rows)), decode_rows + prompt_rows),
+    };
+}
+
 /* Rank 0: the sizes that every stage is made with. */
 static pen_status lay_out(pen_session *session, const pen_session_need *need) {
     const pen_config *config = &session->config;
@@ -422,13 +440,15 @@ static pen_status lay_out(pen_session *session, const pen_session_need *need) {
         blocks = given;
     }
     if (blocks > INT32_MAX / PEN_KV_BLOCK) return pen_fail(PEN_USAGE, "too many KV tokens");
-    session->layout = (layout){
-        .context = per_sequence * PEN_KV_BLOCK,
-        .logit_rows = need->logit_rows,
-        .rows = config->max_num_batched_tokens ? config->max_num_batched_tokens : MICROBATCH_DEFAULT,
-        .sequences = need->sequences,
-        .kv_blocks = (int)blocks,
-    };
+    stage_layout *layout = &session->layout;
+    layout->rows = config->max_num_batched_tokens ? config->max_num_batched_tokens : MICROBATCH_DEFAULT;
+    layout->sequences = need->sequences;
+    layout->kv_blocks = (int)blocks;
+    /* Besides the requests themselves, the workload's microbatch must fit, to be timed. */
+    pen_engine_shape shape = steady_shape(session, pen_world_size(session->world));
+    int measured = shape.position + (shape.prompt_rows > 1 ? shape.prompt_rows : 1);
+    layout->context = per_sequence * PEN_KV_BLOCK > measured ? per_sequence * PEN_KV_BLOCK : measured;
+    layout->logit_rows = need->logit_rows > shape.logit_rows ? need->logit_rows : shape.logit_rows;
     return PEN_OK;
 }
 
@@ -461,7 +481,7 @@ static bool load_progress(void *context, uint64_t done, uint64_t total) {
 }
 
 static pen_status make_stage(pen_session *session) {
-    const layout *want = &session->layout;
+    const stage_layout *want = &session->layout;
     const pen_hparams *hparams = pen_model_hparams(session->model);
     const pen_plan_stage *own = &session->plan->stages[pen_world_stage(session->world)];
     pen_stage_options options = {
@@ -499,12 +519,6 @@ pen_status pen_session_load(pen_session *session) {
 
 pen_status pen_session_measure(pen_session *session, double *ms) {
     const pen_plan *plan = session->plan;
-    pen_steady steady = steady_state(plan, plan->stage_count);
-    pen_engine_shape shape = {
-        .decode_rows = (int32_t)lround(steady.decode_rows),
-        .prompt_rows = (int32_t)lround(steady.rows - steady.decode_rows),
-        .position = (int32_t)lround(steady.context),
-        .logit_rows = (int32_t)lround(steady.logit_rows),
-    };
+    pen_engine_shape shape = steady_shape(session, plan->stage_count);
     return pen_engine_measure(session->engine, &shape, MEASURE_REPEATS, ms);
 }
