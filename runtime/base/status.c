@@ -29,4 +29,6 @@ pen_status pen_fail(pen_status status, const char *format, ...) {
     return status;
 }
 
-const char *pen_last_error(void) { return last_error; }
+const char *pen_last_error(void) {
+    return last_error;
+}
