@@ -80,12 +80,15 @@ enum { PEAK_ROUNDS = 10000, PEAK_CHAINS = 12 };
 __attribute__((target("avx512f,avx512vnni"))) static void int8_task(void *context, int task, int thread) {
     (void)task;
     __m512i sums[PEAK_CHAINS], a = _mm512_set1_epi32(thread), b = _mm512_set1_epi32(task);
+#pragma GCC unroll 12
     for (int i = 0; i < PEAK_CHAINS; i++) sums[i] = a;
     for (int round = 0; round < PEAK_ROUNDS; round++)
+#pragma GCC unroll 12
         for (int i = 0; i < PEAK_CHAINS; i++) {
             sums[i] = _mm512_dpbusd_epi32(sums[i], a, b);
             __asm__("" : "+v"(sums[i]));
         }
+#pragma GCC unroll 12
     for (int i = 1; i < PEAK_CHAINS; i++) sums[0] = _mm512_add_epi32(sums[0], sums[i]);
     ((limit_job *)context)->sums[thread] = (uint64_t)_mm512_reduce_add_epi32(sums[0]);
 }
@@ -93,12 +96,15 @@ __attribute__((target("avx512f,avx512vnni"))) static void int8_task(void *contex
 __attribute__((target("avx512f"))) static void float_task(void *context, int task, int thread) {
     (void)task;
     __m512 sums[PEAK_CHAINS], a = _mm512_set1_ps((float)thread), b = _mm512_set1_ps((float)task);
+#pragma GCC unroll 12
     for (int i = 0; i < PEAK_CHAINS; i++) sums[i] = a;
     for (int round = 0; round < PEAK_ROUNDS; round++)
+#pragma GCC unroll 12
         for (int i = 0; i < PEAK_CHAINS; i++) {
             sums[i] = _mm512_fmadd_ps(a, b, sums[i]);
             __asm__("" : "+v"(sums[i]));
         }
+#pragma GCC unroll 12
     for (int i = 1; i < PEAK_CHAINS; i++) sums[0] = _mm512_add_ps(sums[0], sums[i]);
     ((limit_job *)context)->sums[thread] = (uint64_t)_mm512_reduce_add_ps(sums[0]);
 }
@@ -139,7 +145,7 @@ static const shape shapes[] = {
     {"SmolLM2 logits", 49152, 576, false}, {"Llama-1B qkv", 3072, 2048, false},  {"Llama-1B gate+up", 8192, 2048, true},
     {"Llama-1B down", 2048, 8192, false},
 };
-static const pen_type types[] = {PEN_TYPE_Q4_0, PEN_TYPE_Q4_1, PEN_TYPE_Q8_0, PEN_TYPE_F16};
+static const pen_type types[] = {PEN_TYPE_Q4_1, PEN_TYPE_Q8_0, PEN_TYPE_F16};
 static const int token_counts[] = {1, 4, 16, 64, 512};
 
 typedef struct bench {
