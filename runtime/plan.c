@@ -325,9 +325,10 @@ static void remark_on_ends(pen_plan *plan) {
     double first = plan->units[0].time_ms / layer_ms, last = plan->units[n - 1].time_ms / layer_ms;
     if (leading && first > 3 && plan->stages[0].last == 0)
         remark(plan, false, "%s costs %.1f layers and has a stage of its own", plan->units[0].name, first);
-    const pen_plan_stage *tail = &plan->stages[stages - 1];
-    int held = tail->last - tail->first, others = layers - held;
-    double each = (double)others / (stages - 1);
+    /* Against the stages that have layers only, or the first one, if there is no other. */
+    const pen_plan_stage *tail = &plan->stages[stages - 1], *before = &plan->stages[stages > 2];
+    int held = tail->last - tail->first, others = tail->first - (stages > 2 ? before->first : leading);
+    double each = (double)others / (stages > 2 ? stages - 2 : 1);
     if (trailing && last > 2 && held < each)
         remark(plan, false, "%s costs %.1f layers: its stage has %d of them, the others %.3g on average",
                plan->units[n - 1].name, last, held, each);
