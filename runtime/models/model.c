@@ -107,8 +107,8 @@ static void set_name(pen_tensor *tensor, const pen_rule *rule, int layer) {
 static pen_status check_tensor(const pen_model *model, pen_tensor *tensor) {
     const pen_gguf_tensor *file = tensor->file;
     if (!file->known)
-        return pen_fail(PEN_UNSUPPORTED, "%s: tensor %s has type %u, which is not supported", model->path, tensor->name,
-                        file->gguf_type);
+        return pen_fail(PEN_UNSUPPORTED, "%s: tensor %s has type %s, which is not supported", model->path, tensor->name,
+                        pen_gguf_type_name(file->gguf_type));
     if (file->shape[0] != tensor->cols || file->shape[1] != tensor->rows || file->shape[2] != 1 || file->shape[3] != 1)
         return pen_fail(PEN_BAD_INPUT, "%s: tensor %s is [%lld][%lld], %s of these parameters has [%d][%d]",
                         model->path, tensor->name, (long long)file->shape[1], (long long)file->shape[0],

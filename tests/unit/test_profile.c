@@ -53,8 +53,8 @@ static pen_profile *made_profile(const pen_model *model) {
         if (known) continue;
         profile->class_count++;
         *class = (pen_profile_class){.hash = unit->class_hash, .row_count = 3, .rows = {1, 4, 16}};
-        class->contexts[1] = 100;
         class->context_count = unit->kind == PEN_UNIT_BLOCK ? 2 : 1;
+        if (class->context_count == 2) class->contexts[1] = 100;
         for (int c = 0; c < class->context_count; c++)
             for (int i = 0; i < 3; i++)
                 class->points[c][i] =

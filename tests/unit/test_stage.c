@@ -14,20 +14,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cpu.h"
-#include "stage.h"
+#include "pipeline.h"
 
 /* Widths and head counts that are no powers of two; blocks of two classes. */
 #define SHAPE "synthetic:llama:layers=4,hidden=96,ffn=160*2/96*2,heads=6,kv_heads=2,vocab=331,context=128"
 
-enum { VOCAB = 331, TOKENS = 75, STAGES_MOST = 4, SLOTS = 2, KV_BLOCKS = 24, CONTEXT = 128 };
+enum { VOCAB = 331, TOKENS = 75, SLOTS = 2, KV_BLOCKS = 24 };
 
-/* ---- A pipeline of stages in one process ------------------------------------------------------------------------- */
+/* ---- One sequence, fed in different ways --------------------------------------------------------------------------
+ */
 
-/* How a run is made; what must not matter. */
+/* How a run is made: what must not matter. */
 typedef struct setup {
     const char *model;
-    int first[STAGES_MOST]; /* first unit of each stage, 0 … */
+    int first[STAGES_MOST];
     int stages;
     int chunk; /* rows of a microbatch */
     int threads;
@@ -36,61 +36,6 @@ typedef struct setup {
     bool neighbour; /* another sequence shares every microbatch */
     bool backwards; /* KV blocks are handed out from the last */
 } setup;
-
-typedef struct pipeline {
-    pen_model *model;
-    pen_device *devices[STAGES_MOST];
-    pen_stage *stages[STAGES_MOST];
-    int count, hidden;
-} pipeline;
-
-static void open_pipeline(pipeline *p, const setup *s) {
-    if (pen_model_open(s->model, &p->model) != PEN_OK) fail_msg("%s", pen_last_error());
-    p->count = s->stages;
-    p->hidden = pen_model_hparams(p->model)->hidden;
-    for (int i = 0; i < s->stages; i++) {
-        const pen_cpu_options cpu = {.isa = s->isa, .activations = s->activations, .threads = s->threads};
-        if (pen_cpu_device_create(&cpu, &p->devices[i]) != PEN_OK) fail_msg("%s", pen_last_error());
-        const pen_stage_options options = {
-            .first = s->first[i],
-            .last = i + 1 < s->stages ? s->first[i + 1] - 1 : pen_model_unit_count(p->model) - 1,
-            .rows = 2 * TOKENS,
-            .logit_rows = 2 * TOKENS,
-            .context = CONTEXT,
-            .kv_blocks = KV_BLOCKS,
-            .slots = SLOTS,
-        };
-        size_t before = pen_device_bytes_used(p->devices[i]);
-        if (pen_stage_create(p->model, p->devices[i], &options, &p->stages[i]) != PEN_OK)
-            fail_msg("%s", pen_last_error());
-        assert_int_equal(pen_device_bytes_used(p->devices[i]) - before,
-                         pen_stage_bytes(p->model, p->devices[i], &options));
-        assert_int_equal(pen_stage_has_head(p->stages[i]), i + 1 == s->stages);
-    }
-}
-
-static void close_pipeline(pipeline *p) {
-    for (int i = 0; i < p->count; i++) {
-        pen_stage_destroy(p->stages[i]);
-        assert_int_equal(pen_device_sync(p->devices[i]), PEN_OK);
-        pen_device_destroy(p->devices[i]);
-    }
-    pen_model_close(p->model);
-}
-
-/* One microbatch through all stages; rows go from stage to stage by way of the host. */
-static const pen_choice *run(pipeline *p, int slot, const pen_batch *batch, const pen_pick *picks) {
-    size_t bytes = (size_t)batch->rows * (size_t)p->hidden * sizeof(float);
-    float *rows = malloc(bytes);
-    for (int i = 0; i < p->count; i++) {
-        if (i > 0) pen_buffer_write(pen_stage_rows(p->stages[i], slot), 0, rows, bytes);
-        pen_stage_run(p->stages[i], slot, batch, i + 1 == p->count ? picks : NULL);
-        assert_int_equal(pen_device_sync(p->devices[i]), PEN_OK);
-        if (i + 1 < p->count) pen_buffer_read(pen_stage_rows(p->stages[i], slot), 0, rows, bytes);
-    }
-    free(rows);
-    return pen_stage_choices(p->stages[p->count - 1], slot);
-}
 
 /* What came out: per position the choice for the next token, alternately scored and drawn. */
 typedef struct outcome {
@@ -115,10 +60,20 @@ static pen_pick pick_at(int position) {
     return pick;
 }
 
+static void open_setup(pipeline *p, const setup *s) {
+    pipeline_options o = {
+        .model = s->model,
+        .stages = s->stages,
+        .cpu = {.isa = s->isa, .activations = s->activations, .threads = s->threads},
+        .stage = {.rows = 2 * TOKENS, .logit_rows = TOKENS, .context = 128, .kv_blocks = KV_BLOCKS, .slots = SLOTS}};
+    memcpy(o.first, s->first, sizeof o.first);
+    open_pipeline(p, &o);
+}
+
 /* Feeds the sequence in chunks and keeps the choices of all positions. */
 static void feed(const setup *s, outcome *out) {
-    pipeline p = {0};
-    open_pipeline(&p, s);
+    pipeline p;
+    open_setup(&p, s);
     int32_t own[KV_BLOCKS / 2], other[KV_BLOCKS / 2];
     for (int i = 0; i < KV_BLOCKS / 2; i++) {
         own[i] = s->backwards ? KV_BLOCKS - 1 - 2 * i : 2 * i;
@@ -143,7 +98,7 @@ static void feed(const setup *s, outcome *out) {
                                  .tokens = tokens,
                                  .logit_count = count,
                                  .logit_rows = logit_rows};
-        const pen_choice *choices = run(&p, step % SLOTS, &batch, picks);
+        const pen_choice *choices = run_pipeline(&p, step % SLOTS, &batch, picks);
         memcpy(out->choices + at, choices, (size_t)count * sizeof *choices);
     }
     close_pipeline(&p);
@@ -221,8 +176,18 @@ static void test_instruction_sets_agree(void **state) {
                 feed(&way, i == 0 ? &first : &actual);
                 if (i > 0) assert_same(&first, &actual, sets[i].name);
             }
-            for (int i = 0; i < TOKENS; i++) /* scores of the same token, and the best one's */
-                assert_true(fabsf(first.choices[i].top_logprobs[0] - oracle.choices[i].top_logprobs[0]) < 0.02f);
+            /* f32 sums in another order differ in the last bits. In fast mode such a bit can tip the rounding of an
+             * activation to int8, and what follows differs by that much. */
+            double sum = 0, worst = 0;
+            for (int i = 0; i < TOKENS; i++) {
+                double error =
+                    fabs((double)first.choices[i].top_logprobs[0] - (double)oracle.choices[i].top_logprobs[0]);
+                sum += error;
+                worst = fmax(worst, error);
+            }
+            if (worst > (f32 ? 1e-5 : 0.1) || sum / TOKENS > (f32 ? 1e-6 : 0.02))
+                fail_msg("%s, %s: %g from the oracle, at most %g", models[m], f32 ? "f32" : "fast", sum / TOKENS,
+                         worst);
         }
 }
 
@@ -232,13 +197,13 @@ static void test_rows_without_logits(void **state) {
     static outcome expected;
     setup s = {.model = models[0], .stages = 1, .chunk = TOKENS, .threads = 1};
     feed(&s, &expected);
-    pipeline p = {0};
-    open_pipeline(&p, &s);
+    pipeline p;
+    open_setup(&p, &s);
     int32_t table[KV_BLOCKS], tokens[TOKENS];
     for (int i = 0; i < KV_BLOCKS; i++) table[i] = i;
     for (int i = 0; i < TOKENS; i++) tokens[i] = token_at(i);
     pen_run prompt = {.rows = TOKENS - 1, .tables = {table, table}};
-    run(&p, 0, &(pen_batch){.rows = TOKENS - 1, .run_count = 1, .runs = &prompt, .tokens = tokens}, NULL);
+    run_pipeline(&p, 0, &(pen_batch){.rows = TOKENS - 1, .run_count = 1, .runs = &prompt, .tokens = tokens}, NULL);
     pen_run last = {.rows = 1, .position = TOKENS - 1, .tables = {table, table}};
     pen_pick pick = pick_at(TOKENS - 1);
     const pen_batch batch = {.rows = 1,
@@ -247,7 +212,7 @@ static void test_rows_without_logits(void **state) {
                              .tokens = tokens + TOKENS - 1,
                              .logit_count = 1,
                              .logit_rows = &(int32_t){0}};
-    const pen_choice *choice = run(&p, 1, &batch, &pick);
+    const pen_choice *choice = run_pipeline(&p, 1, &batch, &pick);
     assert_int_equal(choice->token, expected.choices[TOKENS - 1].token);
     assert_memory_equal(&choice->logprob, &expected.choices[TOKENS - 1].logprob, sizeof choice->logprob);
     close_pipeline(&p);
