@@ -2,9 +2,10 @@
  * The exact solver, and the three other questions that the same dynamic programme answers.
  *
  * All of them ask for the split with the smallest largest *cost* of a stage, for a cost that never falls when a stage
- * grows at either end: its time, what it lacks in memory, or how few KV tokens it can hold (negated). Because of that
- * monotony bottleneck() needs O(S·n) and no search: see there. What a stage may cover at all is kept as `end`, the
- * furthest end for each start; a second kind of cost (memory while time is minimised) narrows it.
+ * grows at either end: its time, what it lacks in memory (tied bytes are never more than the unit that brings them), or
+ * how few KV tokens it can hold (negated). Because of that monotony bottleneck() needs O(S·n) and no search: see there.
+ * What a stage may cover at all is kept as `end`, the furthest end for each start; a second kind of cost (memory while
+ * time is minimised) narrows it.
  *
  * The optimum is then made unique in a second pass over splits whose stages all stay within the best maximum: least sum
  * of squared costs. A stage's cost is a convex function of a difference of prefix sums, so its square obeys the
@@ -167,8 +168,6 @@ static inline __attribute__((always_inline)) void narrow(programme *p, cost_func
         int furthest = s + p->width;
         for (int i = s + p->width - 1; i >= s; i--) {
             int *end = end_of(p, s, i);
-            /* Never further than the next start's; but tied bytes may let all units fit where all but one do not. */
-            if (i == 0 && p->stages == 1) furthest = p->units;
             if (*end < furthest) furthest = *end;
             while (furthest > i && cost(p, s, i, furthest) > bound) furthest--;
             *end = furthest;
@@ -323,7 +322,6 @@ static int count_stages(const programme *p, int *reached, int *next) {
         int limit = s % p->stages;
         memset(next, 0, (size_t)(n + 1) * sizeof *next);
         for (int i = n - 1, furthest = n; i >= s; i--) {
-            if (s == 0 && i == 0) furthest = n; /* tied bytes: see narrow() */
             while (furthest > i && excess_cost(p, limit, i, furthest) > 0) furthest--;
             if (!reached[i] || furthest == i) continue;
             next[i + 1]++; /* +1 where a run of possible ends begins, −1 behind it */

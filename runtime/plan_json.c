@@ -138,7 +138,7 @@ static pen_status read_ms(const place *at, const char *field, double *value) {
 }
 
 static pen_status read_bytes(const place *at, const char *field, uint64_t *value) {
-    double number;
+    double number = 0;
     if (!json_object_get(at->object, field)) return PEN_OK;
     PEN_TRY(read_number(at, field, 0, BYTES_MAX, &number));
     *value = (uint64_t)number;
@@ -353,8 +353,8 @@ static pen_status read_file(const char *path, char **text, size_t *length) {
 }
 
 pen_status pen_plan_read(const char *path, pen_plan **plan) {
-    char *text;
-    size_t length;
+    char *text = NULL;
+    size_t length = 0;
     PEN_TRY(read_file(path, &text, &length));
     pen_status status = pen_plan_from_json(path, text, length, plan);
     free(text);
