@@ -44,10 +44,7 @@ launch/setup.sh --tests || { fail "packages are missing"; finish; }
 
 # What the tests need besides: the model, and Python packages that serve as oracles. Both are optional.
 options=(-DBUILD_TESTING=ON)
-if PENSTOCK_TEST_MODEL=${PENSTOCK_TEST_MODEL:-$(launch/fetch-model.sh)}; then
-  export PENSTOCK_TEST_MODEL
-  options+=("-DPENSTOCK_TEST_MODEL=$PENSTOCK_TEST_MODEL")
-fi
+if model=${PENSTOCK_TEST_MODEL:-$(launch/fetch-model.sh)}; then options+=("-DPENSTOCK_TEST_MODEL=$model"); fi
 if [ -z "${PENSTOCK_TEST_PYTHON:-}" ]; then
   say "Python packages in .venv"
   if { [ -x .venv/bin/python ] || python3 -m venv .venv; } >"$log" 2>&1 &&
@@ -59,13 +56,6 @@ if [ -z "${PENSTOCK_TEST_PYTHON:-}" ]; then
   fi
 fi
 [ -z "${PENSTOCK_TEST_PYTHON:-}" ] || options+=("-DPENSTOCK_TEST_PYTHON=$PENSTOCK_TEST_PYTHON")
-
-# Open MPI as root in a container, with more ranks than cores.
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
-# Nothing of the caller's: his profiles, his options.
-XDG_CACHE_HOME=$(mktemp -d)
-export XDG_CACHE_HOME
-trap 'rm -rf "$log" "$XDG_CACHE_HOME"' EXIT
 
 if build release "${options[@]}"; then suite release; else fail "the release build failed"; fi
 if build asan "${options[@]}"; then suite asan -L unit; else fail "the asan build failed"; fi

@@ -8,7 +8,7 @@
 #include "linear_dot.isa.h"
 #include "quantize.isa.h"
 
-enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, PREFETCH = 1536 };
+enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, PREFETCH = 8192 };
 
 /* ---- int8 activations × quantised weights ---------------------------------------------------------------------- */
 
@@ -50,6 +50,7 @@ static inline v16 step_q8_0(const weight_block *b, const pen_activation_block *x
     return scaled(dot_u8_less_128(&b->w, x), b, x, sum);
 }
 
+/* The hardware's own prefetching stops at pages and falls behind where several tokens are computed per block. */
 static inline void prefetch(const unsigned char *p, int bytes) {
     for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + PREFETCH + line);
 }
@@ -71,6 +72,7 @@ static inline void prefetch(const unsigned char *p, int bytes) {
         }                                                                                                              \
         for (int t = 0; t < tokens; t++) v16_store(y + ROWS * t, v16_all(0));                                          \
         for (int b = 0; b < blocks; b++, group += bytes) {                                                             \
+            prefetch(group, bytes);                                                                                    \
             weight_block unpacked = unpack_##type(group);                                                              \
             const unsigned char *at = x + sizeof(pen_activation_block) * (size_t)b;                                    \
             for (int t = 0; t < tokens; t++, at += stride) {                                                           \
@@ -158,12 +160,13 @@ static inline __attribute__((always_inline)) void dot_float(void (*widen)(const 
         widen(group, &w);
         for (int t = 0; t < tokens;) {
             const float *values[8];
-            int n = tokens - t < 8 ? tokens - t : 8;
+            int left = tokens - t, n = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
             for (int i = 0; i < n; i++) values[i] = values_of(x + stride * (size_t)(t + i), b, int8, buffers[i]);
-            if (n == 8) {
-                add_products(&w, values, 8, y + ROWS * t);
-            } else {
-                for (int i = 0; i < n; i++) add_products(&w, values + i, 1, y + ROWS * (t + i));
+            switch (n) {
+            case 8: add_products(&w, values, 8, y + ROWS * t); break;
+            case 4: add_products(&w, values, 4, y + ROWS * t); break;
+            case 2: add_products(&w, values, 2, y + ROWS * t); break;
+            case 1: add_products(&w, values, 1, y + ROWS * t); break;
             }
             t += n;
         }

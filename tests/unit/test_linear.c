@@ -525,7 +525,7 @@ static void test_activation_rows_round_alike_and_pass_on_what_is_not_finite(void
             assert_int_equal(isnan(row[b].scaled_sum) != 0, b == 2 || b == 3);
             int sum = 0;
             for (int i = 0; i < 32; i++) sum += row[b].q[i];
-            assert_int_equal(row[b].sum8, 8 * sum);
+            assert_int_equal(row[b].bias8, -8 * sum);
             for (int i = 0; i < 32 && b > 3; i++)
                 assert_true(fabsf(row[b].scale * (float)row[b].q[i] - x[32 * b + i]) <= 0.501F * row[b].scale);
         }
