@@ -131,7 +131,7 @@ def check_format():
 def check_headers(build):
     """Every header compiles by itself, with no more than its folder's own include directories. Those of tests may count
     on cmocka.h, which itself counts on four others."""
-    cmocka = [word for header in ("setjmp", "stdarg", "stddef", "stdint", "cmocka") for word in ("-include", f"{header}.h")]
+    cmocka = [f"--include={header}.h" for header in ("setjmp", "stdarg", "stddef", "stdint", "cmocka")]
     commands = {}
     for entry in json.loads((Path(build) / "compile_commands.json").read_text()):
         words = shlex.split(entry["command"])
@@ -142,7 +142,8 @@ def check_headers(build):
         before = cmocka if name(path).startswith("tests/") else []
         error = "nothing is compiled in its folder"
         for way in {" ".join(way): way for way in ways}.values():
-            result = subprocess.run([*way, "-fsyntax-only", *before, "-x", "c", str(path)], capture_output=True, text=True)
+            line = [*way, "-fsyntax-only", *before, "-x", "c", str(path)]
+            result = subprocess.run(line, capture_output=True, text=True)
             error = next((line for line in result.stderr.splitlines() if "error:" in line), "does not compile")
             if result.returncode == 0:
                 break
