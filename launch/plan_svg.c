@@ -62,9 +62,9 @@ static void units_text(FILE *out, const pen_plan *plan, const pen_plan_stage *st
     escape(out, plan->units[stage->last].name);
 }
 
-/* 1, 2 or 5 times a power of ten: the step of about four grid lines. */
+/* 1, 2 or 5 times a power of ten: the step of about five grid lines. */
 static double grid_step(double most) {
-    double raw = most / 4, power = pow(10, floor(log10(raw))), lead = raw / power;
+    double raw = most / 5, power = pow(10, floor(log10(raw))), lead = raw / power;
     return power * (lead > 5 ? 10 : lead > 2 ? 5 : lead > 1 ? 2 : 1);
 }
 
@@ -97,8 +97,8 @@ static void draw_units(FILE *out, const pen_plan *plan) {
         fprintf(out, "<rect x=\"%.2f\" y=\"%d\" width=\"%.2f\" height=\"%d\" fill=\"%s\" opacity=\"0.14\"/>\n", x,
                 CHART_TOP - 18, width, CHART_HEIGHT + 18, colour(s));
         if (width >= 16)
-            fprintf(out, "<text class=\"small\" x=\"%.2f\" y=\"%d\" text-anchor=\"middle\">%d</text>\n", x + width / 2,
-                    CHART_TOP - 5, s);
+            fprintf(out, "<text class=\"small\" x=\"%.2f\" y=\"%d\" text-anchor=\"middle\">%s%d</text>\n",
+                    x + width / 2, CHART_TOP - 5, width >= 60 ? "stage " : "", s);
     }
     for (int line = 0; line * step <= top * 1.0001; line++) {
         double y = bottom - line * step * scale;
@@ -125,7 +125,7 @@ static void draw_stage(FILE *out, const pen_plan *plan, int s, double y, double 
     double thick = height * 0.62, bar_y = y + (height - thick) / 2, text_y = y + height / 2 + 4;
     double share = plan->score.max_ms > 0 ? stage->time_ms / plan->score.max_ms : 0;
     fprintf(out, "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\" class=\"faint\">%d</text>", UNITS_X - 12, text_y, s);
-    fprintf(out, "<text x=\"%d\" y=\"%.1f\">", UNITS_X, text_y);
+    fprintf(out, "<text x=\"%d\" y=\"%.1f\" clip-path=\"url(#names)\">", UNITS_X, text_y);
     units_text(out, plan, stage);
     fprintf(out, " <tspan class=\"faint\">(%d)</tspan></text>\n", stage->last - stage->first + 1);
     fprintf(out, "<rect class=\"track\" x=\"%d\" y=\"%.1f\" width=\"%d\" height=\"%.1f\" rx=\"2\"/>", TIME_X, bar_y,
@@ -175,6 +175,8 @@ pen_status pen_plan_svg(const pen_plan *plan, char **text) {
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%.0f\" viewBox=\"0 0 %d %.0f\" "
             "role=\"img\">\n<style>%s</style>\n<rect class=\"ground\" width=\"100%%\" height=\"100%%\"/>\n",
             WIDTH, height, WIDTH, height, style);
+    fprintf(out, "<clipPath id=\"names\"><rect x=\"%d\" width=\"%d\" height=\"100%%\"/></clipPath>\n", UNITS_X,
+            TIME_X - UNITS_X - 12);
     draw_title(out, plan);
     draw_units(out, plan);
     draw_stages(out, plan, top, row);

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHART_LINES = 32, BAR_MIN = 10, BAR_MAX = 48 };
+enum { CHART_LINES = 32, BAR_MIN = 10, BAR_MAX = 48, STAGE_BAR = 16 };
 #define ADJUST_ABOVE 1.15
 
 const char *pen_report_ms(double ms, char text[PEN_REPORT_MS]) {
@@ -33,12 +33,13 @@ static void pad(FILE *out, const char *text, int width) {
     fprintf(out, "%s%*s", text, width - columns(text), "");
 }
 
-/* A bar of eighths of a column. */
-static void bar(FILE *out, double share, int width) {
+/* A bar of eighths of a column. Returns the columns that are left. */
+static int bar(FILE *out, double share, int width) {
     static const char *const eighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
     int filled = (int)lround(fmin(fmax(share, 0), 1) * width * 8);
     for (int i = 0; i < filled / 8; i++) fputs("█", out);
     fputs(eighths[filled % 8], out);
+    return width - (filled + 7) / 8;
 }
 
 static void range_text(const pen_plan *plan, int first, int last, char *text, size_t size) {
@@ -115,7 +116,7 @@ static void report_units(FILE *out, const pen_plan *plan, int width) {
         fputs("  ", out);
         pad(out, name, name_width);
         fprintf(out, "%*s%s %8s ms  ", 6 - columns(times), "", times, pen_report_ms(mean, ms));
-        if (longest > 0) bar(out, mean / longest, bar_width);
+        bar(out, longest > 0 ? mean / longest : 0, bar_width);
         fputc('\n', out);
     }
 }
@@ -139,21 +140,20 @@ static void report_stages(FILE *out, const pen_plan *plan) {
         if (columns(name) > name_width) name_width = columns(name);
         memory = memory || plan->stages[s].memory_bytes > 0;
     }
-    fprintf(out, "  stage  %-*s %5s %11s  %-12s%s\n", name_width, "units", "count", "time", "",
-            memory ? "      memory  of limit" : "");
+    fprintf(out, "  stage  %-*s  count          time  %*s%s\n", name_width, "units", STAGE_BAR, "",
+            memory ? "      memory" : "");
     for (int s = 0; s < plan->stage_count; s++) {
         const pen_plan_stage *stage = &plan->stages[s];
         char name[2 * PEN_PLAN_NAME + 8], ms[PEN_REPORT_MS], used[PEN_SIZE_TEXT], limit[PEN_SIZE_TEXT];
         range_text(plan, stage->first, stage->last, name, sizeof name);
         fprintf(out, "  %5d  ", s);
         pad(out, name, name_width);
-        fprintf(out, " %5d %8s ms", stage->last - stage->first + 1, pen_report_ms(stage->time_ms, ms));
+        fprintf(out, "  %5d  %9s ms  ", stage->last - stage->first + 1, pen_report_ms(stage->time_ms, ms));
+        int left = bar(out, plan->score.max_ms > 0 ? stage->time_ms / plan->score.max_ms : 0, STAGE_BAR);
+        if (memory) fprintf(out, "  %*s%10s", left, "", pen_size_text(stage->memory_bytes, used));
         if (memory && stage->memory_limit > 0)
-            fprintf(out, "  %*s%10s  of %s, %.0f %%", 14, "", pen_size_text(stage->memory_bytes, used),
-                    pen_size_text(stage->memory_limit, limit),
+            fprintf(out, " of %s, %.0f %%", pen_size_text(stage->memory_limit, limit),
                     100 * (double)stage->memory_bytes / (double)stage->memory_limit);
-        else if (memory)
-            fprintf(out, "  %*s%10s", 14, "", pen_size_text(stage->memory_bytes, used));
         fputc('\n', out);
     }
 }
@@ -187,6 +187,12 @@ static void report_front(FILE *out, const pen_plan *plan) {
     }
 }
 
+static bool has_kv(const pen_plan *plan) {
+    for (int u = 0; u < plan->unit_count; u++)
+        if (plan->units[u].kv_bytes_per_token > 0) return true;
+    return false;
+}
+
 void pen_report_plan(FILE *out, const pen_plan *plan, int width) {
     report_statistics(out, plan);
     report_units(out, plan, width);
@@ -196,9 +202,12 @@ void pen_report_plan(FILE *out, const pen_plan *plan, int width) {
     report_score(out, &plan->score);
     char bound[PEN_REPORT_MS];
     fprintf(out, "\n  lower bound %s ms", pen_report_ms(plan->lower_bound_ms, bound));
-    if (plan->lower_bound_ms > 0)
-        fprintf(out, ", %.1f %% below the slowest stage", 100 * (1 - plan->lower_bound_ms / plan->score.max_ms));
-    if (plan->kv_tokens > 0) fprintf(out, "; %" PRId64 " tokens of KV", plan->kv_tokens);
+    double above = plan->lower_bound_ms > 0 ? 100 * (plan->score.max_ms / plan->lower_bound_ms - 1) : 0;
+    if (above >= 0.05)
+        fprintf(out, ", the slowest stage is %.1f %% above it", above);
+    else
+        fputs(", reached", out);
+    if (has_kv(plan)) fprintf(out, "; %" PRId64 " tokens of KV", plan->kv_tokens);
     fputc('\n', out);
     report_methods(out, plan);
     report_front(out, plan);

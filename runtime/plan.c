@@ -72,13 +72,13 @@ int pen_plan_trailing(const pen_plan *plan) {
     return plan->unit_count > 1 && strcasestr(plan->units[plan->unit_count - 1].name, "head");
 }
 
-int pen_plan_sequences(const pen_plan *plan, int stages) {
-    return plan->workload.max_num_seqs > 0 ? plan->workload.max_num_seqs : SEQUENCES_PER_STAGE * stages;
+int pen_plan_sequences(const pen_plan_workload *workload, int stages) {
+    return workload->max_num_seqs > 0 ? workload->max_num_seqs : SEQUENCES_PER_STAGE * stages;
 }
 
-int64_t pen_plan_kv_tokens_needed(const pen_plan *plan, int stages) {
-    int64_t tokens = (int64_t)plan->workload.prompt_tokens + plan->workload.output_tokens;
-    return pen_plan_sequences(plan, stages) * tokens;
+int64_t pen_plan_kv_tokens_needed(const pen_plan_workload *workload, int stages) {
+    int64_t tokens = (int64_t)workload->prompt_tokens + workload->output_tokens;
+    return pen_plan_sequences(workload, stages) * tokens;
 }
 
 uint64_t pen_plan_block_bytes(int hidden) {
@@ -228,7 +228,7 @@ static pen_status choose_kv_tokens(pen_plan *plan, const pen_plan_options *optio
     pen_partition_problem *problem = &t->problem;
     if (options->kv_tokens < 0) return pen_fail(PEN_USAGE, "%" PRId64 " tokens of KV", options->kv_tokens);
     if (options->kv_tokens > 0) return PEN_OK;
-    int64_t least = problem->kv_tokens, wanted = pen_plan_kv_tokens_needed(plan, problem->stage_count);
+    int64_t least = problem->kv_tokens, wanted = pen_plan_kv_tokens_needed(&plan->workload, problem->stage_count);
     PEN_TRY(pen_partition_kv_front(problem, plan->points, PEN_PLAN_POINTS, &plan->point_count));
     int64_t most = plan->point_count > 0 ? plan->points[plan->point_count - 1].kv_tokens : INT64_MAX;
     if (most >= wanted) {
@@ -236,7 +236,7 @@ static pen_status choose_kv_tokens(pen_plan *plan, const pen_plan_options *optio
     } else if (most >= least) {
         problem->kv_tokens = most;
         remark(plan, true, "memory holds %" PRId64 " tokens of KV, not the %" PRId64 " that %d sequences need", most,
-               wanted, pen_plan_sequences(plan, problem->stage_count));
+               wanted, pen_plan_sequences(&plan->workload, problem->stage_count));
     }
     return PEN_OK;
 }
@@ -325,9 +325,10 @@ static void remark_on_ends(pen_plan *plan) {
     double first = plan->units[0].time_ms / layer_ms, last = plan->units[n - 1].time_ms / layer_ms;
     if (leading && first > 3 && plan->stages[0].last == 0)
         remark(plan, false, "%s costs %.1f layers and has a stage of its own", plan->units[0].name, first);
-    const pen_plan_stage *tail = &plan->stages[stages - 1];
-    int held = tail->last - tail->first, others = layers - held;
-    double each = (double)others / (stages - 1);
+    /* Against the stages that have layers only, or the first one, if there is no other. */
+    const pen_plan_stage *tail = &plan->stages[stages - 1], *before = &plan->stages[stages > 2];
+    int held = tail->last - tail->first, others = tail->first - (stages > 2 ? before->first : leading);
+    double each = (double)others / (stages > 2 ? stages - 2 : 1);
     if (trailing && last > 2 && held < each)
         remark(plan, false, "%s costs %.1f layers: its stage has %d of them, the others %.3g on average",
                plan->units[n - 1].name, last, held, each);

@@ -115,8 +115,8 @@ pen_status pen_plan_solve(pen_plan *plan, const pen_plan_options *options);
 pen_status pen_plan_apply(pen_plan *plan, const char *method, int stages, const int *first, int64_t kv_tokens);
 
 /* Sequences at once, N; tokens of KV that they need when all are at their longest. */
-int pen_plan_sequences(const pen_plan *plan, int stages);
-int64_t pen_plan_kv_tokens_needed(const pen_plan *plan, int stages);
+int pen_plan_sequences(const pen_plan_workload *workload, int stages);
+int64_t pen_plan_kv_tokens_needed(const pen_plan_workload *workload, int stages);
 
 /* Time of a unit on a device. */
 double pen_plan_unit_ms(const pen_plan *plan, int unit, int device);

@@ -310,11 +310,11 @@ static pen_status read_plan(const place *root, pen_plan **made) {
 
 pen_status pen_plan_from_json(const char *origin, const char *text, size_t length, pen_plan **plan) {
     json_error_t error;
+    *plan = NULL;
     json_t *object = json_loadb(text, length, JSON_REJECT_DUPLICATES, &error);
     if (!object)
         return pen_fail(PEN_BAD_INPUT, "%s: line %d, column %d: %s", origin, error.line, error.column, error.text);
     place root = {.origin = origin, .object = object};
-    *plan = NULL;
     pen_status status =
         json_is_object(object) ? read_plan(&root, plan) : pen_fail(PEN_BAD_INPUT, "%s: no JSON object", origin);
     if (status != PEN_OK) {

@@ -53,14 +53,23 @@ static void fill_on_device(const pen_model *model, const pen_plan_model_options 
         made->kv_bytes_per_token = pen_kv_bytes(options->device, h->kv_heads, h->head_size, 1) / PEN_KV_BLOCK;
 }
 
+pen_steady pen_plan_steady(const pen_plan_workload *workload, int stages, int rows) {
+    pen_steady steady = pen_profile_steady(workload->prompt_tokens, workload->output_tokens,
+                                           pen_plan_sequences(workload, stages), stages);
+    double share = rows > 0 && steady.rows > rows ? rows / steady.rows : 1;
+    steady.rows *= share;
+    steady.decode_rows *= share;
+    steady.logit_rows *= share;
+    return steady;
+}
+
 pen_status pen_plan_from_model(const pen_model *model, const pen_plan_model_options *options, pen_plan **plan) {
     int units = pen_model_unit_count(model);
     PEN_TRY(pen_plan_create(units, 1, plan));
     pen_plan *made = *plan;
     const pen_profile *profile = options->profile;
     made->workload = options->workload;
-    pen_steady steady = pen_profile_steady(made->workload.prompt_tokens, made->workload.output_tokens,
-                                           pen_plan_sequences(made, options->stages), options->stages);
+    pen_steady steady = pen_plan_steady(&made->workload, options->stages, options->rows);
     for (int u = 0; u < units; u++) {
         const pen_unit *unit = pen_model_unit(model, u);
         pen_plan_unit *to = &made->units[u];

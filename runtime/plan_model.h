@@ -15,6 +15,10 @@ typedef struct pen_plan_model_options {
     int slots;                     /* residual buffers of a stage; with a device */
 } pen_plan_model_options;
 
+/* The microbatch that the workload makes in the steady state of `stages` stages (pen_profile_steady), in proportion no
+ * larger than `rows` rows, the largest microbatch that there is; 0: no such limit. */
+pen_steady pen_plan_steady(const pen_plan_workload *workload, int stages, int rows);
+
 /* One device, of speed 1 and without a memory limit; not solved. */
 pen_status pen_plan_from_model(const pen_model *model, const pen_plan_model_options *options, pen_plan **plan);
 

@@ -24,8 +24,8 @@ typedef struct query_tile {
 
 /* Scratch of one thread, in floats. */
 typedef struct workspace {
-    float *queries; /* [head_size][tile queries] scaled */
-    float *scores;  /* [tile queries][PEN_SCORE_STRIDE] */
+    float *queries; /* [head_size][query_stride] scaled */
+    float *scores;  /* [query_stride][PEN_SCORE_STRIDE] */
     pen_attention_state span, state;
 } workspace;
 
@@ -33,6 +33,7 @@ typedef struct workspace {
 typedef struct layout {
     int group;        /* query heads per KV head */
     int tile_queries; /* most queries of a tile, a multiple of `group` */
+    int query_stride; /* those rounded up to whole vectors */
     int width;        /* head_size rounded up to whole vectors */
     size_t state_floats, thread_floats;
     size_t rows_at, tiles_at, partials_at, total; /* bytes; the threads' parts come first */
@@ -57,8 +58,8 @@ static size_t round_up(size_t value, size_t to) {
 static layout lay_out(const pen_cpu_device *device, const pen_limits *limits, int heads, int kv_heads, int head_size) {
     layout at = {.group = heads / kv_heads, .width = (int)round_up((size_t)head_size, 16)};
     at.tile_queries = at.group > TILE_QUERIES ? at.group : TILE_QUERIES / at.group * at.group;
-    size_t queries = (size_t)at.tile_queries, width = (size_t)at.width, size = (size_t)head_size;
-    size_t padded = round_up(queries, 16); /* keeps what follows aligned */
+    at.query_stride = (int)round_up((size_t)at.tile_queries, 16);
+    size_t padded = (size_t)at.query_stride, width = (size_t)at.width, size = (size_t)head_size;
     at.state_floats = padded * (2 + width);
     at.thread_floats = padded * (size + PEN_SCORE_STRIDE) + 2 * at.state_floats;
     size_t spans = (size_t)limits->context / PEN_ATTENTION_SPAN + 1;
@@ -75,13 +76,13 @@ size_t pen_cpu_attention_scratch(const pen_cpu_device *device, const pen_limits 
 }
 
 static pen_attention_state state_at(const layout *at, float *memory) {
-    size_t padded = round_up((size_t)at->tile_queries, 16);
+    size_t padded = (size_t)at->query_stride;
     return (pen_attention_state){.max = memory, .sum = memory + padded, .values = memory + 2 * padded};
 }
 
 static workspace workspace_of(const attention_job *job, int thread) {
     const layout *at = &job->at;
-    size_t padded = round_up((size_t)at->tile_queries, 16), size = (size_t)job->op->head_size;
+    size_t padded = (size_t)at->query_stride, size = (size_t)job->op->head_size;
     workspace work;
     work.queries = (float *)job->device->op_scratch + (size_t)thread * at->thread_floats;
     work.scores = work.queries + padded * size;
@@ -110,15 +111,24 @@ static int tile_spans(const attention_job *job, const query_tile *tile, int *fir
     return (row_end(job, tile, tile->row + tile->rows - 1) - 1) / PEN_ATTENTION_SPAN + 1;
 }
 
-/* Query n of a tile is head n mod group of row n / group. They are stored one per column, times the scale. */
+/* Query n of a tile is head n mod group of row n / group. */
+static const float *query_at(const attention_job *job, const query_tile *tile, int kv_head, int n) {
+    const pen_attention_op *op = job->op;
+    int group = job->at.group, head = kv_head * group + n % group;
+    size_t row = (size_t)(tile->row + n / group) * (size_t)(op->heads + 2 * op->kv_heads);
+    return (const float *)pen_cpu_data(op->qkv) + (row + (size_t)head) * (size_t)op->head_size;
+}
+
+/* Queries are stored one per column, times the scale; four at a time, the last one repeated where they end. */
 static void load_queries(const attention_job *job, const query_tile *tile, int kv_head, float *queries) {
     const pen_attention_op *op = job->op;
-    int stride = job->at.tile_queries, group = job->at.group, size = op->head_size;
+    int stride = job->at.query_stride, last = tile->rows * job->at.group - 1;
     float scale = op->softcap > 0 ? op->scale / op->softcap : op->scale;
-    for (int n = 0; n < tile->rows * group; n++) {
-        size_t row = (size_t)(tile->row + n / group) * (size_t)((op->heads + 2 * op->kv_heads) * size);
-        const float *q = (const float *)pen_cpu_data(op->qkv) + row + (kv_head * group + n % group) * size;
-        for (int d = 0; d < size; d++) queries[d * stride + n] = q[d] * scale;
+    for (int n = 0; n <= last; n += 4) {
+        const float *q[4];
+        for (int i = 0; i < 4; i++) q[i] = query_at(job, tile, kv_head, n + i < last ? n + i : last);
+        for (int d = 0; d < op->head_size; d++)
+            for (int i = 0; i < 4; i++) queries[d * stride + n + i] = q[i][d] * scale;
     }
 }
 
@@ -164,7 +174,7 @@ static void attend_span(const attention_job *job, const query_tile *tile, int kv
             prefetch(job, &next);
             prefetch(job, &values);
         }
-        ops->scores(work->queries, job->at.tile_queries, n, job->op->head_size, &keys,
+        ops->scores(work->queries, job->at.query_stride, n, job->op->head_size, &keys,
                     work->scores + block * PEN_KV_BLOCK - begin);
         keys = next;
     }
