@@ -174,13 +174,15 @@ static size_t kv_element(const pen_device *device) {
     return device->activations == PEN_ACTIVATIONS_FAST ? sizeof(uint16_t) : sizeof(float);
 }
 
+enum { KV_SLACK = CACHE_LINE }; /* vectors may read past the last row */
+
 /* Bytes of K, or of V. */
 static size_t kv_half(const pen_device *device, int kv_heads, int head_size, int blocks) {
     return kv_element(device) * PEN_KV_BLOCK * (size_t)kv_heads * (size_t)head_size * (size_t)blocks;
 }
 
 static size_t kv_bytes(const pen_device *device, int kv_heads, int head_size, int blocks) {
-    return 2 * kv_half(device, kv_heads, head_size, blocks);
+    return 2 * kv_half(device, kv_heads, head_size, blocks) + KV_SLACK;
 }
 
 static pen_status kv_create(pen_device *device, int kv_heads, int head_size, int blocks, pen_kv **kv) {

@@ -76,7 +76,7 @@ static uint64_t select_key(uint64_t *keys, int n, const float *weights, double n
                 mass += weights ? (double)weights[id_of(keys[i])] : 1;
                 swap(&keys[i], &keys[++larger]);
             }
-        if (need <= mass) { /* among the larger ones */
+        if (larger > 0 && need <= mass) { /* among the larger ones */
             keys++;
             n = larger;
             continue;
