@@ -72,6 +72,11 @@ static uint32_t next_random(bench *b) {
     return b->random >> 8;
 }
 
+/* In [−1, 1). */
+static float next_uniform(bench *b) {
+    return (float)next_random(b) * 0x1p-23f - 1;
+}
+
 /* The grid must fit into the model's context: rows up to half of it, and the larger context before them. */
 static void choose_shapes(bench *b, int context) {
     int most = pen_model_hparams(b->model)->context;
@@ -95,6 +100,32 @@ static pen_status make_kv(bench *b) {
     return pen_kv_create(b->device, h->kv_heads, h->head_size, b->kv_blocks, &b->kv);
 }
 
+/* Writes every page of the KV pool once: memory that was never written is one page of zeros, which no cache misses. */
+static pen_status fill_kv(bench *b) {
+    const pen_hparams *h = pen_model_hparams(b->model);
+    size_t width = (size_t)(h->heads + 2 * h->kv_heads) * (size_t)h->head_size;
+    float *row = calloc(width, sizeof *row);
+    if (!row) return pen_fail(PEN_NO_MEMORY, "no memory to measure a profile");
+    for (size_t i = 0; i < width; i++) row[i] = next_uniform(b);
+    for (int i = 0; i < b->rows_most; i++)
+        pen_buffer_write(b->workspace.qkv, (size_t)i * width * sizeof *row, row, width * sizeof *row);
+    int per_batch = (b->rows_most + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK;
+    for (int first = 0; first < b->kv_blocks; first += per_batch) {
+        for (int i = 0; i < per_batch; i++) b->tables[i] = (first + i) % b->kv_blocks;
+        const pen_run run = {.rows = b->rows_most, .tables = {b->tables, b->tables}};
+        const pen_batch batch = {.rows = b->rows_most, .run_count = 1, .runs = &run};
+        pen_device_set_batch(b->device, &batch);
+        pen_op_rope_kv(b->device, &(pen_rope_kv_op){.qkv = b->workspace.qkv,
+                                                    .heads = h->heads,
+                                                    .kv_heads = h->kv_heads,
+                                                    .head_size = h->head_size,
+                                                    .kv = b->kv});
+    }
+    pen_status status = pen_device_sync(b->device);
+    free(row);
+    return status;
+}
+
 static pen_status open_bench(bench *b, int context) {
     const pen_hparams *h = pen_model_hparams(b->model);
     choose_shapes(b, context);
@@ -111,14 +142,15 @@ static pen_status open_bench(bench *b, int context) {
         b->logit_rows[i] = i;
         b->picks[i] = (pen_pick){.top_p = 1, .target = -1};
     }
-    for (size_t i = 0; i < values; i++) b->residual[i] = (float)next_random(b) * 0x1p-23f - 1;
+    for (size_t i = 0; i < values; i++) b->residual[i] = next_uniform(b);
 
     pen_limits limits;
     pen_model_limits(b->model, b->rows_most, LOGIT_ROWS_MOST, context + b->rows_most, &limits);
     PEN_TRY(pen_device_reserve(b->device, &limits));
     PEN_TRY(pen_workspace_create(b->model, b->device, b->rows_most, LOGIT_ROWS_MOST, true, &b->workspace));
     PEN_TRY(pen_buffer_create(b->device, LOGIT_ROWS_MOST * sizeof(pen_choice), &b->choices));
-    return make_kv(b);
+    PEN_TRY(make_kv(b));
+    return fill_kv(b);
 }
 
 static void close_bench(bench *b) {

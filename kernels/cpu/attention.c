@@ -15,7 +15,6 @@
 
 enum {
     TILE_QUERIES = 48,       /* or the query heads of a KV head, where those are more */
-    VALUE_ROWS = 32,         /* V rows widened at a time */
     PARTIAL_BYTES = 8 << 20, /* most scratch for spans as tasks; beyond it a task walks all spans */
 };
 
@@ -25,10 +24,8 @@ typedef struct query_tile {
 
 /* Scratch of one thread, in floats. */
 typedef struct workspace {
-    float *queries; /* [head_size][tile queries] scaled */
-    float *scores;  /* [tile queries][PEN_SCORE_STRIDE] */
-    float *k;       /* [2][head_size][16] */
-    float *v;       /* [VALUE_ROWS][width] */
+    float *queries; /* [head_size][query_stride] scaled */
+    float *scores;  /* [query_stride][PEN_SCORE_STRIDE] */
     pen_attention_state span, state;
 } workspace;
 
@@ -36,6 +33,7 @@ typedef struct workspace {
 typedef struct layout {
     int group;        /* query heads per KV head */
     int tile_queries; /* most queries of a tile, a multiple of `group` */
+    int query_stride; /* those rounded up to whole vectors */
     int width;        /* head_size rounded up to whole vectors */
     size_t state_floats, thread_floats;
     size_t rows_at, tiles_at, partials_at, total; /* bytes; the threads' parts come first */
@@ -60,11 +58,10 @@ static size_t round_up(size_t value, size_t to) {
 static layout lay_out(const pen_cpu_device *device, const pen_limits *limits, int heads, int kv_heads, int head_size) {
     layout at = {.group = heads / kv_heads, .width = (int)round_up((size_t)head_size, 16)};
     at.tile_queries = at.group > TILE_QUERIES ? at.group : TILE_QUERIES / at.group * at.group;
-    size_t queries = (size_t)at.tile_queries, width = (size_t)at.width, size = (size_t)head_size;
-    size_t padded = round_up(queries, 16); /* keeps what follows aligned */
+    at.query_stride = (int)round_up((size_t)at.tile_queries, 16);
+    size_t padded = (size_t)at.query_stride, width = (size_t)at.width, size = (size_t)head_size;
     at.state_floats = padded * (2 + width);
-    at.thread_floats =
-        padded * (size + PEN_SCORE_STRIDE) + 2 * PEN_KV_BLOCK * size + VALUE_ROWS * width + 2 * at.state_floats;
+    at.thread_floats = padded * (size + PEN_SCORE_STRIDE) + 2 * at.state_floats;
     size_t spans = (size_t)limits->context / PEN_ATTENTION_SPAN + 1;
     size_t partials = (size_t)limits->rows * (size_t)kv_heads * spans * at.state_floats * sizeof(float);
     at.rows_at = (size_t)pen_pool_threads(device->pool) * at.thread_floats * sizeof(float);
@@ -79,19 +76,17 @@ size_t pen_cpu_attention_scratch(const pen_cpu_device *device, const pen_limits 
 }
 
 static pen_attention_state state_at(const layout *at, float *memory) {
-    size_t padded = round_up((size_t)at->tile_queries, 16);
+    size_t padded = (size_t)at->query_stride;
     return (pen_attention_state){.max = memory, .sum = memory + padded, .values = memory + 2 * padded};
 }
 
 static workspace workspace_of(const attention_job *job, int thread) {
     const layout *at = &job->at;
-    size_t padded = round_up((size_t)at->tile_queries, 16), size = (size_t)job->op->head_size;
+    size_t padded = (size_t)at->query_stride, size = (size_t)job->op->head_size;
     workspace work;
     work.queries = (float *)job->device->op_scratch + (size_t)thread * at->thread_floats;
     work.scores = work.queries + padded * size;
-    work.k = work.scores + padded * PEN_SCORE_STRIDE;
-    work.v = work.k + 2 * PEN_KV_BLOCK * size;
-    float *states = work.v + (size_t)VALUE_ROWS * (size_t)at->width;
+    float *states = work.scores + padded * PEN_SCORE_STRIDE;
     work.span = state_at(at, states);
     work.state = state_at(at, states + at->state_floats);
     return work;
@@ -116,60 +111,46 @@ static int tile_spans(const attention_job *job, const query_tile *tile, int *fir
     return (row_end(job, tile, tile->row + tile->rows - 1) - 1) / PEN_ATTENTION_SPAN + 1;
 }
 
-/* Query n of a tile is head n mod group of row n / group. They are stored one per column, times the scale. */
+/* Query n of a tile is head n mod group of row n / group. */
+static const float *query_at(const attention_job *job, const query_tile *tile, int kv_head, int n) {
+    const pen_attention_op *op = job->op;
+    int group = job->at.group, head = kv_head * group + n % group;
+    size_t row = (size_t)(tile->row + n / group) * (size_t)(op->heads + 2 * op->kv_heads);
+    return (const float *)pen_cpu_data(op->qkv) + (row + (size_t)head) * (size_t)op->head_size;
+}
+
+/* Queries are stored one per column, times the scale; four at a time, the last one repeated where they end. */
 static void load_queries(const attention_job *job, const query_tile *tile, int kv_head, float *queries) {
     const pen_attention_op *op = job->op;
-    int stride = job->at.tile_queries, group = job->at.group, size = op->head_size;
+    int stride = job->at.query_stride, last = tile->rows * job->at.group - 1;
     float scale = op->softcap > 0 ? op->scale / op->softcap : op->scale;
-    for (int n = 0; n < tile->rows * group; n++) {
-        size_t row = (size_t)(tile->row + n / group) * (size_t)((op->heads + 2 * op->kv_heads) * size);
-        const float *q = (const float *)pen_cpu_data(op->qkv) + row + (kv_head * group + n % group) * size;
-        for (int d = 0; d < size; d++) queries[d * stride + n] = q[d] * scale;
+    for (int n = 0; n <= last; n += 4) {
+        const float *q[4];
+        for (int i = 0; i < 4; i++) q[i] = query_at(job, tile, kv_head, n + i < last ? n + i : last);
+        for (int d = 0; d < op->head_size; d++)
+            for (int i = 0; i < 4; i++) queries[d * stride + n + i] = q[i][d] * scale;
     }
 }
 
-/* First element of a page's part for one KV head. */
-static size_t page_offset(const attention_job *job, const pen_run *run, int block, int kv_head) {
-    int32_t page = run->tables[job->op->group][block];
-    assert(page >= 0 && page < job->kv->blocks);
-    return ((size_t)page * (size_t)job->kv->kv_heads + (size_t)kv_head) * PEN_KV_BLOCK * (size_t)job->kv->head_size;
+/* Blocks [first, end) of a run's K or V, at most PEN_ATTENTION_BLOCKS of them. */
+static pen_attention_blocks blocks_of(const attention_job *job, const pen_run *run, const unsigned char *half_of_kv,
+                                      int kv_head, int first, int end) {
+    const pen_cpu_kv *kv = job->kv;
+    size_t bytes = kv->element * PEN_KV_BLOCK * (size_t)kv->head_size;
+    pen_attention_blocks blocks = {.half = kv->element == sizeof(uint16_t)};
+    for (; first < end && blocks.count < PEN_ATTENTION_BLOCKS; first++) {
+        int32_t page = run->tables[job->op->group][first];
+        assert(page >= 0 && page < kv->blocks);
+        blocks.at[blocks.count++] = half_of_kv + ((size_t)page * (size_t)kv->kv_heads + (size_t)kv_head) * bytes;
+    }
+    return blocks;
 }
 
-/* Scores of blocks [first, end) into columns from 0 on. */
-static void score_span(const attention_job *job, const query_tile *tile, int kv_head, int n, int first, int end,
-                       workspace *work) {
-    const pen_run *run = &job->device->runs[tile->run];
-    const pen_cpu_op_kernels *ops = job->device->ops;
-    int page = PEN_KV_BLOCK * job->op->head_size;
-    for (int block = first; block < end; block += 2) {
-        int count = end - block < 2 ? end - block : 2;
-        const float *blocks[2];
-        for (int b = 0; b < count; b++) {
-            size_t offset = page_offset(job, run, block + b, kv_head);
-            if (job->kv->element == sizeof(float)) {
-                blocks[b] = (const float *)job->kv->k + offset;
-            } else {
-                ops->widen((const uint16_t *)job->kv->k + offset, page, work->k + b * page);
-                blocks[b] = work->k + b * page;
-            }
-        }
-        ops->scores(work->queries, job->at.tile_queries, n, job->op->head_size, blocks, count,
-                    work->scores + (block - first) * PEN_KV_BLOCK);
-    }
-}
-
-/* V of positions [first, first + count) of one block, as f32 rows [count][width]. */
-static void load_values(const attention_job *job, const pen_run *run, int kv_head, int first, int count, float *rows) {
-    int size = job->op->head_size, width = job->at.width;
-    size_t offset = page_offset(job, run, first / PEN_KV_BLOCK, kv_head);
-    offset += (size_t)(first % PEN_KV_BLOCK) * (size_t)size;
-    for (int j = 0; j < count; j++, offset += (size_t)size, rows += width) {
-        if (job->kv->element == sizeof(float))
-            memcpy(rows, (const float *)job->kv->v + offset, (size_t)size * sizeof *rows);
-        else
-            job->device->ops->widen((const uint16_t *)job->kv->v + offset, size, rows);
-        memset(rows + size, 0, (size_t)(width - size) * sizeof *rows);
-    }
+/* Decode reads each block once and waits for memory: ask for it early. */
+static void prefetch(const attention_job *job, const pen_attention_blocks *blocks) {
+    size_t bytes = job->kv->element * PEN_KV_BLOCK * (size_t)job->kv->head_size;
+    for (int b = 0; b < blocks->count; b++)
+        for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)blocks->at[b] + at, 0, 2);
 }
 
 /* The softmax of a tile over one span. Positions that no row sees are not touched: their pages may be gone, or not
@@ -184,8 +165,19 @@ static void attend_span(const attention_job *job, const query_tile *tile, int kv
     int last = row_end(job, tile, tile->row + tile->rows - 1);
     if (first > begin) begin = first;
     if (last < end) end = last;
-    int blocks_end = (end - 1) / PEN_KV_BLOCK + 1;
-    score_span(job, tile, kv_head, n, begin / PEN_KV_BLOCK, blocks_end, work);
+    int blocks_begin = begin / PEN_KV_BLOCK, blocks_end = (end - 1) / PEN_KV_BLOCK + 1;
+    pen_attention_blocks keys = blocks_of(job, run, job->kv->k, kv_head, blocks_begin, blocks_end);
+    for (int block = blocks_begin; block < blocks_end; block += PEN_ATTENTION_BLOCKS) {
+        pen_attention_blocks next = blocks_of(job, run, job->kv->k, kv_head, block + PEN_ATTENTION_BLOCKS, blocks_end);
+        if (tile->rows == 1) {
+            pen_attention_blocks values = blocks_of(job, run, job->kv->v, kv_head, block, blocks_end);
+            prefetch(job, &next);
+            prefetch(job, &values);
+        }
+        ops->scores(work->queries, job->at.query_stride, n, job->op->head_size, &keys,
+                    work->scores + block * PEN_KV_BLOCK - begin);
+        keys = next;
+    }
 
     for (int q = 0; q < n; q++) {
         int to = row_end(job, tile, tile->row + q / group), from = row_first(job, to);
@@ -196,15 +188,10 @@ static void attend_span(const attention_job *job, const query_tile *tile, int kv
                                   to - begin, job->op->softcap, &out->max[q]);
     }
     memset(out->values, 0, (size_t)(n * width) * sizeof *out->values);
-    for (int position = begin; position < end;) {
-        int filled = 0, from = position;
-        for (; filled < VALUE_ROWS && position < end;) {
-            int count = end - position < PEN_KV_BLOCK ? end - position : PEN_KV_BLOCK;
-            load_values(job, run, kv_head, position, count, work->v + filled * width);
-            filled += count;
-            position += count;
-        }
-        ops->weigh(work->scores + from - begin, n, work->v, filled, width, out->values);
+    for (int block = blocks_begin; block < blocks_end; block += PEN_ATTENTION_BLOCKS) {
+        pen_attention_blocks values = blocks_of(job, run, job->kv->v, kv_head, block, blocks_end);
+        int at = block * PEN_KV_BLOCK - begin, left = end - begin - at, most = PEN_ATTENTION_BLOCKS * PEN_KV_BLOCK;
+        ops->weigh(work->scores + at, n, &values, left < most ? left : most, job->op->head_size, width, out->values);
     }
 }
 

@@ -20,19 +20,23 @@ enum { SCORE_QUERIES = 8, VALUE_QUERIES = 4, VALUE_VECTORS = 4 };
 enum { SCORE_QUERIES = 2, VALUE_QUERIES = 2, VALUE_VECTORS = 2 };
 #endif
 
+/* Element `index` and the next 15 of a block. */
+TILE v16 load_elements(const bool half, const void *block, int index) {
+    return half ? v16_load_f16((const uint16_t *)block + index) : v16_load((const float *)block + index);
+}
+
 /* ---- Scores ---------------------------------------------------------------------------------------------------- */
 
-TILE void score_tile(const int q_count, const int k_count, const float *queries, int query_stride, int head_size,
-                     const float *const *blocks, float *scores) {
+TILE void score_tile(const int q_count, const int k_count, const bool half, const float *queries, int query_stride,
+                     int head_size, const void *const *blocks, float *scores) {
     v16 sums[8][2], k[2];
 #pragma GCC unroll 8
     for (int q = 0; q < q_count; q++)
 #pragma GCC unroll 2
         for (int b = 0; b < k_count; b++) sums[q][b] = v16_all(0);
-    const float *k0 = blocks[0], *k1 = blocks[k_count - 1];
     for (int d = 0; d < head_size; d++, queries += query_stride) {
-        k[0] = v16_load(k0 + d * PEN_KV_BLOCK);
-        k[1] = v16_load(k1 + d * PEN_KV_BLOCK);
+#pragma GCC unroll 2
+        for (int b = 0; b < k_count; b++) k[b] = load_elements(half, blocks[b], d * PEN_KV_BLOCK);
 #pragma GCC unroll 8
         for (int q = 0; q < q_count; q++) {
             v16 x = v16_all(queries[q]);
@@ -47,29 +51,38 @@ TILE void score_tile(const int q_count, const int k_count, const float *queries,
 }
 
 /* All queries against one or two K blocks. */
-TILE void score_blocks(const int k_count, const float *queries, int query_stride, int n, int head_size,
-                       const float *const *blocks, float *scores) {
+TILE void score_blocks(const int k_count, const bool half, const float *queries, int query_stride, int n, int head_size,
+                       const void *const *blocks, float *scores) {
     for (; n >= SCORE_QUERIES; n -= SCORE_QUERIES) {
-        score_tile(SCORE_QUERIES, k_count, queries, query_stride, head_size, blocks, scores);
+        score_tile(SCORE_QUERIES, k_count, half, queries, query_stride, head_size, blocks, scores);
         queries += SCORE_QUERIES;
         scores += SCORE_QUERIES * PEN_SCORE_STRIDE;
     }
     for (int take; n > 0; n -= take, queries += take, scores += take * PEN_SCORE_STRIDE) {
         switch (take = n >= 4 ? 4 : n) {
-        case 4: score_tile(4, k_count, queries, query_stride, head_size, blocks, scores); break;
-        case 3: score_tile(3, k_count, queries, query_stride, head_size, blocks, scores); break;
-        case 2: score_tile(2, k_count, queries, query_stride, head_size, blocks, scores); break;
-        default: score_tile(1, k_count, queries, query_stride, head_size, blocks, scores);
+        case 4: score_tile(4, k_count, half, queries, query_stride, head_size, blocks, scores); break;
+        case 3: score_tile(3, k_count, half, queries, query_stride, head_size, blocks, scores); break;
+        case 2: score_tile(2, k_count, half, queries, query_stride, head_size, blocks, scores); break;
+        default: score_tile(1, k_count, half, queries, query_stride, head_size, blocks, scores);
         }
     }
 }
 
-void PEN_ISA_NAME(pen_attention_scores)(const float *queries, int query_stride, int n, int head_size,
-                                        const float *const *blocks, int block_count, float *scores) {
+TILE void score_all(const bool half, const float *queries, int query_stride, int n, int head_size,
+                    const pen_attention_blocks *keys, float *scores) {
     int b = 0;
-    for (; b + 2 <= block_count; b += 2)
-        score_blocks(2, queries, query_stride, n, head_size, blocks + b, scores + b * PEN_KV_BLOCK);
-    if (b < block_count) score_blocks(1, queries, query_stride, n, head_size, blocks + b, scores + b * PEN_KV_BLOCK);
+    for (; b + 2 <= keys->count; b += 2)
+        score_blocks(2, half, queries, query_stride, n, head_size, keys->at + b, scores + b * PEN_KV_BLOCK);
+    if (b < keys->count)
+        score_blocks(1, half, queries, query_stride, n, head_size, keys->at + b, scores + b * PEN_KV_BLOCK);
+}
+
+void PEN_ISA_NAME(pen_attention_scores)(const float *queries, int query_stride, int n, int head_size,
+                                        const pen_attention_blocks *keys, float *scores) {
+    if (keys->half)
+        score_all(true, queries, query_stride, n, head_size, keys, scores);
+    else
+        score_all(false, queries, query_stride, n, head_size, keys, scores);
 }
 
 /* ---- Softmax of a span ----------------------------------------------------------------------------------------- */
@@ -108,21 +121,32 @@ float PEN_ISA_NAME(pen_attention_soften)(float *scores, int count, int from, int
 
 /* ---- Values ---------------------------------------------------------------------------------------------------- */
 
-TILE void value_tile(const int q_count, const int v_count, const float *scores, const float *rows, int row_count,
-                     int width, float *sums) {
+/* What a tile of values works on: columns [column, column + 16·vectors) of all queries. */
+typedef struct value_job {
+    const pen_attention_blocks *values;
+    int positions, head_size, width, column;
+} value_job;
+
+TILE void value_tile(const int q_count, const int v_count, const bool half, const value_job *job, const float *scores,
+                     float *sums) {
     v16 sum[4][4], v[4];
+    int width = job->width;
 #pragma GCC unroll 4
     for (int q = 0; q < q_count; q++)
 #pragma GCC unroll 4
         for (int i = 0; i < v_count; i++) sum[q][i] = v16_load(sums + q * width + 16 * i);
-    for (int j = 0; j < row_count; j++, rows += width) {
+    for (int b = 0, left = job->positions; left > 0; b++, left -= PEN_KV_BLOCK) {
+        const void *block = job->values->at[b];
+        int rows = left < PEN_KV_BLOCK ? left : PEN_KV_BLOCK, at = job->column;
+        for (int j = 0; j < rows; j++, at += job->head_size, scores++) {
 #pragma GCC unroll 4
-        for (int i = 0; i < v_count; i++) v[i] = v16_load(rows + 16 * i);
+            for (int i = 0; i < v_count; i++) v[i] = load_elements(half, block, at + 16 * i);
 #pragma GCC unroll 4
-        for (int q = 0; q < q_count; q++) {
-            v16 weight = v16_all(scores[q * PEN_SCORE_STRIDE + j]);
+            for (int q = 0; q < q_count; q++) {
+                v16 weight = v16_all(scores[q * PEN_SCORE_STRIDE]);
 #pragma GCC unroll 4
-            for (int i = 0; i < v_count; i++) sum[q][i] = v16_fma(weight, v[i], sum[q][i]);
+                for (int i = 0; i < v_count; i++) sum[q][i] = v16_fma(weight, v[i], sum[q][i]);
+            }
         }
     }
 #pragma GCC unroll 4
@@ -131,33 +155,40 @@ TILE void value_tile(const int q_count, const int v_count, const float *scores, 
         for (int i = 0; i < v_count; i++) v16_store(sums + q * width + 16 * i, sum[q][i]);
 }
 
-/* All queries, 16·v_count values of each. */
-TILE void value_columns(const int v_count, const float *scores, int n, const float *rows, int row_count, int width,
+TILE void value_columns(const int v_count, const bool half, const value_job *job, int n, const float *scores,
                         float *sums) {
+    sums += job->column;
     for (; n >= VALUE_QUERIES; n -= VALUE_QUERIES) {
-        value_tile(VALUE_QUERIES, v_count, scores, rows, row_count, width, sums);
+        value_tile(VALUE_QUERIES, v_count, half, job, scores, sums);
         scores += VALUE_QUERIES * PEN_SCORE_STRIDE;
-        sums += VALUE_QUERIES * width;
+        sums += VALUE_QUERIES * job->width;
     }
     switch (n) {
-    case 3: value_tile(3, v_count, scores, rows, row_count, width, sums); break;
-    case 2: value_tile(2, v_count, scores, rows, row_count, width, sums); break;
-    case 1: value_tile(1, v_count, scores, rows, row_count, width, sums); break;
+    case 3: value_tile(3, v_count, half, job, scores, sums); break;
+    case 2: value_tile(2, v_count, half, job, scores, sums); break;
+    case 1: value_tile(1, v_count, half, job, scores, sums); break;
     default: break;
     }
 }
 
-void PEN_ISA_NAME(pen_attention_weigh)(const float *scores, int n, const float *rows, int row_count, int width,
-                                       float *sums) {
-    int i = 0;
-    for (; i + 16 * VALUE_VECTORS <= width; i += 16 * VALUE_VECTORS)
-        value_columns(VALUE_VECTORS, scores, n, rows + i, row_count, width, sums + i);
-    switch ((width - i) / 16) {
-    case 3: value_columns(3, scores, n, rows + i, row_count, width, sums + i); break;
-    case 2: value_columns(2, scores, n, rows + i, row_count, width, sums + i); break;
-    case 1: value_columns(1, scores, n, rows + i, row_count, width, sums + i); break;
+TILE void value_all(const bool half, value_job job, int n, const float *scores, float *sums) {
+    for (; job.column + 16 * VALUE_VECTORS <= job.width; job.column += 16 * VALUE_VECTORS)
+        value_columns(VALUE_VECTORS, half, &job, n, scores, sums);
+    switch ((job.width - job.column) / 16) {
+    case 3: value_columns(3, half, &job, n, scores, sums); break;
+    case 2: value_columns(2, half, &job, n, scores, sums); break;
+    case 1: value_columns(1, half, &job, n, scores, sums); break;
     default: break;
     }
+}
+
+void PEN_ISA_NAME(pen_attention_weigh)(const float *scores, int n, const pen_attention_blocks *values, int positions,
+                                       int head_size, int width, float *sums) {
+    value_job job = {.values = values, .positions = positions, .head_size = head_size, .width = width};
+    if (values->half)
+        value_all(true, job, n, scores, sums);
+    else
+        value_all(false, job, n, scores, sums);
 }
 
 /* ---- Spans ----------------------------------------------------------------------------------------------------- */

@@ -174,13 +174,15 @@ static size_t kv_element(const pen_device *device) {
     return device->activations == PEN_ACTIVATIONS_FAST ? sizeof(uint16_t) : sizeof(float);
 }
 
+enum { KV_SLACK = CACHE_LINE }; /* vectors may read past the last row */
+
 /* Bytes of K, or of V. */
 static size_t kv_half(const pen_device *device, int kv_heads, int head_size, int blocks) {
     return kv_element(device) * PEN_KV_BLOCK * (size_t)kv_heads * (size_t)head_size * (size_t)blocks;
 }
 
 static size_t kv_bytes(const pen_device *device, int kv_heads, int head_size, int blocks) {
-    return 2 * kv_half(device, kv_heads, head_size, blocks);
+    return 2 * kv_half(device, kv_heads, head_size, blocks) + KV_SLACK;
 }
 
 static pen_status kv_create(pen_device *device, int kv_heads, int head_size, int blocks, pen_kv **kv) {
@@ -209,8 +211,13 @@ static void kv_destroy(pen_kv *base) {
     free(kv);
 }
 
-static size_t rope_bytes(int positions, int dims) {
+static size_t table_bytes(int positions, int dims) {
     return (size_t)positions * (size_t)dims * sizeof(float);
+}
+
+static size_t rope_bytes(const pen_device *device, const pen_rope_options *options) {
+    (void)device;
+    return table_bytes(options->positions, options->dims);
 }
 
 static pen_status rope_create(pen_device *device, const pen_rope_options *options, pen_rope **rope) {
@@ -221,7 +228,7 @@ static pen_status rope_create(pen_device *device, const pen_rope_options *option
                            .positions = options->positions,
                            .interleaved = options->interleaved};
     void *table;
-    pen_status status = allocate(cpu(device), rope_bytes(options->positions, options->dims), &table);
+    pen_status status = allocate(cpu(device), table_bytes(options->positions, options->dims), &table);
     if (status != PEN_OK) {
         free(made);
         return status;
@@ -245,7 +252,7 @@ static pen_status rope_create(pen_device *device, const pen_rope_options *option
 
 static void rope_destroy(pen_rope *base) {
     pen_cpu_rope *rope = (pen_cpu_rope *)base;
-    release(cpu(base->device), rope->table, rope_bytes(rope->positions, rope->dims));
+    release(cpu(base->device), rope->table, table_bytes(rope->positions, rope->dims));
     free(rope);
 }
 
@@ -368,6 +375,7 @@ static const pen_device_class cpu_class = {
     .kv_bytes = kv_bytes,
     .kv_create = kv_create,
     .kv_destroy = kv_destroy,
+    .rope_bytes = rope_bytes,
     .rope_create = rope_create,
     .rope_destroy = rope_destroy,
     .event_create = event_create,

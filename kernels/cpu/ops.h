@@ -20,6 +20,14 @@ typedef struct pen_logit_slice {
 /* Attention cuts positions at multiples of this and merges the pieces in order, whoever computed them. */
 enum { PEN_ATTENTION_SPAN = 256, PEN_SCORE_STRIDE = PEN_ATTENTION_SPAN + 16 };
 
+/* Consecutive blocks of one KV head. Vectors may be read past a row's end, into the next one or the slack of kv. */
+enum { PEN_ATTENTION_BLOCKS = 4 };
+typedef struct pen_attention_blocks {
+    const void *at[PEN_ATTENTION_BLOCKS];
+    int count;
+    bool half; /* f16 elements, or f32 */
+} pen_attention_blocks;
+
 /* Softmax-weighted sums of some queries: weights are relative to exp(max); max is −inf where nothing was visible. */
 typedef struct pen_attention_state {
     float *max, *sum; /* [n] */
@@ -31,18 +39,19 @@ struct pen_cpu_op_kernels {
     void (*norm_row)(const float *x, const float *weight, const float *bias, int cols, float eps, bool mean,
                      float *out);
 
-    /* Attention of n queries over a span of positions; shapes and order in attention.isa.c.
-     * scores[n][SCORE_STRIDE] = queries[head_size][query_stride], one per column, × K blocks [head_size][16]. */
-    void (*scores)(const float *queries, int query_stride, int n, int head_size, const float *const *blocks,
-                   int block_count, float *scores);
+    /* Attention of n queries over a span of positions; shapes and order in attention.isa.c. K and V blocks are f16 or
+     * f32. scores[n][PEN_SCORE_STRIDE] = queries[head_size][query_stride], one per column, × K [head_size][16]. */
+    void (*scores)(const float *queries, int query_stride, int n, int head_size, const pen_attention_blocks *keys,
+                   float *scores);
     /* In place: scores [from, to) of a query become exp(s − max), the others of [0, count) 0. Returns the sum. */
     float (*soften)(float *scores, int count, int from, int to, float softcap, float *max);
-    /* sums[n][width] += Σ_j scores[n][j]·rows[j][width], in the order of j. */
-    void (*weigh)(const float *scores, int n, const float *rows, int row_count, int width, float *sums);
+    /* sums[n][width] += Σ_j scores[n][j]·V[j], in the order of j; V blocks are [16][head_size]. Columns from
+     * head_size to width are undefined. */
+    void (*weigh)(const float *scores, int n, const pen_attention_blocks *values, int positions, int head_size,
+                  int width, float *sums);
     /* Takes the softmax over a next span into that over the spans before: max[n], sum[n], values[n][width]. */
     void (*merge)(const pen_attention_state *next, int n, int width, pen_attention_state *state);
 
-    void (*widen)(const uint16_t *from, int count, float *to);  /* f16 → f32, exact */
     void (*narrow)(const float *from, int count, uint16_t *to); /* f32 → f16, to nearest even */
 
     pen_logit_slice (*slice)(const float *logits, int count);

@@ -51,12 +51,6 @@ static void norm_row(const float *x, const float *weight, const float *bias, int
     }
 }
 
-static void widen(const uint16_t *from, int count, float *to) {
-    int i = 0;
-    for (; i + 16 <= count; i += 16) v16_store(to + i, v16_load_f16(from + i));
-    for (; i < count; i++) to[i] = pen_f16_to_f32(from[i]);
-}
-
 static void narrow(const float *from, int count, uint16_t *to) {
     int i = 0;
     for (; i + 16 <= count; i += 16) v16_store_f16(to + i, v16_load(from + i));
@@ -65,7 +59,6 @@ static void narrow(const float *from, int count, uint16_t *to) {
 
 const pen_cpu_op_kernels PEN_ISA_NAME(pen_cpu_op_kernels) = {
     .norm_row = norm_row,
-    .widen = widen,
     .narrow = narrow,
     .scores = PEN_ISA_NAME(pen_attention_scores),
     .soften = PEN_ISA_NAME(pen_attention_soften),

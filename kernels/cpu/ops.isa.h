@@ -6,10 +6,10 @@
 #include "ops.h"
 
 void PEN_ISA_NAME(pen_attention_scores)(const float *queries, int query_stride, int n, int head_size,
-                                        const float *const *blocks, int block_count, float *scores);
+                                        const pen_attention_blocks *keys, float *scores);
 float PEN_ISA_NAME(pen_attention_soften)(float *scores, int count, int from, int to, float softcap, float *max);
-void PEN_ISA_NAME(pen_attention_weigh)(const float *scores, int n, const float *rows, int row_count, int width,
-                                       float *sums);
+void PEN_ISA_NAME(pen_attention_weigh)(const float *scores, int n, const pen_attention_blocks *values, int positions,
+                                       int head_size, int width, float *sums);
 void PEN_ISA_NAME(pen_attention_merge)(const pen_attention_state *next, int n, int width, pen_attention_state *state);
 pen_logit_slice PEN_ISA_NAME(pen_sample_slice)(const float *logits, int count);
 void PEN_ISA_NAME(pen_sample_weights)(const float *x, int count, float max, float scale, float *out);

@@ -23,10 +23,10 @@ typedef struct pen_gguf_tensor {
     uint32_t gguf_type; /* as in the file; `type` is valid only where `known` */
     bool known;
     pen_type type;
-    int dims;           /* 1 … 4 */
-    int64_t shape[4];   /* GGUF order: shape[0] is the row length (K), shape[1] the number of rows (N); 1 past dims */
-    uint64_t offset;    /* from the start of the file */
-    uint64_t bytes;     /* 0 for a type we do not know */
+    int dims;         /* 1 … 4 */
+    int64_t shape[4]; /* GGUF order: shape[0] is the row length (K), shape[1] the number of rows (N); 1 past dims */
+    uint64_t offset;  /* from the start of the file */
+    uint64_t bytes;   /* 0 for a type we do not know */
 } pen_gguf_tensor;
 
 pen_status pen_gguf_open(const char *path, pen_gguf **gguf);

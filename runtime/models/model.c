@@ -107,8 +107,8 @@ static void set_name(pen_tensor *tensor, const pen_rule *rule, int layer) {
 static pen_status check_tensor(const pen_model *model, pen_tensor *tensor) {
     const pen_gguf_tensor *file = tensor->file;
     if (!file->known)
-        return pen_fail(PEN_UNSUPPORTED, "%s: tensor %s has type %u, which is not supported", model->path, tensor->name,
-                        file->gguf_type);
+        return pen_fail(PEN_UNSUPPORTED, "%s: tensor %s has type %s, which is not supported", model->path, tensor->name,
+                        pen_gguf_type_name(file->gguf_type));
     if (file->shape[0] != tensor->cols || file->shape[1] != tensor->rows || file->shape[2] != 1 || file->shape[3] != 1)
         return pen_fail(PEN_BAD_INPUT, "%s: tensor %s is [%lld][%lld], %s of these parameters has [%d][%d]",
                         model->path, tensor->name, (long long)file->shape[1], (long long)file->shape[0],
@@ -298,6 +298,22 @@ int pen_model_unit_count(const pen_model *model) {
 const pen_unit *pen_model_unit(const pen_model *model, int unit) {
     assert(unit >= 0 && unit < model->unit_count);
     return &model->units[unit];
+}
+
+int pen_model_tensor_count(const pen_model *model, int unit) {
+    assert(unit >= 0 && unit < model->unit_count);
+    return model->tensor_first[unit + 1] - model->tensor_first[unit];
+}
+
+pen_tensor_info pen_model_tensor(const pen_model *model, int unit, int i) {
+    assert(i >= 0 && i < pen_model_tensor_count(model, unit));
+    const pen_tensor *tensor = &model->tensors[model->tensor_first[unit] + i];
+    return (pen_tensor_info){.name = tensor->name,
+                             .type = tensor->type,
+                             .rows = tensor->rows,
+                             .cols = tensor->cols,
+                             .bytes = pen_tensor_bytes(tensor),
+                             .tied = tensor->tied};
 }
 
 void pen_model_limits(const pen_model *model, int rows, int logit_rows, int context, pen_limits *limits) {

@@ -53,6 +53,18 @@ typedef struct pen_unit {
 int pen_model_unit_count(const pen_model *model);
 const pen_unit *pen_model_unit(const pen_model *model, int unit);
 
+/* For `inspect`: a tensor of a unit, as the rules found it. */
+typedef struct pen_tensor_info {
+    const char *name;
+    pen_type type;
+    int rows, cols;
+    uint64_t bytes;
+    bool tied; /* the table that embedding and head have in common */
+} pen_tensor_info;
+
+int pen_model_tensor_count(const pen_model *model, int unit);
+pen_tensor_info pen_model_tensor(const pen_model *model, int unit, int i);
+
 /* Limits of operations for a stage of this model. */
 void pen_model_limits(const pen_model *model, int rows, int logit_rows, int context, pen_limits *limits);
 

@@ -268,9 +268,9 @@ static void pad(writer *w) {
 }
 
 /* Writes the file and returns its path. */
-static const char *write_file(writer *w, const pen_model *model, const recipe *recipe) {
+static const char *write_file(writer *w, const pen_model *model, const recipe *made) {
     const pen_tensor *tensors = model->tensors, *end = tensors + model->tensor_first[model->unit_count];
-    *w = (writer){.recipe = recipe};
+    *w = (writer){.recipe = made};
     strcpy(w->path, "/tmp/penstock-models-XXXXXX");
     w->file = fdopen(mkstemp(w->path), "w");
     assert_non_null(w->file);
@@ -281,26 +281,26 @@ static const char *write_file(writer *w, const pen_model *model, const recipe *r
     put_keys(w, &model->hparams);
     for (const pen_tensor *t = tensors; t < end; t++) {
         if (!is_written(w, model, t)) continue;
-        int rows = same(recipe->reshaped, t->name) ? t->rows / 2 : t->rows;
-        uint32_t type = same(recipe->retyped, t->name) ? 6 /* Q5_0 */ : (uint32_t)pen_type_get(t->type)->gguf;
+        int rows = same(made->reshaped, t->name) ? t->rows / 2 : t->rows;
+        uint32_t type = same(made->retyped, t->name) ? 6 /* Q5_0 */ : (uint32_t)pen_type_get(t->type)->gguf;
         put_entry(w, t->name, t->rule->form, type, rows, t->cols, 2 * pen_tensor_bytes(t));
     }
-    int pairs = model->hparams.rope_dims / 2;
-    if (recipe->factor != 0) put_entry(w, "rope_freqs.weight", PEN_FORM_VECTOR, 0, 1, pairs, (uint64_t)pairs * 4);
-    if (recipe->extra) put_entry(w, recipe->extra, PEN_FORM_VECTOR, 0, 1, 8, 32);
+    int pairs = (made->rope_dims ? made->rope_dims : model->hparams.rope_dims) / 2;
+    if (made->factor != 0) put_entry(w, "rope_freqs.weight", PEN_FORM_VECTOR, 0, 1, pairs, (uint64_t)pairs * 4);
+    if (made->extra) put_entry(w, made->extra, PEN_FORM_VECTOR, 0, 1, 8, 32);
     pad(w);
     for (const pen_tensor *t = tensors; t < end; t++) {
         if (!is_written(w, model, t)) continue;
         size_t bytes = pen_tensor_bytes(t), room = (2 * bytes + 31) / 32 * 32;
         unsigned char *data = calloc(1, room);
         pen_synthetic_rows(t, &model->hparams, model->seed, 0, t->rows, data);
-        if (same(recipe->nan_in, t->name)) memcpy(data + 20, &(float){NAN}, sizeof(float));
+        if (same(made->nan_in, t->name)) memcpy(data + 20, &(float){NAN}, sizeof(float));
         put(w, data, room);
         free(data);
     }
-    for (int i = 0; recipe->factor != 0 && i < pairs; i++) put(w, &recipe->factor, sizeof recipe->factor);
+    for (int i = 0; made->factor != 0 && i < pairs; i++) put(w, &made->factor, sizeof made->factor);
     pad(w);
-    if (recipe->extra) put(w, (char[32]){0}, 32);
+    if (made->extra) put(w, (char[32]){0}, 32);
     fseek(w->file, 8, SEEK_SET);
     put_u64(w, w->tensors);
     put_u64(w, w->keys);
@@ -308,10 +308,10 @@ static const char *write_file(writer *w, const pen_model *model, const recipe *r
     return w->path;
 }
 
-static void assert_file_refused(const recipe *recipe, pen_status expected, const char *part) {
+static void assert_file_refused(const recipe *made, pen_status expected, const char *part) {
     writer w;
     pen_model *model = open_good(TINY ",tied=1");
-    write_file(&w, model, recipe);
+    write_file(&w, model, made);
     pen_model_close(model);
     assert_refused(w.path, expected, part);
     assert_non_null(strstr(pen_last_error(), w.path));
