@@ -7,6 +7,7 @@
 #include "report.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -138,6 +139,13 @@ static pen_status lead(pen_session *session, const pen_job *job) {
     return pen_engine_stop(engine);
 }
 
+/* The stages are the processes, which the launcher chose. */
+static pen_status check_stages(const pen_options *options, int processes) {
+    if (options->stages == 0 || options->stages == processes) return PEN_OK;
+    return pen_fail(PEN_USAGE, "--pipeline-parallel-size is %d, and %d process%s started: use mpirun -np %d",
+                    options->stages, processes, processes == 1 ? " was" : "es were", options->stages);
+}
+
 /* Everything up to the point where all ranks can still agree. */
 static pen_status start(pen_world *world, const pen_options *options, const pen_job *job, progress_line *display,
                         pen_session **session, pen_tokenizer **tokenizer) {
@@ -146,7 +154,8 @@ static pen_status start(pen_world *world, const pen_options *options, const pen_
     pen_session_need need = {0};
     pen_status status = PEN_OK;
     if (first) {
-        status = open_tokenizer(pen_session_model(*session), tokenizer);
+        status = check_stages(options, pen_world_size(world));
+        if (status == PEN_OK) status = open_tokenizer(pen_session_model(*session), tokenizer);
         if (status == PEN_OK) status = job->prepare(job->context, *session, *tokenizer, &need);
     }
     PEN_TRY(pen_session_plan(*session, status, &need));
@@ -160,7 +169,8 @@ pen_status pen_job_run(const pen_options *options, const pen_job *job) {
     pen_session *session = NULL;
     pen_tokenizer *tokenizer = NULL;
     progress_line display = {.terminal = isatty(STDERR_FILENO)};
-    bool together = true; /* a failure now is every rank's */
+    bool together = true;     /* a failure now is every rank's */
+    signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error like any other: the ranks must end together */
 
     pen_status status = pen_world_create(&world);
     if (status == PEN_OK) {

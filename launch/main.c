@@ -9,9 +9,14 @@
 #include "help.h"
 #include "version.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+/* When one process of a job fails, launchers kill the others: these give the first so long to say what was wrong. */
+enum { LINGER_S = 3 };
 
 /* Whether this process is the first of its job, or alone. */
 static bool is_first(void) {
@@ -21,6 +26,13 @@ static bool is_first(void) {
         if (rank) return strcmp(rank, "0") == 0;
     }
     return true;
+}
+
+/* A standard stream that was closed would lend its number to the next file or socket, and results would be written into
+ * that. Standard output cannot be written then. */
+static void hold_standard_streams(void) {
+    for (int stream = STDIN_FILENO; stream <= STDERR_FILENO; stream++)
+        if (fcntl(stream, F_GETFD) < 0) open("/dev/null", stream == STDERR_FILENO ? O_WRONLY : O_RDONLY);
 }
 
 static pen_status run_command(const pen_options *options) {
@@ -50,6 +62,7 @@ static bool show(const pen_options *options, FILE *out) {
 }
 
 int main(int argc, char **argv) {
+    hold_standard_streams();
     bool first = is_first();
     pen_options options;
     pen_status status = pen_options_parse(argc, argv, first, &options);
@@ -60,5 +73,6 @@ int main(int argc, char **argv) {
     }
     if (fflush(stdout) != 0 && status == PEN_OK) status = pen_fail(PEN_IO, "standard output cannot be written");
     if (status != PEN_OK && first) fprintf(stderr, "penstock: %s\n", pen_last_error());
+    if (status != PEN_OK && !first) sleep(LINGER_S);
     return (int)status;
 }
