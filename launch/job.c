@@ -182,12 +182,8 @@ pen_status pen_job_run(const pen_options *options, const pen_job *job) {
         together = false;
         status = pen_world_rank(world) == 0 ? lead(session, job) : pen_engine_serve(pen_session_engine(session));
     }
-    if (status != PEN_OK && world && (!together || status == PEN_PEER_LOST)) {
-        /* The others do not know. */
-        fflush(stdout);
-        fprintf(stderr, "penstock: %s\n", pen_last_error());
-        pen_world_abort(world, (int)status);
-    }
+    if (status != PEN_OK && world && (!together || status == PEN_PEER_LOST))
+        pen_world_abort(world, status); /* the others do not know */
     pen_session_close(session);
     pen_tokenizer_close(tokenizer);
     pen_world_destroy(world);
