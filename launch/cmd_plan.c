@@ -91,6 +91,12 @@ static pen_status solve_and_show(const pen_options *options, pen_plan *plan) {
                                .layers = config->layers[0] ? config->layers : NULL,
                                .memory = config->memory,
                                .kv_tokens = config->kv_tokens};
+    /* A profile's own workload stands until another one than the default is asked for. It decides about KV only: the
+     * times are what they are. */
+    if (config->workload_prompt != PEN_PLAN_PROMPT || config->workload_output != PEN_PLAN_OUTPUT) {
+        plan->workload.prompt_tokens = config->workload_prompt;
+        plan->workload.output_tokens = config->workload_output;
+    }
     if (config->max_num_seqs > 0) plan->workload.max_num_seqs = config->max_num_seqs;
     PEN_TRY(pen_plan_solve(plan, &wanted));
     if (options->svg) PEN_TRY(pen_plan_svg_write(plan, options->svg));

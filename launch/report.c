@@ -8,7 +8,7 @@
 #include <string.h>
 
 enum { CHART_LINES = 32, BAR_MIN = 10, BAR_MAX = 48, STAGE_BAR = 16 };
-#define ADJUST_ABOVE 1.15
+#define IMBALANCE_TARGET 1.15 /* above it a measured run suggests another split */
 
 const char *pen_report_ms(double ms, char text[PEN_REPORT_MS]) {
     int decimals = ms >= 999.95 ? 0 : ms >= 99.995 ? 1 : ms >= 9.9995 ? 2 : 3;
@@ -207,6 +207,9 @@ void pen_report_plan(FILE *out, const pen_plan *plan, int width) {
         fprintf(out, ", the slowest stage is %.1f %% above it", above);
     else
         fputs(", reached", out);
+    if (plan->stage_count > 1)
+        fprintf(out, "; imbalance %s %.2f×", plan->score.imbalance < IMBALANCE_TARGET ? "within" : "misses",
+                IMBALANCE_TARGET);
     if (has_kv(plan)) fprintf(out, "; %" PRId64 " tokens of KV", plan->kv_tokens);
     fputc('\n', out);
     report_methods(out, plan);
@@ -234,7 +237,7 @@ pen_status pen_report_measured(FILE *out, const pen_plan *plan, const double *me
 
     int *first = malloc(((size_t)plan->stage_count + 1) * sizeof *first), moves;
     if (!first) return pen_fail(PEN_NO_MEMORY, "no memory to suggest a split");
-    pen_status status = pen_plan_adjust(plan, measured_ms, ADJUST_ABOVE, first, &moves);
+    pen_status status = pen_plan_adjust(plan, measured_ms, IMBALANCE_TARGET, first, &moves);
     if (status == PEN_OK && moves > 0) {
         fprintf(out, "  suggested by the measured times: --layers ");
         for (int s = 0; s < plan->stage_count; s++) fprintf(out, "%s%d", s ? "," : "", first[s + 1] - first[s]);

@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEFAULT_PROMPT = 512, DEFAULT_OUTPUT = 128, SEQUENCES_PER_STAGE = 16 };
+enum { SEQUENCES_PER_STAGE = 16 };
 
 /* ---- The object -------------------------------------------------------------------------------------------------- */
 
@@ -46,7 +46,7 @@ pen_status pen_plan_create(int unit_count, int device_count, pen_plan **plan) {
     }
     made->units = units;
     made->unit_count = unit_count;
-    made->workload = (pen_plan_workload){.prompt_tokens = DEFAULT_PROMPT, .output_tokens = DEFAULT_OUTPUT};
+    made->workload = (pen_plan_workload){.prompt_tokens = PEN_PLAN_PROMPT, .output_tokens = PEN_PLAN_OUTPUT};
     *plan = made;
     return PEN_OK;
 }

@@ -17,6 +17,8 @@
 
 enum {
     PEN_PLAN_VERSION = 1,
+    PEN_PLAN_PROMPT = 512, /* the default workload */
+    PEN_PLAN_OUTPUT = 128,
     PEN_PLAN_NAME = 64,
     PEN_PLAN_METHODS = 8, /* at most */
     PEN_PLAN_POINTS = 16, /* of the trade of KV capacity for speed */
@@ -92,7 +94,7 @@ typedef struct pen_plan {
     int remark_count;
 } pen_plan;
 
-/* Zeroed units and devices of speed 1, the default workload (512:128), nothing solved. */
+/* Zeroed units and devices of speed 1, the default workload, nothing solved. */
 pen_status pen_plan_create(int unit_count, int device_count, pen_plan **plan);
 void pen_plan_destroy(pen_plan *plan);
 

@@ -1,4 +1,19 @@
-/* The plan as JSON: what `plan --json` prints, `--profile FILE` reads and rank 0 broadcasts. */
+/*
+ * The plan as JSON: what `plan --json` prints, `--profile FILE` reads and rank 0 broadcasts.
+ *
+ *     version         1
+ *     source          where the times come from, for people
+ *     workload        prompt_tokens, output_tokens, max_num_seqs (0: 16 per stage)
+ *     units           name, time_ms, weight_bytes, kv_bytes_per_token, workspace_bytes
+ *     tied_bytes      of weights that the first and the last unit share
+ *     hidden          only read: see below
+ *     devices         name, memory_bytes (0: no limit), speed; where they count send_ms, wire_ms, unit_ms: see plan.h
+ *     method, kv_tokens, max_ms, lower_bound_ms, imbalance (null: infinite), efficiency, solve_ms
+ *     stages          first, last, device, time_ms, memory_bytes
+ *     methods         per name max_ms, imbalance, efficiency, fits (the memory limits)
+ *     kv_front        kv_tokens, max_ms: the trade of KV capacity for speed
+ *     warnings, notes texts
+ */
 #ifndef PEN_PLAN_JSON_H
 #define PEN_PLAN_JSON_H
 

@@ -17,9 +17,9 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { TAG_LENGTH = 1, TAG_DATA, TAG_BEAT };
+enum { TAG_LENGTH = 1, TAG_DATA, TAG_BEAT, TAG_HUSH };
 
-enum { WATCHDOG_S = 60, ABORT_S = 5 };
+enum { WATCHDOG_S = 60, ABORT_S = 5, HUSH_MS = 10 };
 static const int64_t BEAT_NS = 1000 * 1000 * 1000;
 static const uint64_t BLOB_MAX = 1u << 30;
 
@@ -29,6 +29,7 @@ struct pen_world {
     MPI_Comm links; /* for the links; duplicates, so that no tags can meet */
     int rank, size, replicas, stages;
     double patience_s;
+    bool agreed;       /* the last failure is known to all */
     pen_place *places; /* [size] */
     pen_share share;
     int64_t beat_ns;    /* of the last beat */
@@ -145,8 +146,7 @@ pen_status pen_world_create(pen_world **out) {
     return meet(world);
 }
 
-void pen_world_destroy(pen_world *world) {
-    if (!world) return;
+static void destroy(pen_world *world) {
     if (world->mpi) {
         watchdog("MPI_Finalize");
         for (int r = 0; world->beats && r < world->size; r++)
@@ -162,12 +162,41 @@ void pen_world_destroy(pen_world *world) {
     free(world);
 }
 
-void pen_world_abort(pen_world *world, int code) {
+/* Whether this rank is the one to say what went wrong. The launcher takes a while to end all ranks, and one lost rank
+ * may well be missed by several: the first tells the others to be quiet. */
+static bool may_speak(pen_world *world) {
+    for (int i = 0; i < HUSH_MS; i++) {
+        int hushed = 0;
+        if (MPI_Iprobe(MPI_ANY_SOURCE, TAG_HUSH, world->talk, &hushed, MPI_STATUS_IGNORE) != MPI_SUCCESS) break;
+        if (hushed) return false;
+        pen_clock_sleep_until(pen_clock_ns() + 1000 * 1000);
+    }
+    for (int r = 0; r < world->size; r++) {
+        MPI_Request request; /* never waited for: the process ends */
+        if (r != world->rank) MPI_Isend(NULL, 0, MPI_BYTE, r, TAG_HUSH, world->talk, &request);
+    }
+    return true;
+}
+
+/* Ends all ranks now. MPI_Abort reaches those that hang or are stopped, through the launcher. */
+static _Noreturn void end_all(pen_world *world, int code) {
     signal(SIGALRM, SIG_DFL); /* should anything below block */
     alarm(ABORT_S);
-    fflush(NULL);
-    if (world && world->mpi) MPI_Abort(world->links, code);
+    fflush(stdout);
+    if (may_speak(world)) {
+        fprintf(stderr, "penstock: %s\n", pen_last_error());
+        MPI_Abort(world->talk, code);
+    } else {
+        pen_clock_sleep_until(pen_clock_ns() + (int64_t)ABORT_S * 1000 * 1000 * 1000);
+    }
     _exit(code);
+}
+
+int pen_world_leave(pen_world *world, pen_status status) {
+    if (world && world->mpi && world->size > 1 && status != PEN_OK && !world->agreed) end_all(world, (int)status);
+    if (status != PEN_OK && (!world || world->rank == 0)) fprintf(stderr, "penstock: %s\n", pen_last_error());
+    if (world) destroy(world);
+    return (int)status;
 }
 
 int pen_world_rank(const pen_world *world) {
@@ -260,7 +289,9 @@ static pen_status await(pen_world *world, int rank, const char *what, MPI_Reques
         pen_world_beat(world);
         listen(world);
         int64_t silent_since = world->heard_ns[rank] > began ? world->heard_ns[rank] : began;
-        if ((double)(now - silent_since) * 1e-9 > world->patience_s) {
+        /* Should rank 0 be lost all others notice: the lowest speaks first and ends the rest. */
+        double stagger = world->patience_s / 10 < 0.25 ? world->patience_s / 10 : 0.25;
+        if ((double)(now - silent_since) * 1e-9 > world->patience_s + stagger * world->rank) {
             char why[64];
             snprintf(why, sizeof why, "silent for %.0f s", world->patience_s);
             return lost(world, rank, what, why);
@@ -356,6 +387,7 @@ pen_status pen_world_agree(pen_world *world, const char *what, pen_status status
         free(common.data);
     }
     mine.text[sizeof mine.text - 1] = '\0';
+    world->agreed = mine.status != PEN_OK;
     return mine.status == PEN_OK ? PEN_OK : pen_fail((pen_status)mine.status, "%s", mine.text);
 }
 

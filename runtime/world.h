@@ -25,13 +25,13 @@ typedef struct pen_place {
     char host[PEN_HOST_MAX];
 } pen_place;
 
-/* Joins the world. Collective. On failure *world may still be set: pass it to pen_world_abort. */
+/* Joins the world. Collective. On failure *world may still be set: pass it to pen_world_leave. */
 pen_status pen_world_create(pen_world **world);
-/* Leaves in an orderly way: all ranks must get here. NULL is allowed, as in the next. */
-void pen_world_destroy(pen_world *world);
-/* Ends this process and every other rank with exit code `code`, now. For failures that not all ranks know of; the
- * caller has printed why. */
-_Noreturn void pen_world_abort(pen_world *world, int code);
+/* Leaves with the outcome of this rank's run, and returns the exit code. A failure is said once, in a line
+ * "penstock: …" on stderr: where all ranks agreed on it (pen_world_agree) rank 0 says it and all leave in an orderly
+ * way; otherwise this rank says it and ends every other rank too, and the call does not return. Call it last, with
+ * links and engine gone; `world` may be NULL. */
+int pen_world_leave(pen_world *world, pen_status status);
 
 int pen_world_rank(const pen_world *world);
 int pen_world_size(const pen_world *world);

@@ -32,7 +32,7 @@ MAY_INCLUDE = {
 # Inside runtime: engine → schedule → stage. A file named on the left includes no header named on the right.
 MAY_NOT_INCLUDE = {
     "runtime/stage": r"(schedule|engine|world|link.*|wire|mpi)\.h",
-    "runtime/schedule": r"(stage|engine|world|link.*|model|kernels|pool|clock|mpi|time|pthread)\.h",
+    "runtime/schedule": r"(stage|engine|world|link.*|model|pool|clock|mpi|time|pthread)\.h",
     "runtime/world": r"(engine|schedule|stage)\.h",
     "runtime/link": r"(engine|schedule|stage)\.h",
 }
@@ -129,7 +129,9 @@ def check_format():
 
 
 def check_headers(build):
-    """Every header compiles by itself, with no more than its folder's own include directories."""
+    """Every header compiles by itself, with no more than its folder's own include directories. Those of tests may count
+    on cmocka.h, which itself counts on four others."""
+    cmocka = [f"--include={header}.h" for header in ("setjmp", "stdarg", "stddef", "stdint", "cmocka")]
     commands = {}
     for entry in json.loads((Path(build) / "compile_commands.json").read_text()):
         words = shlex.split(entry["command"])
@@ -137,9 +139,11 @@ def check_headers(build):
     for path in files(".h"):
         # A folder's files may be built for several instruction sets, and tests with several libraries: one must do.
         ways = [way for folder, found in commands.items() if folder.is_relative_to(path.parent) for way in found]
+        before = cmocka if name(path).startswith("tests/") else []
         error = "nothing is compiled in its folder"
         for way in {" ".join(way): way for way in ways}.values():
-            result = subprocess.run([*way, "-fsyntax-only", "-x", "c", str(path)], capture_output=True, text=True)
+            line = [*way, "-fsyntax-only", *before, "-x", "c", str(path)]
+            result = subprocess.run(line, capture_output=True, text=True)
             error = next((line for line in result.stderr.splitlines() if "error:" in line), "does not compile")
             if result.returncode == 0:
                 break

@@ -152,7 +152,8 @@ def compare(arguments):
 
 
 def show(label, ours, theirs):
-    cells = [f"{ours[what]:10.1f} {theirs[what]:11.1f} {ours[what] / theirs[what]:8.2f}" for what in ("prompt", "decode")]
+    pairs = [(ours[what], theirs[what]) for what in ("prompt", "decode")]
+    cells = [f"{a:10.1f} {b:11.1f} {a / b:8.2f}" for a, b in pairs]
     print(f"{label:6} " + "  ".join(cells), flush=True)
 
 

@@ -1,6 +1,7 @@
 /*
- * How long the exact solver takes: median of several problems of UNITS units on STAGES stages (default 1000 on 64), for
- * equal devices, mixed devices and mixed devices with tight memory limits.
+ * How long the exact solver takes, in time of one core (the machine may be shared): median of several problems of UNITS
+ * units on STAGES stages (default 1000 on 64), for equal devices, mixed devices and mixed devices with tight memory
+ * limits.
  *
  *     bench_partition [UNITS STAGES [REPEATS]]
  */
@@ -74,14 +75,15 @@ int main(int argc, char **argv) {
         for (int r = 0; r < repeats; r++) {
             srand((unsigned)r + 1);
             fill(k, units, stages, unit, stage, time_ms);
-            int64_t start = pen_clock_ns();
+            int64_t start = pen_clock_thread_cpu_ns();
             pen_status status = pen_partition_solve(&problem, first);
-            taken[r] = (double)(pen_clock_ns() - start) * 1e-6;
+            taken[r] = (double)(pen_clock_thread_cpu_ns() - start) * 1e-6;
             max_ms = status == PEN_OK ? pen_partition_evaluate(&problem, first).max_ms : 0;
             if (status != PEN_OK) failed = 1, fprintf(stderr, "%s: %s\n", k->name, pen_last_error());
         }
         qsort(taken, (size_t)repeats, sizeof *taken, ascending);
-        printf("%4d units, %3d stages, %-22s  solved in %6.2f ms (median of %d; %.2f … %.2f)  slowest stage %.1f ms\n",
+        printf("%4d units, %3d stages, %-22s  solved in %6.2f ms of a core (median of %d; %.2f … %.2f)  slowest stage "
+               "%.1f ms\n",
                units, stages, k->name, taken[repeats / 2], repeats, taken[0], taken[repeats - 1], max_ms);
     }
     free(unit);

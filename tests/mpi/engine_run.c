@@ -212,10 +212,7 @@ int main(int argc, char **argv) {
     machinery m = {0};
     pen_status status = pen_world_create(&world);
     if (status == PEN_OK) status = pen_world_arrange(world, 1, pen_world_size(world));
-    if (status != PEN_OK) {
-        fprintf(stderr, "penstock: %s\n", pen_last_error());
-        pen_world_abort(world, (int)status);
-    }
+    if (status != PEN_OK) return pen_world_leave(world, status);
     pen_log_init(PEN_LOG_WARN, pen_world_rank(world));
     pen_world_set_threads(world, o.threads);
     pen_world_set_patience(world, o.timeout);
@@ -226,17 +223,10 @@ int main(int argc, char **argv) {
         bool leads = pen_world_rank(world) == 0;
         status = leads ? lead(m.engine, &o, pen_world_stages(world), pen_model_hparams(m.model)->vocab)
                        : pen_engine_serve(m.engine);
-        if (status != PEN_OK) {
-            fprintf(stderr, "penstock: %s\n", pen_last_error());
-            pen_world_abort(world, (int)status);
-        }
-    } else if (pen_world_rank(world) == 0) {
-        fprintf(stderr, "penstock: %s\n", pen_last_error());
     }
     pen_engine_destroy(m.engine);
     pen_stage_destroy(m.stage);
     pen_device_destroy(m.device);
     pen_model_close(m.model);
-    pen_world_destroy(world);
-    return (int)status;
+    return pen_world_leave(world, status);
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Makes a reference file: generate.py MODEL.gguf INPUTS.json OUTPUT.json
 
-Hugging Face transformers in float32 on the dequantised weights of the GGUF file, greedy, no chat template. INPUTS is any
-earlier reference file: its prompts, text and number of tokens to score are used again, so that
+Hugging Face transformers in float32 on the dequantised weights of the GGUF file, greedy, no chat template. INPUTS is
+any earlier reference file: its prompts, text and number of tokens to score are used again, so that
 
     python tests/reference/generate.py "$(launch/fetch-model.sh)" \\
         tests/reference/smollm2-135m-instruct-q4_1.json /tmp/again.json

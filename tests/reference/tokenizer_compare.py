@@ -37,7 +37,7 @@ def digits_then_gpt2():
 
 # As in the models' tokenizer.json: pre-tokenizer, and whether whole words come before merges.
 KINDS = {
-    "smollm": (digits_then_gpt2, False),
+    "smollm": (byte_level, False),
     "starcoder": (digits_then_gpt2, False),
     "gpt-2": (byte_level, False),
     "llama-bpe": (lambda: pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), byte_level(False)]),
