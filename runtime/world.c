@@ -192,11 +192,10 @@ static _Noreturn void end_all(pen_world *world, int code) {
     _exit(code);
 }
 
-int pen_world_leave(pen_world *world, pen_status status) {
-    if (world && world->mpi && world->size > 1 && status != PEN_OK && !world->agreed) end_all(world, (int)status);
-    if (status != PEN_OK && (!world || world->rank == 0)) fprintf(stderr, "penstock: %s\n", pen_last_error());
-    if (world) destroy(world);
-    return (int)status;
+void pen_world_leave(pen_world *world, pen_status status) {
+    if (!world) return;
+    if (world->mpi && world->size > 1 && status != PEN_OK && !world->agreed) end_all(world, (int)status);
+    destroy(world);
 }
 
 int pen_world_rank(const pen_world *world) {

@@ -27,11 +27,11 @@ typedef struct pen_place {
 
 /* Joins the world. Collective. On failure *world may still be set: pass it to pen_world_leave. */
 pen_status pen_world_create(pen_world **world);
-/* Leaves with the outcome of this rank's run, and returns the exit code. A failure is said once, in a line
- * "penstock: …" on stderr: where all ranks agreed on it (pen_world_agree) rank 0 says it and all leave in an orderly
- * way; otherwise this rank says it and ends every other rank too, and the call does not return. Call it last, with
- * links and engine gone; `world` may be NULL. */
-int pen_world_leave(pen_world *world, pen_status status);
+/* Leaves with the outcome of this rank's run. A failure is to be said once, in a line "penstock: …" on stderr. Where all
+ * ranks agreed on it (pen_world_agree) they leave in an orderly way, and rank 0's caller says it; otherwise this rank
+ * says it and ends every other rank too, and the call does not return. Call it last, with links and engine gone;
+ * `world` may be NULL. */
+void pen_world_leave(pen_world *world, pen_status status);
 
 int pen_world_rank(const pen_world *world);
 int pen_world_size(const pen_world *world);
