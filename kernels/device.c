@@ -103,6 +103,10 @@ void pen_kv_destroy(pen_kv *kv) {
     if (kv) kv->device->class->kv_destroy(kv);
 }
 
+size_t pen_rope_bytes(const pen_device *device, const pen_rope_options *options) {
+    return device->class->rope_bytes(device, options);
+}
+
 pen_status pen_rope_create(pen_device *device, const pen_rope_options *options, pen_rope **rope) {
     assert(options->dims > 0 && options->dims % 2 == 0 && options->positions > 0 && options->base > 0);
     return device->class->rope_create(device, options, rope);

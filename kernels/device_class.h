@@ -28,6 +28,7 @@ typedef struct pen_device_class {
     size_t (*kv_bytes)(const pen_device *, int, int, int);
     pen_status (*kv_create)(pen_device *, int, int, int, pen_kv **);
     void (*kv_destroy)(pen_kv *);
+    size_t (*rope_bytes)(const pen_device *, const pen_rope_options *);
     pen_status (*rope_create)(pen_device *, const pen_rope_options *, pen_rope **);
     void (*rope_destroy)(pen_rope *);
 

@@ -52,7 +52,7 @@ typedef struct pen_limits {
     int rows;       /* T */
     int logit_rows; /* L */
     int hidden, ffn, heads, kv_heads, head_size, vocab;
-    int context;    /* positions of a sequence */
+    int context; /* positions of a sequence */
 } pen_limits;
 
 /* Bytes of scratch that pen_device_reserve would take. */
@@ -107,6 +107,7 @@ typedef struct pen_rope_options {
     const float *factors; /* [dims/2] or NULL */
     bool interleaved;
 } pen_rope_options;
+size_t pen_rope_bytes(const pen_device *device, const pen_rope_options *options);
 pen_status pen_rope_create(pen_device *device, const pen_rope_options *options, pen_rope **rope);
 void pen_rope_destroy(pen_rope *rope);
 
@@ -131,7 +132,7 @@ double pen_device_unit_ms(pen_device *device, int unit);
 /* A run: consecutive tokens of one sequence. The sequence's KV block of position p is tables[group][p / PEN_KV_BLOCK];
  * a table covers at least the positions up to the run's last. */
 typedef struct pen_run {
-    int row;      /* its first row in the batch */
+    int row; /* its first row in the batch */
     int rows;
     int position; /* of its first row */
     const int32_t *tables[PEN_KV_GROUPS];
@@ -139,7 +140,7 @@ typedef struct pen_run {
 
 /* What the following operations work on. The device copies what it needs. */
 typedef struct pen_batch {
-    int rows;                  /* T ≥ 1, the sum of all runs' rows; runs are in row order without holes */
+    int rows; /* T ≥ 1, the sum of all runs' rows; runs are in row order without holes */
     int run_count;
     const pen_run *runs;
     const int32_t *tokens;     /* [T]; used by embed only, else may be NULL */
@@ -162,9 +163,9 @@ typedef struct pen_norm_op {
     const pen_buffer *bias;   /* f32 [cols] or NULL */
     int cols;
     float eps;
-    bool mean;                /* subtract the mean first (layer norm) */
-    pen_buffer *out;          /* activation [T][cols], or NULL */
-    pen_buffer *add_to;       /* f32 [T][cols], or NULL */
+    bool mean;          /* subtract the mean first (layer norm) */
+    pen_buffer *out;    /* activation [T][cols], or NULL */
+    pen_buffer *add_to; /* f32 [T][cols], or NULL */
 } pen_norm_op;
 void pen_op_norm(pen_device *device, const pen_norm_op *op);
 
@@ -211,7 +212,7 @@ typedef struct pen_project_op {
     const pen_weight *w;    /* [N][K] */
     const pen_buffer *bias; /* f32 [N] or NULL */
     bool store;
-    pen_buffer *out;        /* f32 [T][N] */
+    pen_buffer *out; /* f32 [T][N] */
 } pen_project_op;
 void pen_op_out_project(pen_device *device, const pen_project_op *op);
 void pen_op_down(pen_device *device, const pen_project_op *op);
@@ -224,7 +225,7 @@ typedef struct pen_gate_up_op {
     const pen_weight *gate, *up; /* [F][H]; gate may be NULL */
     const pen_buffer *bias;      /* of up: f32 [F] or NULL */
     pen_gate act;
-    pen_buffer *out;             /* activation [T][F] */
+    pen_buffer *out; /* activation [T][F] */
 } pen_gate_up_op;
 void pen_op_gate_up(pen_device *device, const pen_gate_up_op *op);
 
@@ -239,7 +240,8 @@ void pen_op_logits(pen_device *device, const pen_logits_op *op);
 
 /* How a row's next token is chosen. temperature 0: the largest logit (the lowest id among equals). Otherwise the
  * logits are divided by the temperature, cut by top_k (0: off), top_p (1: off) and min_p (0: off), in this order, and
- * one is drawn with the counter-based generator keyed by (seed, choice, position), so the draw depends on nothing else. */
+ * one is drawn with the counter-based generator keyed by (seed, choice, position), so the draw depends on nothing else.
+ */
 typedef struct pen_pick {
     float temperature, top_p, min_p;
     int top_k;
@@ -252,10 +254,10 @@ typedef struct pen_pick {
 
 /* Log-probabilities are natural logarithms of the softmax of the unmodified logits. */
 typedef struct pen_choice {
-    int32_t token;      /* chosen, or the target */
-    float logprob;      /* of `token` */
-    int32_t argmax;     /* the token with the largest logit */
-    int32_t bad_logits; /* 1 where a logit was NaN: nothing else is valid then */
+    int32_t token;                     /* chosen, or the target */
+    float logprob;                     /* of `token` */
+    int32_t argmax;                    /* the token with the largest logit */
+    int32_t bad_logits;                /* 1 where a logit was NaN: nothing else is valid then */
     int32_t top_ids[PEN_TOP_LOGPROBS]; /* best first, ties by lower id */
     float top_logprobs[PEN_TOP_LOGPROBS];
 } pen_choice;

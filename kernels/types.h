@@ -15,10 +15,10 @@ typedef enum pen_type {
 } pen_type;
 
 typedef struct pen_type_info {
-    const char *name;       /* "Q4_1" */
-    int gguf;               /* number in a GGUF file */
-    int block_values;       /* values per block, along a row */
-    int block_bytes;        /* bytes per block in a GGUF file */
+    const char *name; /* "Q4_1" */
+    int gguf;         /* number in a GGUF file */
+    int block_values; /* values per block, along a row */
+    int block_bytes;  /* bytes per block in a GGUF file */
 } pen_type_info;
 
 const pen_type_info *pen_type_get(pen_type type);

@@ -12,25 +12,26 @@ enum { PEN_PATH_MAX = 1024, PEN_LAYERS_MAX = 512 };
 
 typedef struct pen_config {
     char model[PEN_PATH_MAX];
-    char device[PEN_PATH_MAX];  /* auto, cpu */
-    char isa[16];               /* auto, or a CPU instruction set */
-    bool exact;                 /* --activations f32 */
-    int threads;                /* per rank; 0: this rank's share of the allowed cores */
-    char link[16];              /* auto, local, mpi */
+    char device[PEN_PATH_MAX]; /* auto, cpu */
+    char isa[16];              /* auto, or a CPU instruction set */
+    bool exact;                /* --activations f32 */
+    int threads;               /* per rank; 0: this rank's share of the allowed cores */
+    char link[16];             /* auto, local, mpi */
 
     /* The plan. */
-    uint64_t memory;            /* bytes per rank; 0: the machine's */
-    int64_t kv_tokens;          /* KV capacity in tokens; 0: what the requested sequences need */
+    uint64_t memory;                      /* bytes per rank; 0: the machine's */
+    int64_t kv_tokens;                    /* KV capacity in tokens; 0: what the requested sequences need */
     int workload_prompt, workload_output; /* --workload P:G */
-    int max_num_seqs;           /* 0: 16 per stage */
-    char method[16];            /* dp, uniform, parameters, greedy, equal-time, custom */
-    char layers[PEN_LAYERS_MAX]; /* --layers 10,10,12: units… of a custom split, as given */
-    char profile[PEN_PATH_MAX]; /* read instead of measured; "" */
-    char cache[PEN_PATH_MAX];   /* folder of the profile cache; "": $XDG_CACHE_HOME/penstock; "-": none */
+    int max_num_seqs;                     /* 0: 16 per stage */
+    char method[16];                      /* dp, uniform, parameters, greedy, equal-time, custom */
+    char layers[PEN_LAYERS_MAX];          /* --layers 10,10,12: units… of a custom split, as given */
+    char profile[PEN_PATH_MAX];           /* read instead of measured; "" */
+    char cache[PEN_PATH_MAX];             /* folder of the profile cache; "": $XDG_CACHE_HOME/penstock; "-": none */
 
     /* The run. */
     int max_model_len;          /* 0: the model's context, at most 8192 */
-    int max_num_batched_tokens; /* rows of a microbatch at most: the chunk of a long prompt; 0: chosen from the profile */
+    int max_num_batched_tokens; /* rows of a microbatch at most: the chunk of a long prompt; 0: chosen from the profile
+                                 */
     double step_timeout_s;      /* 0: max(30 s, 20 × predicted) */
     bool ignore_eos;
     int log_level;

@@ -13,12 +13,12 @@
 typedef struct pen_stage pen_stage;
 
 typedef struct pen_stage_options {
-    int first, last;    /* units */
-    int rows;           /* largest T of a microbatch */
-    int logit_rows;     /* largest L */
-    int context;        /* positions of a sequence */
-    int kv_blocks;      /* blocks per layer */
-    int slots;          /* residual buffers */
+    int first, last; /* units */
+    int rows;        /* largest T of a microbatch */
+    int logit_rows;  /* largest L */
+    int context;     /* positions of a sequence */
+    int kv_blocks;   /* blocks per layer */
+    int slots;       /* residual buffers */
     pen_shard_progress *progress;
     void *progress_context;
 } pen_stage_options;
@@ -34,10 +34,12 @@ pen_buffer *pen_stage_rows(pen_stage *stage, int slot);
 /* Enqueues the whole stage on slot for `batch`; on the last stage also picks[L] (else NULL). */
 void pen_stage_run(pen_stage *stage, int slot, const pen_batch *batch, const pen_pick *picks);
 
-/* The choices [L] of the last pen_stage_run of `slot`, after the stream has reached its end. Host memory, valid until the slot's next run. */
+/* The choices [L] of the last pen_stage_run of `slot`, after the stream has reached its end. Host memory, valid until
+ * the slot's next run. */
 const pen_choice *pen_stage_choices(pen_stage *stage, int slot);
 
-/* Bytes that pen_stage_create would take on this device, weights, KV, workspace and slots, as the plan predicts them. */
+/* Bytes that pen_stage_create would take on this device, weights, KV, workspace and slots, as the plan predicts them.
+ */
 uint64_t pen_stage_bytes(const pen_model *model, const pen_device *device, const pen_stage_options *options);
 
 #endif

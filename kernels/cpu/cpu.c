@@ -211,8 +211,13 @@ static void kv_destroy(pen_kv *base) {
     free(kv);
 }
 
-static size_t rope_bytes(int positions, int dims) {
+static size_t table_bytes(int positions, int dims) {
     return (size_t)positions * (size_t)dims * sizeof(float);
+}
+
+static size_t rope_bytes(const pen_device *device, const pen_rope_options *options) {
+    (void)device;
+    return table_bytes(options->positions, options->dims);
 }
 
 static pen_status rope_create(pen_device *device, const pen_rope_options *options, pen_rope **rope) {
@@ -223,7 +228,7 @@ static pen_status rope_create(pen_device *device, const pen_rope_options *option
                            .positions = options->positions,
                            .interleaved = options->interleaved};
     void *table;
-    pen_status status = allocate(cpu(device), rope_bytes(options->positions, options->dims), &table);
+    pen_status status = allocate(cpu(device), table_bytes(options->positions, options->dims), &table);
     if (status != PEN_OK) {
         free(made);
         return status;
@@ -247,7 +252,7 @@ static pen_status rope_create(pen_device *device, const pen_rope_options *option
 
 static void rope_destroy(pen_rope *base) {
     pen_cpu_rope *rope = (pen_cpu_rope *)base;
-    release(cpu(base->device), rope->table, rope_bytes(rope->positions, rope->dims));
+    release(cpu(base->device), rope->table, table_bytes(rope->positions, rope->dims));
     free(rope);
 }
 
@@ -370,6 +375,7 @@ static const pen_device_class cpu_class = {
     .kv_bytes = kv_bytes,
     .kv_create = kv_create,
     .kv_destroy = kv_destroy,
+    .rope_bytes = rope_bytes,
     .rope_create = rope_create,
     .rope_destroy = rope_destroy,
     .event_create = event_create,

@@ -8,7 +8,7 @@
 #include "linear_dot.isa.h"
 #include "quantize.isa.h"
 
-enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, PREFETCH = 1536 };
+enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, PREFETCH = 8192 };
 
 /* ---- int8 activations × quantised weights ---------------------------------------------------------------------- */
 
@@ -50,6 +50,7 @@ static inline v16 step_q8_0(const weight_block *b, const pen_activation_block *x
     return scaled(dot_u8_less_128(&b->w, x), b, x, sum);
 }
 
+/* The hardware's own prefetching stops at pages and falls behind where several tokens are computed per block. */
 static inline void prefetch(const unsigned char *p, int bytes) {
     for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + PREFETCH + line);
 }
@@ -71,6 +72,7 @@ static inline void prefetch(const unsigned char *p, int bytes) {
         }                                                                                                              \
         for (int t = 0; t < tokens; t++) v16_store(y + ROWS * t, v16_all(0));                                          \
         for (int b = 0; b < blocks; b++, group += bytes) {                                                             \
+            prefetch(group, bytes);                                                                                    \
             weight_block unpacked = unpack_##type(group);                                                              \
             const unsigned char *at = x + sizeof(pen_activation_block) * (size_t)b;                                    \
             for (int t = 0; t < tokens; t++, at += stride) {                                                           \
@@ -97,7 +99,7 @@ static inline v16 bits_at(const unsigned char *p, int shift, int mask) {
     return v16_from_i32(v16i_and(v16i_shift_right(words, shift), v16i_all(mask)));
 }
 
-static inline void widen_q4_0(const unsigned char *p, float_block *out) {
+static void widen_q4_0(const unsigned char *p, float_block *out) {
     v16 d = f16_at(p + 256);
     for (int k = 0; k < BLOCK; k++) {
         v16 q = bits_at(p + 64 * (k % 16 / 4), 8 * (k % 4) + 4 * (k / 16), 15);
@@ -105,7 +107,7 @@ static inline void widen_q4_0(const unsigned char *p, float_block *out) {
     }
 }
 
-static inline void widen_q4_1(const unsigned char *p, float_block *out) {
+static void widen_q4_1(const unsigned char *p, float_block *out) {
     v16 d = f16_at(p + 256), m = f16_at(p + 288);
     for (int k = 0; k < BLOCK; k++) {
         v16 q = bits_at(p + 64 * (k % 16 / 4), 8 * (k % 4) + 4 * (k / 16), 15);
@@ -113,7 +115,7 @@ static inline void widen_q4_1(const unsigned char *p, float_block *out) {
     }
 }
 
-static inline void widen_q8_0(const unsigned char *p, float_block *out) {
+static void widen_q8_0(const unsigned char *p, float_block *out) {
     v16 d = f16_at(p + 512);
     for (int k = 0; k < BLOCK; k++) {
         v16 q = bits_at(p + 64 * (k / 4), 8 * (k % 4), 255);
@@ -121,17 +123,23 @@ static inline void widen_q8_0(const unsigned char *p, float_block *out) {
     }
 }
 
-static inline void widen_f16(const unsigned char *p, float_block *out) {
+static void widen_f16(const unsigned char *p, float_block *out) {
     for (int k = 0; k < BLOCK; k++) v16_store(out->w[k], f16_at(p + 2 * ROWS * k));
 }
 
-static inline void widen_f32(const unsigned char *p, float_block *out) {
+static void widen_f32(const unsigned char *p, float_block *out) {
     memcpy(out, p, sizeof *out);
 }
 
+/* One copy per number of tokens keeps the sums in registers, where there are some; elsewhere it is slow to compile. */
+#if defined(__AVX2__)
+#define SPECIALISED inline __attribute__((always_inline))
+#else
+#define SPECIALISED __attribute__((noinline, noclone))
+#endif
+
 /* y[n][16] += the block times n tokens' 32 values each, in order. */
-static inline __attribute__((always_inline)) void add_products(const float_block *b, const float *const *x, int n,
-                                                               float *y) {
+static SPECIALISED void add_products(const float_block *b, const float *const *x, int n, float *y) {
     v16 sum[8];
     for (int i = 0; i < n; i++) sum[i] = v16_load(y + ROWS * i);
     for (int k = 0; k < BLOCK; k++)
@@ -147,10 +155,9 @@ static inline const float *values_of(const unsigned char *row, int b, bool int8,
     return buffer;
 }
 
-static inline __attribute__((always_inline)) void dot_float(void (*widen)(const unsigned char *, float_block *),
-                                                            size_t bytes, bool int8, const unsigned char *group,
-                                                            int blocks, const unsigned char *x, size_t stride,
-                                                            int tokens, float *y) {
+static void dot_float(void (*widen)(const unsigned char *, float_block *), size_t bytes, bool int8,
+                      const unsigned char *group, int blocks, const unsigned char *x, size_t stride, int tokens,
+                      float *y) {
     _Alignas(64) float_block w;
     float buffers[8][BLOCK];
     for (int t = 0; t < tokens; t++) v16_store(y + ROWS * t, v16_all(0));
@@ -158,12 +165,13 @@ static inline __attribute__((always_inline)) void dot_float(void (*widen)(const 
         widen(group, &w);
         for (int t = 0; t < tokens;) {
             const float *values[8];
-            int n = tokens - t < 8 ? tokens - t : 8;
+            int left = tokens - t, n = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
             for (int i = 0; i < n; i++) values[i] = values_of(x + stride * (size_t)(t + i), b, int8, buffers[i]);
-            if (n == 8) {
-                add_products(&w, values, 8, y + ROWS * t);
-            } else {
-                for (int i = 0; i < n; i++) add_products(&w, values + i, 1, y + ROWS * (t + i));
+            switch (n) {
+            case 8: add_products(&w, values, 8, y + ROWS * t); break;
+            case 4: add_products(&w, values, 4, y + ROWS * t); break;
+            case 2: add_products(&w, values, 2, y + ROWS * t); break;
+            case 1: add_products(&w, values, 1, y + ROWS * t); break;
             }
             t += n;
         }

@@ -51,10 +51,10 @@ static inline v16i dot_u4(const weights32 *w, const pen_activation_block *x) {
 
 /* Σ (w−8)·q of weights up to 15, Σ (w−128)·q of any. */
 static inline v16i dot_u4_less_8(const weights32 *w, const pen_activation_block *x) {
-    return dot_from(_mm512_set1_epi32(-x->sum8), w, x);
+    return dot_from(v16i_all(x->bias8), w, x);
 }
 static inline v16i dot_u8_less_128(const weights32 *w, const pen_activation_block *x) {
-    return dot_from(_mm512_set1_epi32(-x->sum8 * 16), w, x);
+    return dot_from(v16i_shift_left(v16i_all(x->bias8), 4), w, x);
 }
 
 #elif defined(__AVX2__)
@@ -94,7 +94,7 @@ static inline v16i dot_u4(const weights32 *w, const pen_activation_block *x) {
 }
 
 static inline v16i dot_u4_less_8(const weights32 *w, const pen_activation_block *x) {
-    return v16i_sub(dot_u4(w, x), v16i_all(x->sum8));
+    return v16i_add(dot_u4(w, x), v16i_all(x->bias8));
 }
 
 /* Two products of at most 128·127 fit an int16, so |w−128| is the unsigned operand and q takes its sign. */
@@ -143,11 +143,11 @@ static inline v16i dot_u4(const weights32 *w, const pen_activation_block *x) {
 }
 
 static inline v16i dot_u4_less_8(const weights32 *w, const pen_activation_block *x) {
-    return v16i_sub(dot_u4(w, x), v16i_all(x->sum8));
+    return v16i_add(dot_u4(w, x), v16i_all(x->bias8));
 }
 
 static inline v16i dot_u8_less_128(const weights32 *w, const pen_activation_block *x) {
-    return v16i_sub(dot_u4(w, x), v16i_all(x->sum8 * 16));
+    return v16i_add(dot_u4(w, x), v16i_shift_left(v16i_all(x->bias8), 4));
 }
 
 #endif

@@ -25,7 +25,7 @@ void pen_reference_quantize_row(const float *x, int cols, pen_activation_block *
         }
         block->scale = !finite ? NAN : zero ? 0 : largest / 127.0F;
         block->scaled_sum = block->scale * (float)sum;
-        block->sum8 = 8 * sum;
+        block->bias8 = -8 * sum;
     }
 }
 

@@ -32,6 +32,18 @@ typedef __m512i v16i; /* 16 × i32 */
         return call(a, b);                                                                                             \
     }
 
+static inline __m256 v16_low(v16 a) {
+    return _mm512_castps512_ps256(a);
+}
+static inline __m256 v16_high(v16 a) {
+    return _mm512_extractf32x8_ps(a, 1);
+}
+static inline __m256i v16i_low(v16i a) {
+    return _mm512_castsi512_si256(a);
+}
+static inline __m256i v16i_high(v16i a) {
+    return _mm512_extracti32x8_epi32(a, 1);
+}
 static inline v16 v16_load(const float *p) {
     return _mm512_loadu_ps(p);
 }
@@ -107,6 +119,18 @@ typedef struct v16i {
         return (type){call(a.lo, b.lo), call(a.hi, b.hi)};                                                             \
     }
 
+static inline __m256 v16_low(v16 a) {
+    return a.lo;
+}
+static inline __m256 v16_high(v16 a) {
+    return a.hi;
+}
+static inline __m256i v16i_low(v16i a) {
+    return a.lo;
+}
+static inline __m256i v16i_high(v16i a) {
+    return a.hi;
+}
 static inline v16 v16_load(const float *p) {
     return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
 }
@@ -286,37 +310,57 @@ static inline v16 v16_neg(v16 a) {
 }
 
 /* Sum and maximum over the lanes, by one tree: lanes i and i+8, then i and i+4, i+2, i+1. */
+#if defined(__AVX2__)
+
 static inline float v16_sum(v16 a) {
-    float s[16];
-    v16_store(s, a);
-    for (int half = 8; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) s[i] += s[i + half];
-    return s[0];
+    __m256 by8 = _mm256_add_ps(v16_low(a), v16_high(a));
+    __m128 by4 = _mm_add_ps(_mm256_castps256_ps128(by8), _mm256_extractf128_ps(by8, 1));
+    __m128 by2 = _mm_add_ps(by4, _mm_movehl_ps(by4, by4));
+    return _mm_cvtss_f32(_mm_add_ps(by2, _mm_movehdup_ps(by2)));
 }
-
 static inline float v16_largest(v16 a) {
-    float s[16];
-    v16_store(s, a);
-    for (int half = 8; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) s[i] = s[i] > s[i + half] ? s[i] : s[i + half];
-    return s[0];
+    __m256 by8 = _mm256_max_ps(v16_low(a), v16_high(a));
+    __m128 by4 = _mm_max_ps(_mm256_castps256_ps128(by8), _mm256_extractf128_ps(by8, 1));
+    __m128 by2 = _mm_max_ps(by4, _mm_movehl_ps(by4, by4));
+    return _mm_cvtss_f32(_mm_max_ps(by2, _mm_movehdup_ps(by2)));
+}
+static inline int32_t v16i_sum(v16i a) {
+    __m256i by8 = _mm256_add_epi32(v16i_low(a), v16i_high(a));
+    __m128i by4 = _mm_add_epi32(_mm256_castsi256_si128(by8), _mm256_extracti128_si256(by8, 1));
+    __m128i by2 = _mm_add_epi32(by4, _mm_shuffle_epi32(by4, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(by2, _mm_shuffle_epi32(by2, 0xb1)));
+}
+static inline int32_t v16i_largest(v16i a) {
+    __m256i by8 = _mm256_max_epi32(v16i_low(a), v16i_high(a));
+    __m128i by4 = _mm_max_epi32(_mm256_castsi256_si128(by8), _mm256_extracti128_si256(by8, 1));
+    __m128i by2 = _mm_max_epi32(by4, _mm_shuffle_epi32(by4, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(by2, _mm_shuffle_epi32(by2, 0xb1)));
 }
 
-/* The exact sum over the lanes. */
+#else
+
+static inline float v16_sum(v16 a) {
+    for (int half = 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) a.v[i] += a.v[i + half];
+    return a.v[0];
+}
+static inline float v16_largest(v16 a) {
+    for (int half = 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
+    return a.v[0];
+}
 static inline int32_t v16i_sum(v16i a) {
-    int32_t s[16], sum = 0;
-    v16i_store(s, a);
-    for (int i = 0; i < 16; i++) sum += s[i];
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i++) sum += a.v[i];
     return sum;
 }
-
 static inline int32_t v16i_largest(v16i a) {
-    int32_t s[16];
-    v16i_store(s, a);
-    int32_t largest = s[0];
-    for (int i = 1; i < 16; i++) largest = s[i] > largest ? s[i] : largest;
+    int32_t largest = a.v[0];
+    for (int i = 1; i < 16; i++) largest = a.v[i] > largest ? a.v[i] : largest;
     return largest;
 }
+
+#endif
 
 /* Nearest integer, ties to even, of |a| < 2^22. */
 static inline v16i v16_round_i32(v16 a) {

@@ -11,7 +11,7 @@ typedef struct pen_activation_block {
     int8_t q[32];
     float scale;
     float scaled_sum; /* scale·(float)Σq */
-    int32_t sum8;     /* 8·Σq */
+    int32_t bias8;    /* −8·Σq */
 } pen_activation_block;
 
 #endif

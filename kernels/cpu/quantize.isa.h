@@ -22,7 +22,7 @@ static inline void quantize_block(v16 low, v16 high, pen_activation_block *block
     int32_t sum = v16i_sum(v16i_add(q_low, q_high));
     block->scale = !finite ? NAN : zero ? 0 : largest / 127.0F;
     block->scaled_sum = block->scale * (float)sum;
-    block->sum8 = sum * 8;
+    block->bias8 = sum * -8;
 }
 
 #endif

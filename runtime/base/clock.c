@@ -10,9 +10,13 @@ static int64_t read_clock(clockid_t clock) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-int64_t pen_clock_ns(void) { return read_clock(CLOCK_MONOTONIC); }
+int64_t pen_clock_ns(void) {
+    return read_clock(CLOCK_MONOTONIC);
+}
 
-int64_t pen_clock_thread_cpu_ns(void) { return read_clock(CLOCK_THREAD_CPUTIME_ID); }
+int64_t pen_clock_thread_cpu_ns(void) {
+    return read_clock(CLOCK_THREAD_CPUTIME_ID);
+}
 
 void pen_clock_sleep_until(int64_t deadline_ns) {
     struct timespec t = {.tv_sec = deadline_ns / 1000000000, .tv_nsec = deadline_ns % 1000000000};

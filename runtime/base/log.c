@@ -14,7 +14,9 @@ void pen_log_init(pen_log_level level, int rank) {
     log_rank = rank;
 }
 
-int pen_log_enabled(pen_log_level level) { return level <= log_level; }
+int pen_log_enabled(pen_log_level level) {
+    return level <= log_level;
+}
 
 void pen_log(pen_log_level level, const char *format, ...) {
     static const char *const names[] = {"error", "warning", "info", "debug"};

@@ -24,9 +24,11 @@ pen_status pen_fail(pen_status status, const char *format, ...) {
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     for (char *c = text; *c; c++)
-        if (*c == '\n' || *c == '\r') *c = ' ';
+        if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = ' '; /* untrusted names must not move the cursor */
     snprintf(last_error, sizeof last_error, "%s", text);
     return status;
 }
 
-const char *pen_last_error(void) { return last_error; }
+const char *pen_last_error(void) {
+    return last_error;
+}

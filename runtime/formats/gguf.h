@@ -2,8 +2,9 @@
  * GGUF files, versions 2 and 3: metadata and the table of tensors.
  *
  * The file is untrusted: every count, size, offset, type, dimension and alignment is checked against the file's length
- * before it is used; an error names the file, the key or the tensor. The metadata is mapped; tensor data is read by
- * pread, so that a file cut short under us is an error, not a SIGBUS, and no page of a foreign tensor is touched.
+ * before it is used; an error names the file, the key or the tensor. Nothing is mapped: the header is read into memory
+ * of our own and tensor data by pread, so that a file cut short under us is an error, not a SIGBUS, and no page of a
+ * foreign tensor is touched.
  */
 #ifndef PEN_GGUF_H
 #define PEN_GGUF_H
@@ -22,10 +23,10 @@ typedef struct pen_gguf_tensor {
     uint32_t gguf_type; /* as in the file; `type` is valid only where `known` */
     bool known;
     pen_type type;
-    int dims;           /* 1 … 4 */
-    int64_t shape[4];   /* GGUF order: shape[0] is the row length (K), shape[1] the number of rows (N); 1 past dims */
-    uint64_t offset;    /* from the start of the file */
-    uint64_t bytes;     /* 0 for a type we do not know */
+    int dims;         /* 1 … 4 */
+    int64_t shape[4]; /* GGUF order: shape[0] is the row length (K), shape[1] the number of rows (N); 1 past dims */
+    uint64_t offset;  /* from the start of the file */
+    uint64_t bytes;   /* 0 for a type we do not know */
 } pen_gguf_tensor;
 
 pen_status pen_gguf_open(const char *path, pen_gguf **gguf);
@@ -68,6 +69,9 @@ void pen_gguf_key_text(const pen_gguf *gguf, size_t i, char *key, size_t key_siz
 size_t pen_gguf_tensor_count(const pen_gguf *gguf);
 const pen_gguf_tensor *pen_gguf_tensor_at(const pen_gguf *gguf, size_t i);
 const pen_gguf_tensor *pen_gguf_tensor_find(const pen_gguf *gguf, const char *name); /* NULL: none */
+
+/* The name of a GGUF type number, of many more than we can compute with: "Q4_K"; "unknown" where there is none. */
+const char *pen_gguf_type_name(uint32_t gguf_type);
 
 /* Reads bytes [offset, offset + bytes) of a tensor's data into target. PEN_IO / PEN_BAD_INPUT name file and tensor. */
 pen_status pen_gguf_read(const pen_gguf *gguf, const pen_gguf_tensor *tensor, uint64_t offset, size_t bytes,

@@ -17,18 +17,19 @@
 
 typedef struct pen_model pen_model;
 
-/* Opens MODEL: a GGUF path, or `synthetic:ARCH:key=value,…` (layers, hidden, ffn or ffn=a/b/c… a width per layer, heads, kv_heads, head_size,
- * vocab, context, type, seed). Reads metadata only. Checks that all tensors that the rules want are there with the right shapes. */
+/* Opens MODEL: a GGUF path, or `synthetic:ARCH:key=value,…` (layers, hidden, heads, vocab; ffn, one width or a width
+ * per layer as in 8192/4096*3/1024; and where the default will not do kv_heads, head_size, context, type, tied, seed).
+ * Reads metadata only. Checks that all tensors that the rules want are there with the right shapes. */
 pen_status pen_model_open(const char *name, pen_model **model);
 void pen_model_close(pen_model *model);
 
 typedef struct pen_hparams {
     int layers, hidden, heads, kv_heads, head_size, vocab, context;
-    int ffn;              /* the widest layer's */
+    int ffn; /* the widest layer's */
     float norm_eps;
     double rope_base, rope_scale;
     int rope_dims;
-    bool tied;            /* the LM head is the embedding table */
+    bool tied; /* the LM head is the embedding table */
 } pen_hparams;
 
 const pen_hparams *pen_model_hparams(const pen_model *model);
@@ -40,17 +41,29 @@ uint64_t pen_model_hash(const pen_model *model);        /* the same on all ranks
 typedef enum pen_unit_kind { PEN_UNIT_EMBEDDING, PEN_UNIT_BLOCK, PEN_UNIT_HEAD } pen_unit_kind;
 
 typedef struct pen_unit {
-    char name[32];              /* "embedding", "block 7", "head" */
+    char name[32]; /* "embedding", "block 7", "head" */
     pen_unit_kind kind;
-    int layer;                  /* of a block, else −1 */
-    uint64_t weight_bytes;      /* of its tensors, in the file's types */
-    uint64_t tied_bytes;        /* of those, bytes shared with the other end: counted once where one stage has both */
-    uint64_t kv_bytes_per_token;
-    uint64_t class_hash;        /* equal for units of the same shapes and types: measured once */
+    int layer;                   /* of a block, else −1 */
+    uint64_t weight_bytes;       /* of its tensors, in the file's types */
+    uint64_t tied_bytes;         /* of those, bytes shared with the other end: counted once where one stage has both */
+    uint64_t kv_bytes_per_token; /* in f16 */
+    uint64_t class_hash;         /* equal for units of the same shapes and types: measured once */
 } pen_unit;
 
 int pen_model_unit_count(const pen_model *model);
 const pen_unit *pen_model_unit(const pen_model *model, int unit);
+
+/* For `inspect`: a tensor of a unit, as the rules found it. */
+typedef struct pen_tensor_info {
+    const char *name;
+    pen_type type;
+    int rows, cols;
+    uint64_t bytes;
+    bool tied; /* the table that embedding and head have in common */
+} pen_tensor_info;
+
+int pen_model_tensor_count(const pen_model *model, int unit);
+pen_tensor_info pen_model_tensor(const pen_model *model, int unit, int i);
 
 /* Limits of operations for a stage of this model. */
 void pen_model_limits(const pen_model *model, int rows, int logit_rows, int context, pen_limits *limits);
@@ -67,9 +80,19 @@ typedef enum pen_shard_source {
 /* Called now and then while loading; bytes of file data so far and in all. Returning false interrupts the load. */
 typedef bool pen_shard_progress(void *context, uint64_t done, uint64_t total);
 
+typedef struct pen_shard_options {
+    int first, last; /* units */
+    pen_shard_source source;
+    int context;                  /* positions that the rotation table covers */
+    pen_shard_progress *progress; /* or NULL */
+    void *progress_context;
+} pen_shard_options;
+
 /* Loads units [first, last]. Reads only their tensors; drops what it read from its own memory as it goes. */
-pen_status pen_shard_load(const pen_model *model, pen_device *device, int first, int last, pen_shard_source source,
-                          pen_shard_progress *progress, void *context, pen_shard **shard);
+pen_status pen_shard_load(const pen_model *model, pen_device *device, const pen_shard_options *options,
+                          pen_shard **shard);
+/* Bytes that these weights take on this device. */
+size_t pen_shard_bytes(const pen_model *model, const pen_device *device, const pen_shard_options *options);
 void pen_shard_destroy(pen_shard *shard);
 int pen_shard_first(const pen_shard *shard);
 int pen_shard_last(const pen_shard *shard);

@@ -9,7 +9,9 @@
 #include "clock.h"
 #include "status.h"
 
-static pen_status fails(void) { return pen_fail(PEN_BAD_INPUT, "file %s:\nkey %d", "x", 7); }
+static pen_status fails(void) {
+    return pen_fail(PEN_BAD_INPUT, "file %s:\nkey %d", "x", 7);
+}
 
 static pen_status passes_up(void) {
     PEN_TRY(fails());

@@ -1,0 +1,114 @@
+/*
+ * penstock plan: how the units of a model, or of a profile, would be split. One process, no MPI.
+ *
+ * A file's units are measured on this machine's CPU; a synthetic model, which may be larger than this machine, is
+ * estimated; a profile is taken as it is. Without --memory and without devices in the profile there is no memory limit:
+ * the machines that are planned for need not be this one.
+ */
+#include "command.h"
+#include "cpu.h"
+#include "help.h"
+#include "plan_json.h"
+#include "plan_model.h"
+#include "plan_svg.h"
+#include "profile_cache.h"
+#include "report.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { DEFAULT_CONTEXT = 8192, DEFAULT_ROWS = 512 };
+
+static int allowed_cpus(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+static pen_status measure(const pen_config *config, const pen_model *model, pen_device *device, int context,
+                          pen_profile **profile) {
+    pen_profile_key key = {.model = model, .device = device, .ranks = 1, .context = context};
+    *profile = pen_profile_cache_load(config->cache, &key);
+    if (*profile) return PEN_OK;
+    pen_profile_options options = {.context = context};
+    PEN_TRY(pen_profile_measure(model, device, &options, profile));
+    pen_profile_cache_store(config->cache, &key, *profile);
+    return PEN_OK;
+}
+
+static pen_status plan_measured(const pen_config *config, const pen_model *model, pen_plan_model_options *options,
+                                pen_plan **plan) {
+    pen_cpu_options cpu = {.activations = config->exact ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
+                           .threads = config->threads > 0 ? config->threads : allowed_cpus(),
+                           .may_spin = true};
+    pen_device *device = NULL;
+    pen_profile *profile = NULL;
+    PEN_TRY(pen_cpu_isa_parse(config->isa, &cpu.isa));
+    PEN_TRY(pen_cpu_device_create(&cpu, &device));
+    int context = options->workload.prompt_tokens + options->workload.output_tokens;
+    pen_status status = measure(config, model, device, context, &profile);
+    options->device = device;
+    options->profile = profile;
+    if (status == PEN_OK) status = pen_plan_from_model(model, options, plan);
+    pen_profile_destroy(profile);
+    pen_device_destroy(device);
+    return status;
+}
+
+static pen_status plan_model(const pen_options *given, pen_plan **plan) {
+    const pen_config *config = &given->config;
+    pen_model *model;
+    PEN_TRY(pen_model_open(config->model, &model));
+    int longest = pen_model_hparams(model)->context;
+    if (longest > DEFAULT_CONTEXT) longest = DEFAULT_CONTEXT;
+    int rows = config->max_num_batched_tokens > 0 ? config->max_num_batched_tokens : DEFAULT_ROWS;
+    pen_plan_model_options options = {.workload = {.prompt_tokens = config->workload_prompt,
+                                                   .output_tokens = config->workload_output,
+                                                   .max_num_seqs = config->max_num_seqs},
+                                      .stages = given->stages > 0 ? given->stages : 1,
+                                      .rows = rows,
+                                      .logit_rows = rows,
+                                      .context = config->max_model_len > 0 ? config->max_model_len : longest,
+                                      .slots = 1};
+    pen_status status = pen_model_gguf(model) ? plan_measured(config, model, &options, plan)
+                                              : pen_plan_from_model(model, &options, plan);
+    pen_model_close(model);
+    return status;
+}
+
+static pen_status print_json(const pen_plan *plan) {
+    char *text;
+    PEN_TRY(pen_plan_to_json(plan, &text));
+    puts(text);
+    free(text);
+    return PEN_OK;
+}
+
+static pen_status solve_and_show(const pen_options *options, pen_plan *plan) {
+    const pen_config *config = &options->config;
+    pen_plan_options wanted = {.stages = options->stages,
+                               .method = config->method,
+                               .layers = config->layers[0] ? config->layers : NULL,
+                               .memory = config->memory,
+                               .kv_tokens = config->kv_tokens};
+    /* A profile's own workload stands until another one than the default is asked for. It decides about KV only: the
+     * times are what they are. */
+    if (config->workload_prompt != PEN_PLAN_PROMPT || config->workload_output != PEN_PLAN_OUTPUT) {
+        plan->workload.prompt_tokens = config->workload_prompt;
+        plan->workload.output_tokens = config->workload_output;
+    }
+    if (config->max_num_seqs > 0) plan->workload.max_num_seqs = config->max_num_seqs;
+    PEN_TRY(pen_plan_solve(plan, &wanted));
+    if (options->svg) PEN_TRY(pen_plan_svg_write(plan, options->svg));
+    if (options->json) return print_json(plan);
+    pen_report_plan(stdout, plan, pen_help_width());
+    return PEN_OK;
+}
+
+pen_status pen_cmd_plan(const pen_options *options) {
+    pen_plan *plan = NULL;
+    PEN_TRY(options->config.profile[0] ? pen_plan_read(options->config.profile, &plan) : plan_model(options, &plan));
+    pen_status status = solve_and_show(options, plan);
+    pen_plan_destroy(plan);
+    return status;
+}

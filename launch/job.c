@@ -1,0 +1,191 @@
+/* What every command that runs a model has in common; see job.h. */
+#include "job.h"
+
+#include "clock.h"
+#include "help.h"
+#include "log.h"
+#include "report.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- The text ---------------------------------------------------------------------------------------------------- */
+
+static pen_status read_all(FILE *file, const char *name, char **text, size_t *length) {
+    size_t capacity = 1 << 16, used = 0;
+    char *data = NULL;
+    for (;;) {
+        char *larger = realloc(data, capacity);
+        if (!larger) {
+            free(data);
+            return pen_fail(PEN_NO_MEMORY, "%s: no memory for more than %zu bytes of text", name, used);
+        }
+        data = larger;
+        used += fread(data + used, 1, capacity - used, file);
+        if (used < capacity) break;
+        capacity *= 2;
+    }
+    if (ferror(file)) {
+        free(data);
+        return pen_fail(PEN_IO, "%s: %s", name, strerror(errno));
+    }
+    *text = data;
+    *length = used;
+    return PEN_OK;
+}
+
+pen_status pen_job_text(const pen_options *options, char **text, size_t *length) {
+    if (options->prompt) {
+        *text = strdup(options->prompt);
+        *length = strlen(options->prompt);
+        return *text ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for the prompt");
+    }
+    if (!options->file) return pen_fail(PEN_USAGE, "no text given: use -p TEXT or -f FILE");
+    if (strcmp(options->file, "-") == 0) return read_all(stdin, "standard input", text, length);
+    FILE *file = fopen(options->file, "rb");
+    if (!file) return pen_fail(PEN_IO, "%s: %s", options->file, strerror(errno));
+    pen_status status = read_all(file, options->file, text, length);
+    fclose(file);
+    return status;
+}
+
+/* ---- Progress ---------------------------------------------------------------------------------------------------- */
+
+/* One line that is rewritten on a terminal; elsewhere one plain line when a phase is through. */
+typedef struct progress_line {
+    bool terminal;
+    int64_t next_ns, since_ns;
+    pen_phase phase;
+    bool open; /* a line on the terminal is not ended */
+} progress_line;
+
+static void progress(void *context, pen_phase phase, uint64_t done, uint64_t total) {
+    progress_line *display = context;
+    int64_t now = pen_clock_ns();
+    if (phase != display->phase || !display->since_ns) {
+        display->phase = phase;
+        display->since_ns = now;
+    }
+    bool complete = done >= total;
+    if (!complete && (!display->terminal || now < display->next_ns)) return;
+    display->next_ns = now + 100 * 1000000;
+    double seconds = (double)(now - display->since_ns) / 1e9;
+    const char *begin = display->terminal ? "\r\033[K" : "", *end = display->terminal && !complete ? "" : "\n";
+    if (phase == PEN_PHASE_PROFILE)
+        fprintf(stderr, "%sprofiling the layers: %d of %d kinds, %.1f s%s", begin, (int)done, (int)total, seconds, end);
+    else
+        fprintf(stderr, "%sloading: %.0f of %.0f MB, %.1f s%s", begin, (double)done / 1e6, (double)total / 1e6, seconds,
+                end);
+    display->open = display->terminal && !complete;
+}
+
+static void end_line(progress_line *display) {
+    if (display->open) fputc('\n', stderr);
+    display->open = false;
+}
+
+/* ---- The run ----------------------------------------------------------------------------------------------------- */
+
+static pen_status open_tokenizer(const pen_model *model, pen_tokenizer **tokenizer) {
+    const pen_gguf *gguf = pen_model_gguf(model);
+    return gguf ? pen_tokenizer_open(gguf, tokenizer)
+                : pen_tokenizer_create_ids(pen_model_hparams(model)->vocab, tokenizer);
+}
+
+static pen_status show_stages(pen_session *session) {
+    const pen_plan *plan = pen_session_solved(session);
+    double *ms = calloc((size_t)plan->stage_count, sizeof *ms);
+    if (!ms) return pen_fail(PEN_NO_MEMORY, "no memory for %d stages", plan->stage_count);
+    pen_status status = pen_session_measure(session, ms);
+    if (status == PEN_OK) status = pen_report_measured(stderr, plan, ms);
+    free(ms);
+    return status;
+}
+
+static pen_status show_metrics(pen_engine *engine, int stages) {
+    pen_metrics *metrics = calloc((size_t)stages, sizeof *metrics);
+    if (!metrics) return pen_fail(PEN_NO_MEMORY, "no memory for %d stages", stages);
+    pen_status status = pen_engine_metrics(engine, metrics);
+    if (status == PEN_OK) {
+        pen_efficiency e = pen_metrics_efficiency(metrics, stages);
+        fprintf(stderr, "\n  stage     busy s   wait receive   wait send    idle s    steps     rows\n");
+        for (int s = 0; s < stages; s++) {
+            const pen_metrics *m = &metrics[s];
+            fprintf(stderr, "  %5d %10.3f %14.3f %11.3f %9.3f %8llu %8llu\n", s, m->seconds[PEN_BUSY],
+                    m->seconds[PEN_WAIT_RECEIVE], m->seconds[PEN_WAIT_SEND], m->seconds[PEN_IDLE],
+                    (unsigned long long)m->steps, (unsigned long long)m->rows);
+        }
+        fprintf(stderr, "  split efficiency %.1f %%, schedule efficiency %.1f %%, pipeline efficiency %.1f %%\n",
+                100 * e.split, 100 * e.schedule, 100 * e.pipeline);
+    }
+    free(metrics);
+    return status;
+}
+
+/* Rank 0, with everything loaded. */
+static pen_status lead(pen_session *session, const pen_job *job) {
+    pen_engine *engine = pen_session_engine(session);
+    PEN_TRY(show_stages(session));
+    pen_metrics *start_up = calloc((size_t)pen_session_solved(session)->stage_count, sizeof *start_up);
+    if (!start_up) return pen_fail(PEN_NO_MEMORY, "no memory for the stages");
+    pen_status status = pen_engine_metrics(engine, start_up); /* what came before does not count */
+    free(start_up);
+    PEN_TRY(status);
+    PEN_TRY(job->work(job->context, engine));
+    PEN_TRY(show_metrics(engine, pen_session_solved(session)->stage_count));
+    return pen_engine_stop(engine);
+}
+
+/* The stages are the processes, which the launcher chose. */
+static pen_status check_stages(const pen_options *options, int processes) {
+    if (options->stages == 0 || options->stages == processes) return PEN_OK;
+    return pen_fail(PEN_USAGE, "--pipeline-parallel-size is %d, and %d process%s started: use mpirun -np %d",
+                    options->stages, processes, processes == 1 ? " was" : "es were", options->stages);
+}
+
+/* Everything up to the point where all ranks can still agree. */
+static pen_status start(pen_world *world, const pen_options *options, const pen_job *job, progress_line *display,
+                        pen_session **session, pen_tokenizer **tokenizer) {
+    bool first = pen_world_rank(world) == 0;
+    PEN_TRY(pen_session_open(world, &options->config, first ? progress : NULL, display, session));
+    pen_session_need need = {0};
+    pen_status status = PEN_OK;
+    if (first) {
+        status = check_stages(options, pen_world_size(world));
+        if (status == PEN_OK) status = open_tokenizer(pen_session_model(*session), tokenizer);
+        if (status == PEN_OK) status = job->prepare(job->context, *session, *tokenizer, &need);
+    }
+    PEN_TRY(pen_session_plan(*session, status, &need));
+    end_line(display);
+    if (first) pen_report_plan(stderr, pen_session_solved(*session), pen_help_width());
+    return pen_session_load(*session);
+}
+
+pen_status pen_job_run(const pen_options *options, const pen_job *job) {
+    pen_world *world = NULL;
+    pen_session *session = NULL;
+    pen_tokenizer *tokenizer = NULL;
+    progress_line display = {.terminal = isatty(STDERR_FILENO)};
+    bool together = true;     /* a failure now is every rank's */
+    signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error like any other: the ranks must end together */
+
+    pen_status status = pen_world_create(&world);
+    if (status == PEN_OK) {
+        pen_log_init((pen_log_level)options->config.log_level, pen_world_size(world) > 1 ? pen_world_rank(world) : -1);
+        status = start(world, options, job, &display, &session, &tokenizer);
+    }
+    end_line(&display);
+    if (status == PEN_OK) {
+        together = false;
+        status = pen_world_rank(world) == 0 ? lead(session, job) : pen_engine_serve(pen_session_engine(session));
+    }
+    if (status != PEN_OK && world && (!together || status == PEN_PEER_LOST))
+        pen_world_abort(world, status); /* the others do not know */
+    pen_session_close(session);
+    pen_tokenizer_close(tokenizer);
+    pen_world_destroy(world);
+    return status;
+}

@@ -1,0 +1,52 @@
+/*
+ * What the command line and the environment asked for: one struct for all commands, filled by the one option table
+ * (option_table.c). The engine's part is pen_config; the rest belongs to single commands.
+ *
+ * Strings point into argv or the environment and live as long as the process.
+ */
+#ifndef PEN_OPTIONS_H
+#define PEN_OPTIONS_H
+
+#include "config.h"
+#include "status.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+typedef enum pen_command {
+    PEN_COMMAND_none, /* only --help, --version or --completion */
+#define PEN_COMMAND(name, usage, about) PEN_COMMAND_##name,
+#include "commands.def"
+#undef PEN_COMMAND
+    PEN_COMMAND_COUNT
+} pen_command;
+
+typedef struct pen_options {
+    pen_command command;
+    pen_config config;
+
+    /* run, perplexity: the text, and what is made of it. */
+    const char *prompt; /* NULL where a file is given */
+    const char *file;   /* "-" is stdin; NULL where a prompt is given */
+    int max_tokens;
+    float temperature, top_p, min_p; /* temperature 0: greedy */
+    int top_k;                       /* 0: off */
+    uint64_t seed;
+    int logprobs;        /* best K to report per token; 0: none */
+    int tokens;          /* perplexity: score the first N; 0: all */
+    bool token_logprobs; /* perplexity: also one per token */
+
+    /* Planning. */
+    int stages;      /* 0: the world's size, or the devices of the profile */
+    const char *svg; /* file to draw the plan to; NULL: none */
+
+    bool json;
+    bool help, version;
+    const char *completion; /* shell, or NULL */
+} pen_options;
+
+/* Parses argv, and where `environment` is set the PENSTOCK_* variables for whatever argv leaves open. Everything that
+ * can be known to be wrong without reading a file is refused here, with PEN_USAGE and a text that names the option. */
+pen_status pen_options_parse(int argc, char *const *argv, bool environment, pen_options *options);
+
+#endif

@@ -1,0 +1,211 @@
+/*
+ * The engine: what leader and other stages have in common. See engine.h.
+ */
+#include "engine_internal.h"
+
+#include "clock.h"
+#include "kvcache.h"
+#include "log.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* While the device computes: keep the links moving and the next rows' receives posted. */
+static void poke(void *context) {
+    pen_engine *engine = context;
+    bool moved = false;
+    pen_status status = pen_link_progress(engine->link, &moved);
+    if (status == PEN_OK && moved && engine->follower) status = pen_follower_take_steps(engine);
+    if (status != PEN_OK && engine->failure == PEN_OK) engine->failure = status;
+}
+
+static pen_status fill(pen_engine *engine) {
+    const pen_engine_options *options = &engine->options;
+    if (engine->stages == 1)
+        PEN_TRY(pen_link_create_local(&engine->link));
+    else
+        PEN_TRY(pen_link_create_mpi(engine->world, &engine->link));
+    int in_flight = options->in_flight > 0 ? options->in_flight : engine->stages + 1;
+    pen_worker_options worker = {.device = engine->device,
+                                 .stage = engine->stage,
+                                 .link = engine->link,
+                                 .meter = &engine->meter,
+                                 .index = engine->index,
+                                 .stages = engine->stages,
+                                 .hidden = options->hidden,
+                                 /* The leader can be two steps ahead of what a stage has noticed to be sent. */
+                                 .steps = in_flight + 2,
+                                 .slots = PEN_ENGINE_SLOTS,
+                                 .limits = engine->limits};
+    PEN_TRY(pen_worker_create(&worker, &engine->worker));
+    return engine->index == 0 ? pen_leader_create(engine) : pen_follower_create(engine);
+}
+
+pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *stage, const pen_engine_options *options,
+                             pen_engine **out) {
+    pen_engine *engine = calloc(1, sizeof *engine);
+    if (!engine) return pen_fail(PEN_NO_MEMORY, "no memory for the engine");
+    *engine = (pen_engine){.world = world,
+                           .device = device,
+                           .stage = stage,
+                           .options = *options,
+                           .limits = {.rows = options->rows,
+                                      .logit_rows = options->logit_rows,
+                                      .sequences = options->sequences,
+                                      .context = options->context,
+                                      .kv_blocks = options->kv_blocks,
+                                      .vocab = options->vocab,
+                                      .plan_epoch = options->plan_epoch},
+                           .index = pen_world_stage(world),
+                           .stages = pen_world_stages(world)};
+    if (engine->options.step_timeout_s <= 0) engine->options.step_timeout_s = 30;
+    pen_meter_start(&engine->meter);
+    pen_wait_init(&engine->wait, pen_world_share(world)->may_spin);
+    pen_status status = fill(engine);
+    if (status != PEN_OK) {
+        pen_engine_destroy(engine);
+        return status;
+    }
+    pen_device_set_poke(device, poke, engine);
+    pen_engine_moved(engine);
+    *out = engine;
+    return PEN_OK;
+}
+
+void pen_engine_destroy(pen_engine *engine) {
+    if (!engine) return;
+    pen_device_set_poke(engine->device, NULL, NULL);
+    /* First the link: it takes back what is still posted on the others' memory. */
+    pen_link_destroy(engine->link);
+    pen_leader_destroy(engine->leader);
+    pen_follower_destroy(engine->follower);
+    pen_worker_destroy(engine->worker);
+    free(engine);
+}
+
+/* ---- Turns of the loop ------------------------------------------------------------------------------------------ */
+
+pen_status pen_engine_progress(pen_engine *engine, bool *moved) {
+    PEN_TRY(engine->failure);
+    return pen_link_progress(engine->link, moved);
+}
+
+void pen_engine_moved(pen_engine *engine) {
+    engine->moved_ns = pen_clock_ns();
+    pen_wait_reset(&engine->wait);
+}
+
+static pen_status lost(pen_engine *engine, const pen_engine_wait *wait, double seconds) {
+    int rank = pen_world_rank(engine->world) - engine->index + wait->peer;
+    const pen_place *place = pen_world_place(engine->world, rank);
+    return pen_fail(PEN_PEER_LOST,
+                    "rank %d (stage %d of %d, on %s) did not answer for %.1f s: %s link %s, step %" PRIu64, rank,
+                    wait->peer, engine->stages, place->host, seconds, pen_channel_name(wait->channel),
+                    pen_link_name(engine->link), wait->step);
+}
+
+pen_status pen_engine_pause(pen_engine *engine, const pen_engine_wait *wait) {
+    pen_meter_set(&engine->meter, wait->activity);
+    if (wait->outstanding && wait->activity != PEN_BUSY) {
+        double waited = (double)(pen_clock_ns() - engine->moved_ns) * 1e-9, timeout = engine->options.step_timeout_s;
+        double stagger = timeout / 10 < 0.25 ? timeout / 10 : 0.25;
+        if (waited > timeout + stagger * wait->order) return lost(engine, wait, waited);
+    }
+    pen_wait_pause(&engine->wait, wait->outstanding);
+    return PEN_OK;
+}
+
+/* ---- Measuring -------------------------------------------------------------------------------------------------- */
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static pen_status check_measurement(const pen_engine *engine, const pen_engine_measurement *measurement) {
+    const pen_wire_limits *limits = &engine->limits;
+    const pen_engine_shape *shape = &measurement->shape;
+    int64_t rows = (int64_t)shape->decode_rows + shape->prompt_rows;
+    int64_t end = (int64_t)shape->position + (shape->prompt_rows > 1 ? shape->prompt_rows : 1);
+    if (shape->decode_rows < 0 || shape->prompt_rows < 0 || rows < 1 || rows > limits->rows || shape->position < 0 ||
+        end > limits->context || shape->logit_rows < 0 || shape->logit_rows > rows ||
+        shape->logit_rows > limits->logit_rows || measurement->repeats < 1 || measurement->repeats > 10000)
+        return pen_fail(PEN_USAGE, "cannot measure %d + %d rows at position %d with %d logit rows, %d times",
+                        shape->decode_rows, shape->prompt_rows, shape->position, shape->logit_rows,
+                        measurement->repeats);
+    return PEN_OK;
+}
+
+/* The arrays of a batch that is made up for measuring. */
+typedef struct made_batch {
+    pen_run *runs;
+    int32_t *blocks; /* [runs][blocks of a table] */
+    int32_t *tokens, *logit_rows;
+    pen_pick *picks;
+    double *ms; /* [repeats] */
+} made_batch;
+
+static void free_batch(made_batch *made) {
+    free(made->runs);
+    free(made->blocks);
+    free(made->tokens);
+    free(made->logit_rows);
+    free(made->picks);
+    free(made->ms);
+}
+
+static bool make_batch(const pen_engine *engine, const pen_engine_measurement *measurement, made_batch *made,
+                       pen_batch *batch) {
+    const pen_engine_shape *shape = &measurement->shape;
+    int runs = shape->decode_rows + (shape->prompt_rows > 0), rows = shape->decode_rows + shape->prompt_rows;
+    int table = pen_kvcache_blocks_for(shape->position + (shape->prompt_rows > 1 ? shape->prompt_rows : 1));
+    *made = (made_batch){.runs = calloc((size_t)runs, sizeof *made->runs),
+                         .blocks = calloc((size_t)runs * (size_t)table, sizeof *made->blocks),
+                         .tokens = calloc((size_t)rows, sizeof *made->tokens),
+                         .logit_rows = calloc((size_t)shape->logit_rows + 1, sizeof *made->logit_rows),
+                         .picks = calloc((size_t)shape->logit_rows + 1, sizeof *made->picks),
+                         .ms = calloc((size_t)measurement->repeats, sizeof *made->ms)};
+    if (!made->runs || !made->blocks || !made->tokens || !made->logit_rows || !made->picks || !made->ms) return false;
+    for (int i = 0; i < runs; i++) {
+        int32_t *blocks = made->blocks + (size_t)i * (size_t)table;
+        /* Blocks of their own as far as the pool goes; then they share, which costs the same. */
+        for (int b = 0; b < table; b++) blocks[b] = (int32_t)(((int64_t)i * table + b) % engine->limits.kv_blocks);
+        made->runs[i] =
+            (pen_run){i, i < shape->decode_rows ? 1 : shape->prompt_rows, shape->position, {blocks, blocks}};
+    }
+    for (int i = 0; i < shape->logit_rows; i++) {
+        made->logit_rows[i] = i;
+        made->picks[i] = (pen_pick){.position = shape->position + 1, .target = -1};
+    }
+    *batch = (pen_batch){.rows = rows,
+                         .run_count = runs,
+                         .runs = made->runs,
+                         .tokens = made->tokens,
+                         .logit_count = shape->logit_rows,
+                         .logit_rows = made->logit_rows};
+    return true;
+}
+
+pen_status pen_engine_time_stage(pen_engine *engine, const pen_engine_measurement *measurement, double *ms) {
+    PEN_TRY(check_measurement(engine, measurement));
+    made_batch made;
+    pen_batch batch;
+    pen_status status = PEN_OK;
+    if (!make_batch(engine, measurement, &made, &batch))
+        status = pen_fail(PEN_NO_MEMORY, "no memory to measure %d rows", measurement->shape.decode_rows);
+    /* Input rows of some size or other: what the buffers hold by chance might be slow to compute with. */
+    if (status == PEN_OK && engine->index > 0) {
+        float *rows = pen_buffer_host(pen_stage_rows(engine->stage, 0));
+        for (int i = 0; i < batch.rows * engine->options.hidden; i++) rows[i] = (float)(i % 17 - 8) * 0.0625f;
+    }
+    if (status == PEN_OK) status = pen_worker_time(engine->worker, &batch, made.picks, ms);
+    for (int i = 0; status == PEN_OK && i < measurement->repeats; i++)
+        status = pen_worker_time(engine->worker, &batch, made.picks, &made.ms[i]);
+    if (status == PEN_OK) {
+        qsort(made.ms, (size_t)measurement->repeats, sizeof *made.ms, compare_doubles);
+        *ms = made.ms[measurement->repeats / 2];
+    }
+    free_batch(&made);
+    return status;
+}

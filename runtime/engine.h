@@ -1,0 +1,92 @@
+/*
+ * The engine: the loop of a rank that runs its stage. The leader (stage 0 of a replica) takes requests, schedules
+ * steps, tells the other stages and hands out the results; the others serve until the leader stops them.
+ *
+ * One thread per rank does everything: it is the device's first worker, and it moves the links from the device's poke
+ * while it computes. Nothing here blocks but the waits in the loop, and each of these has a deadline while a step is
+ * outstanding: a stage that does not answer in time is named, and the call returns PEN_PEER_LOST.
+ *
+ * Owner: the caller keeps world, device and stage alive; the engine owns links, schedule, KV tables and buffers.
+ */
+#ifndef PEN_ENGINE_H
+#define PEN_ENGINE_H
+
+#include "link.h"
+#include "metrics.h"
+#include "stage.h"
+#include "world.h"
+
+typedef struct pen_engine pen_engine;
+
+/* The same on all ranks of a replica (the engine's own part of what rank 0 broadcast). */
+typedef struct pen_engine_options {
+    int hidden, vocab;
+    int rows, logit_rows, context, kv_blocks; /* as the stages were made with */
+    int sequences;                            /* running at a time at most */
+    int in_flight;                            /* 0: the schedule's choice */
+    double chunk_overhead;                    /* see schedule.h */
+    double step_timeout_s;
+    uint32_t plan_epoch;
+} pen_engine_options;
+
+/* Residual buffers that the engine wants in a stage (pen_stage_options.slots). */
+enum { PEN_ENGINE_SLOTS = 4 };
+
+/* `stage` is this rank's. Makes the link: local for one stage, else mpi. */
+pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *stage, const pen_engine_options *options,
+                             pen_engine **engine);
+void pen_engine_destroy(pen_engine *engine);
+
+/* ---- Leader ----------------------------------------------------------------------------------------------------- */
+
+typedef enum pen_finish {
+    PEN_FINISH_STOP,   /* an end-of-sequence token, which is not reported, or the callback's wish */
+    PEN_FINISH_LENGTH, /* as many tokens as asked for, or the end of the context */
+    PEN_FINISH_SCORED,
+    PEN_FINISH_BAD_LOGITS, /* the model produced a NaN */
+} pen_finish;
+
+/* A token of the output at `position`; in scoring, the prompt's token at `position` ≥ 1. Returning false ends the
+ * request. */
+typedef bool pen_request_token(void *context, int position, const pen_choice *choice);
+typedef void pen_request_done(void *context, pen_finish finish);
+
+typedef struct pen_request {
+    const int32_t *prompt;   /* copied */
+    int prompt_count;        /* ≥ 1; with max_tokens at most the context */
+    int max_tokens;          /* to generate; 0 with `score` */
+    bool score;              /* log-probabilities of the prompt's own tokens 1 … instead of new ones */
+    pen_pick pick;           /* how to choose; position and target are set by the engine */
+    const int32_t *stop_ids; /* end-of-sequence tokens; NULL: go on regardless. Kept alive by the caller */
+    int stop_count;
+    pen_request_token *on_token; /* called from within pen_engine_run */
+    pen_request_done *on_done;
+    void *context;
+} pen_request;
+
+/* Queues a request. PEN_USAGE / PEN_NO_MEMORY where it can never run, with the numbers. */
+pen_status pen_engine_submit(pen_engine *engine, const pen_request *request);
+/* Runs until all requests are done. Callbacks may submit more. */
+pen_status pen_engine_run(pen_engine *engine);
+
+/* Times a step of this shape on every stage at once, `repeats` times after a warm-up, while nothing else runs (the KV
+ * pool's contents are lost); ms[stages] are the medians. */
+typedef struct pen_engine_shape {
+    int32_t decode_rows; /* sequences of one row, at `position` */
+    int32_t prompt_rows; /* rows of one more sequence, from `position` on; or 0 */
+    int32_t position;
+    int32_t logit_rows; /* of the first rows */
+} pen_engine_shape;
+pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape, int repeats, double *ms);
+
+/* Every stage's metrics since the last call: stages[stage count]. */
+pen_status pen_engine_metrics(pen_engine *engine, pen_metrics *stages);
+
+/* Ends the other stages' pen_engine_serve. */
+pen_status pen_engine_stop(pen_engine *engine);
+
+/* ---- The other stages ------------------------------------------------------------------------------------------- */
+
+pen_status pen_engine_serve(pen_engine *engine);
+
+#endif

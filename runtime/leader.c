@@ -1,0 +1,468 @@
+/*
+ * The leader of a replica: it holds the requests and their tokens, forms steps by the schedule, tells the other stages
+ * of them, runs its own stage like anybody else, and takes the choices of the last stage.
+ *
+ * Steps come back in the order in which they left; `flights` remembers what each was. The number of a live sequence
+ * finds its request in `live`, a table in which no two numbers meet (it grows until that is so).
+ */
+#include "engine_internal.h"
+
+#include "clock.h"
+#include "kvcache.h"
+#include "schedule.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { HEADERS = 8, TOKEN_BUFFERS = 2 };
+
+typedef struct live {
+    int64_t sequence;
+    pen_request request;
+    int output;       /* tokens generated */
+    int32_t tokens[]; /* prompt, then output */
+} live;
+
+/* A message on its way to the other stages. */
+typedef struct outgoing {
+    void *message;
+    pen_transfer *sends; /* [stages]; 0: done */
+} outgoing;
+
+typedef struct flight {
+    pen_microbatch microbatch;
+    pen_pick *picks; /* [logit_rows] */
+} flight;
+
+struct pen_leader {
+    pen_kvcache *cache;
+    pen_schedule *schedule;
+    int flight_limit;
+    uint64_t launched, landed;
+    flight *flights; /* [flight_limit], step n in n mod flight_limit */
+    outgoing outgoing[HEADERS];
+    int next_outgoing;
+    void *incoming[TOKEN_BUFFERS]; /* receives from the last stage, posted in turn */
+    pen_transfer receives[TOKEN_BUFFERS];
+    int turn;
+    pen_choice *choices; /* [logit_rows] of the step that came back */
+    int32_t *row_tokens; /* [rows] of the step being launched */
+    live **live;         /* [live_capacity], sequence n in n mod live_capacity */
+    int live_capacity, live_count;
+    int64_t work_since_ns; /* while there are live requests */
+};
+
+/* ---- Making ----------------------------------------------------------------------------------------------------- */
+
+static pen_status post(pen_engine *engine, int i) {
+    pen_leader *leader = engine->leader;
+    return pen_link_receive(engine->link, PEN_CHANNEL_TOKEN, engine->stages - 1, 0, leader->incoming[i],
+                            pen_wire_choices_bytes(&engine->limits), &leader->receives[i]);
+}
+
+static pen_status make_buffers(pen_engine *engine) {
+    pen_leader *leader = engine->leader;
+    const pen_wire_limits *limits = &engine->limits;
+    size_t rows = (size_t)limits->rows, logit_rows = (size_t)limits->logit_rows + 1;
+    bool made = true;
+    for (int i = 0; i < leader->flight_limit; i++) {
+        flight *f = &leader->flights[i];
+        f->microbatch.runs = calloc(rows, sizeof *f->microbatch.runs);
+        f->picks = calloc(logit_rows, sizeof *f->picks);
+        made = made && f->microbatch.runs && f->picks;
+    }
+    for (int i = 0; i < HEADERS; i++) {
+        leader->outgoing[i].message = malloc(pen_wire_step_bytes(limits));
+        leader->outgoing[i].sends = calloc((size_t)engine->stages, sizeof(pen_transfer));
+        made = made && leader->outgoing[i].message && leader->outgoing[i].sends;
+    }
+    leader->choices = calloc(logit_rows, sizeof *leader->choices);
+    leader->row_tokens = calloc(rows, sizeof *leader->row_tokens);
+    leader->live_capacity = 64;
+    leader->live = calloc((size_t)leader->live_capacity, sizeof *leader->live);
+    for (int i = 0; i < TOKEN_BUFFERS; i++) {
+        leader->incoming[i] = malloc(pen_wire_choices_bytes(limits));
+        made = made && leader->incoming[i];
+    }
+    if (!made || !leader->choices || !leader->row_tokens || !leader->live)
+        return pen_fail(PEN_NO_MEMORY, "no memory for the leader's steps");
+    for (int i = 0; i < TOKEN_BUFFERS; i++) PEN_TRY(post(engine, i));
+    return PEN_OK;
+}
+
+pen_status pen_leader_create(pen_engine *engine) {
+    const pen_engine_options *options = &engine->options;
+    pen_leader *leader = engine->leader = calloc(1, sizeof *leader);
+    if (!leader) return pen_fail(PEN_NO_MEMORY, "no memory for the leader");
+    PEN_TRY(pen_kvcache_create(options->kv_blocks, options->sequences, options->context, &leader->cache));
+    pen_schedule_options schedule = {.stages = engine->stages,
+                                     .in_flight = options->in_flight,
+                                     .sequences = options->sequences,
+                                     .rows = options->rows,
+                                     .logit_rows = options->logit_rows,
+                                     .context = options->context,
+                                     .chunk_overhead = options->chunk_overhead};
+    PEN_TRY(pen_schedule_create(&schedule, leader->cache, &leader->schedule));
+    leader->flight_limit = pen_schedule_limit(leader->schedule);
+    leader->flights = calloc((size_t)leader->flight_limit, sizeof *leader->flights);
+    if (!leader->flights) return pen_fail(PEN_NO_MEMORY, "no memory for the leader's steps");
+    return make_buffers(engine);
+}
+
+void pen_leader_destroy(pen_leader *leader) {
+    if (!leader) return;
+    for (int i = 0; leader->flights && i < leader->flight_limit; i++) {
+        free(leader->flights[i].microbatch.runs);
+        free(leader->flights[i].picks);
+    }
+    for (int i = 0; i < HEADERS; i++) {
+        free(leader->outgoing[i].message);
+        free(leader->outgoing[i].sends);
+    }
+    for (int i = 0; i < TOKEN_BUFFERS; i++) free(leader->incoming[i]);
+    for (int i = 0; i < leader->live_capacity; i++) free(leader->live[i]);
+    free(leader->flights);
+    free(leader->choices);
+    free(leader->row_tokens);
+    free(leader->live);
+    pen_schedule_destroy(leader->schedule);
+    pen_kvcache_destroy(leader->cache);
+    free(leader);
+}
+
+/* ---- Requests --------------------------------------------------------------------------------------------------- */
+
+static live **place_of(live **table, int capacity, int64_t sequence) {
+    return &table[sequence & (capacity - 1)];
+}
+
+static live *find(const pen_leader *leader, int64_t sequence) {
+    live *found = *place_of(leader->live, leader->live_capacity, sequence);
+    return found && found->sequence == sequence ? found : NULL;
+}
+
+static pen_status insert(pen_leader *leader, live *added) {
+    while (*place_of(leader->live, leader->live_capacity, added->sequence)) {
+        int capacity = 2 * leader->live_capacity;
+        live **grown = calloc((size_t)capacity, sizeof *grown);
+        if (!grown) return pen_fail(PEN_NO_MEMORY, "no memory for %d requests", leader->live_count + 1);
+        for (int i = 0; i < leader->live_capacity; i++)
+            if (leader->live[i]) *place_of(grown, capacity, leader->live[i]->sequence) = leader->live[i];
+        free(leader->live);
+        leader->live = grown;
+        leader->live_capacity = capacity;
+    }
+    *place_of(leader->live, leader->live_capacity, added->sequence) = added;
+    if (leader->live_count++ == 0) leader->work_since_ns = pen_clock_ns();
+    return PEN_OK;
+}
+
+static pen_status check_request(const pen_engine *engine, const pen_request *request) {
+    const pen_engine_options *options = &engine->options;
+    if (request->prompt_count < 1) return pen_fail(PEN_USAGE, "the prompt is empty");
+    if (request->score ? request->max_tokens != 0 : request->max_tokens < 1)
+        return pen_fail(PEN_USAGE, "%d tokens cannot be generated", request->max_tokens);
+    if ((int64_t)request->prompt_count + request->max_tokens > options->context)
+        return pen_fail(PEN_USAGE, "a prompt of %d tokens and %d new ones exceed the context of %d",
+                        request->prompt_count, request->max_tokens, options->context);
+    int positions = request->prompt_count + (request->score ? 0 : request->max_tokens - 1);
+    int blocks = pen_kvcache_blocks_for(positions);
+    if (blocks > options->kv_blocks)
+        return pen_fail(PEN_NO_MEMORY, "a request needs KV for %d tokens, and there is KV for %d", positions,
+                        options->kv_blocks * PEN_KV_BLOCK);
+    for (int i = 0; i < request->prompt_count; i++)
+        if (request->prompt[i] < 0 || request->prompt[i] >= options->vocab)
+            return pen_fail(PEN_USAGE, "token %d of the prompt is %d, and the vocabulary has %d", i, request->prompt[i],
+                            options->vocab);
+    return PEN_OK;
+}
+
+pen_status pen_engine_submit(pen_engine *engine, const pen_request *request) {
+    pen_leader *leader = engine->leader;
+    PEN_TRY(check_request(engine, request));
+    size_t tokens = (size_t)request->prompt_count + (size_t)request->max_tokens;
+    live *added = malloc(sizeof *added + tokens * sizeof added->tokens[0]);
+    if (!added) return pen_fail(PEN_NO_MEMORY, "no memory for a request of %zu tokens", tokens);
+    *added = (live){.request = *request};
+    memcpy(added->tokens, request->prompt, (size_t)request->prompt_count * sizeof added->tokens[0]);
+    added->request.prompt = added->tokens;
+    pen_status status = pen_schedule_add(leader->schedule, request->prompt_count, request->max_tokens, request->score,
+                                         &added->sequence);
+    if (status == PEN_OK) {
+        status = insert(leader, added);
+        if (status == PEN_OK) return PEN_OK;
+        pen_schedule_finish(leader->schedule, added->sequence);
+    }
+    free(added);
+    return status;
+}
+
+static void end_request(pen_engine *engine, live *l, pen_finish finish) {
+    pen_leader *leader = engine->leader;
+    pen_schedule_finish(leader->schedule, l->sequence);
+    *place_of(leader->live, leader->live_capacity, l->sequence) = NULL;
+    if (--leader->live_count == 0)
+        engine->meter.total.work_s += (double)(pen_clock_ns() - leader->work_since_ns) * 1e-9;
+    if (l->request.on_done) l->request.on_done(l->request.context, finish);
+    free(l);
+}
+
+/* ---- Out: messages and steps ------------------------------------------------------------------------------------ */
+
+static bool is_gone(pen_engine *engine, outgoing *out) {
+    for (int s = 1; s < engine->stages; s++) {
+        if (out->sends[s] != 0 && !pen_link_done(engine->link, out->sends[s], NULL)) return false;
+        out->sends[s] = 0;
+    }
+    return true;
+}
+
+/* The next message buffer, or NULL while its last message is still on its way. */
+static outgoing *claim_outgoing(pen_engine *engine) {
+    outgoing *out = &engine->leader->outgoing[engine->leader->next_outgoing];
+    return is_gone(engine, out) ? out : NULL;
+}
+
+static pen_status send_to_all(pen_engine *engine, outgoing *out, size_t bytes) {
+    for (int s = 1; s < engine->stages; s++)
+        PEN_TRY(pen_link_send(engine->link, PEN_CHANNEL_CONTROL, s, 0, out->message, bytes, NULL, &out->sends[s]));
+    engine->leader->next_outgoing = (engine->leader->next_outgoing + 1) % HEADERS;
+    return PEN_OK;
+}
+
+/* The picks of a run's logit rows: each concerns the position behind its row. */
+static int make_picks(const live *l, const pen_scheduled_run *run, pen_pick *picks) {
+    for (int i = 0; i < run->logit_rows; i++) {
+        int position = run->position + run->logit_first + i + 1;
+        picks[i] = l->request.pick;
+        picks[i].position = position;
+        picks[i].target = l->request.score ? l->tokens[position] : -1;
+    }
+    return run->logit_rows;
+}
+
+/* Writes the step that tells of a flight. */
+static void make_step(pen_engine *engine, flight *f, pen_step *step) {
+    pen_leader *leader = engine->leader;
+    const pen_microbatch *microbatch = &f->microbatch;
+    step->number = microbatch->number;
+    step->completed = leader->landed;
+    step->rows = microbatch->rows;
+    step->run_count = microbatch->run_count;
+    step->logit_count = microbatch->logit_count;
+    step->block_count = 0;
+    int rows = 0, picks = 0;
+    for (int i = 0; i < microbatch->run_count; i++) {
+        const pen_scheduled_run *run = &microbatch->runs[i];
+        const live *l = find(leader, run->sequence);
+        int first = pen_kvcache_blocks_for(run->position);
+        int count = pen_kvcache_blocks_for(run->position + run->rows) - first;
+        step->runs[i] = (pen_step_run){.sequence = run->slot,
+                                       .epoch = (uint32_t)run->sequence,
+                                       .position = run->position,
+                                       .rows = run->rows,
+                                       .logit_first = run->logit_first,
+                                       .logit_rows = run->logit_rows,
+                                       .table_first = first,
+                                       .table_count = count};
+        memcpy(step->blocks + step->block_count, pen_kvcache_table(leader->cache, run->slot) + first,
+               (size_t)count * sizeof *step->blocks);
+        memcpy(leader->row_tokens + rows, l->tokens + run->position, (size_t)run->rows * sizeof(int32_t));
+        step->block_count += count;
+        rows += run->rows;
+        picks += make_picks(l, run, f->picks + picks);
+    }
+    memcpy(step->picks, f->picks, (size_t)picks * sizeof *step->picks);
+}
+
+/* Forms and sends as many steps as may be in flight. */
+static pen_status launch_steps(pen_engine *engine, bool *moved) {
+    pen_leader *leader = engine->leader;
+    for (;;) {
+        outgoing *out = claim_outgoing(engine);
+        pen_step *step = pen_worker_claim(engine->worker);
+        flight *f = &leader->flights[leader->launched % (uint64_t)leader->flight_limit];
+        if (!out || !step || !pen_schedule_next(leader->schedule, &f->microbatch)) return PEN_OK;
+        make_step(engine, f, step);
+        leader->launched++;
+        if (engine->stages > 1)
+            PEN_TRY(send_to_all(engine, out, pen_wire_encode_step(step, engine->limits.plan_epoch, out->message)));
+        PEN_TRY(pen_worker_push(engine->worker, leader->row_tokens));
+        *moved = true;
+    }
+}
+
+/* ---- In: choices ------------------------------------------------------------------------------------------------ */
+
+static bool is_stop(const pen_request *request, int32_t token) {
+    for (int i = 0; i < request->stop_count; i++)
+        if (request->stop_ids[i] == token) return true;
+    return false;
+}
+
+static void take_token(pen_engine *engine, live *l, int position, const pen_choice *choice) {
+    const pen_request *request = &l->request;
+    if (is_stop(request, choice->token)) {
+        end_request(engine, l, PEN_FINISH_STOP);
+        return;
+    }
+    l->tokens[position] = choice->token;
+    l->output++;
+    if (request->on_token && !request->on_token(request->context, position, choice))
+        end_request(engine, l, PEN_FINISH_STOP);
+    else if (l->output == request->max_tokens)
+        end_request(engine, l, PEN_FINISH_LENGTH);
+    else
+        pen_schedule_continue(engine->leader->schedule, l->sequence);
+}
+
+/* The choices of one run. The request may have ended while the run was in flight, or end here. */
+static void take_run(pen_engine *engine, const pen_scheduled_run *run, const pen_choice *choices) {
+    live *l = find(engine->leader, run->sequence);
+    for (int i = 0; l && i < run->logit_rows; i++) {
+        int position = run->position + run->logit_first + i + 1;
+        const pen_request *request = &l->request;
+        if (choices[i].bad_logits) {
+            end_request(engine, l, PEN_FINISH_BAD_LOGITS);
+            return;
+        }
+        if (!request->score) {
+            take_token(engine, l, position, &choices[i]);
+            return;
+        }
+        if (request->on_token && !request->on_token(request->context, position, &choices[i])) {
+            end_request(engine, l, PEN_FINISH_STOP);
+            return;
+        }
+    }
+    if (l && l->request.score && run->position + run->rows == l->request.prompt_count)
+        end_request(engine, l, PEN_FINISH_SCORED);
+}
+
+static pen_status take_choices(pen_engine *engine, bool *moved) {
+    pen_leader *leader = engine->leader;
+    size_t bytes;
+    while (pen_link_done(engine->link, leader->receives[leader->turn], &bytes)) {
+        if (leader->landed == leader->launched) return pen_fail(PEN_INTERNAL, "choices of no step arrived");
+        const flight *f = &leader->flights[leader->landed % (uint64_t)leader->flight_limit];
+        PEN_TRY(pen_wire_decode_choices(leader->incoming[leader->turn], bytes, &engine->limits, leader->landed,
+                                        f->picks, f->microbatch.logit_count, leader->choices));
+        PEN_TRY(post(engine, leader->turn));
+        leader->turn = (leader->turn + 1) % TOKEN_BUFFERS;
+        leader->landed++;
+        const pen_choice *choices = leader->choices;
+        for (int i = 0; i < f->microbatch.run_count; i++) {
+            take_run(engine, &f->microbatch.runs[i], choices);
+            choices += f->microbatch.runs[i].logit_rows;
+        }
+        pen_schedule_complete(leader->schedule);
+        *moved = true;
+    }
+    return PEN_OK;
+}
+
+/* ---- The loop --------------------------------------------------------------------------------------------------- */
+
+static pen_engine_wait what_for(const pen_engine *engine) {
+    const pen_leader *leader = engine->leader;
+    pen_engine_wait wait = {.outstanding = leader->launched > leader->landed};
+    wait.activity = pen_worker_activity(engine->worker, &wait.step);
+    if (wait.activity == PEN_WAIT_SEND) {
+        wait.peer = 1;
+        wait.channel = PEN_CHANNEL_ACTIVATION;
+        wait.order = 2 * engine->stages;
+    } else {
+        wait.peer = engine->stages - 1;
+        wait.channel = PEN_CHANNEL_TOKEN;
+        wait.step = leader->landed;
+        wait.order = engine->stages;
+        if (wait.activity == PEN_IDLE && wait.outstanding) wait.activity = PEN_WAIT_RECEIVE;
+    }
+    return wait;
+}
+
+/* Waits until the message in `out` has left for every stage. */
+static pen_status await_gone(pen_engine *engine, outgoing *out) {
+    pen_engine_moved(engine);
+    while (!is_gone(engine, out)) {
+        bool moved = false;
+        PEN_TRY(pen_engine_progress(engine, &moved));
+        pen_engine_wait wait = {PEN_IDLE, true, engine->stages - 1, PEN_CHANNEL_CONTROL, engine->leader->landed, 0};
+        if (!moved) PEN_TRY(pen_engine_pause(engine, &wait));
+    }
+    return PEN_OK;
+}
+
+/* Sends a message with a fixed body to all other stages. */
+static pen_status command(pen_engine *engine, pen_message_type type, const void *body, size_t bytes) {
+    pen_leader *leader = engine->leader;
+    outgoing *out = &leader->outgoing[leader->next_outgoing];
+    PEN_TRY(await_gone(engine, out));
+    return send_to_all(
+        engine, out,
+        pen_wire_encode_plain(type, leader->launched, engine->limits.plan_epoch, body, bytes, out->message));
+}
+
+pen_status pen_engine_run(pen_engine *engine) {
+    pen_leader *leader = engine->leader;
+    if (leader->live_count == 0) return PEN_OK;
+    pen_engine_moved(engine);
+    while (leader->live_count > 0 || leader->launched > leader->landed) {
+        bool moved = false;
+        PEN_TRY(pen_engine_progress(engine, &moved));
+        PEN_TRY(take_choices(engine, &moved));
+        PEN_TRY(launch_steps(engine, &moved));
+        PEN_TRY(pen_worker_advance(engine->worker, &moved));
+        if (moved) {
+            pen_engine_moved(engine);
+            continue;
+        }
+        pen_engine_wait wait = what_for(engine);
+        PEN_TRY(pen_engine_pause(engine, &wait));
+    }
+    pen_meter_set(&engine->meter, PEN_IDLE);
+    return command(engine, PEN_MESSAGE_REST, NULL, 0);
+}
+
+/* ---- Commands with answers -------------------------------------------------------------------------------------- */
+
+/* Receives an answer of `body_bytes` from every other stage into bodies[stage]. */
+static pen_status take_answers(pen_engine *engine, pen_message_type type, void *bodies, size_t body_bytes) {
+    unsigned char message[sizeof(pen_header) + sizeof(pen_metrics)];
+    for (int s = 1; s < engine->stages; s++) {
+        pen_transfer receive;
+        size_t bytes;
+        PEN_TRY(pen_link_receive(engine->link, PEN_CHANNEL_EVENT, s, 0, message, sizeof message, &receive));
+        while (!pen_link_done(engine->link, receive, &bytes)) {
+            bool moved = false;
+            PEN_TRY(pen_engine_progress(engine, &moved));
+            pen_engine_wait wait = {PEN_IDLE, true, s, PEN_CHANNEL_EVENT, engine->leader->landed, 0};
+            if (!moved) PEN_TRY(pen_engine_pause(engine, &wait));
+        }
+        pen_engine_moved(engine);
+        PEN_TRY(pen_wire_decode_plain(message, bytes, type, engine->limits.plan_epoch,
+                                      (unsigned char *)bodies + (size_t)s * body_bytes, body_bytes));
+    }
+    return PEN_OK;
+}
+
+pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape, int repeats, double *ms) {
+    pen_engine_measurement measurement = {*shape, repeats};
+    PEN_TRY(command(engine, PEN_MESSAGE_MEASURE, &measurement, sizeof measurement));
+    PEN_TRY(pen_engine_time_stage(engine, &measurement, &ms[0]));
+    return take_answers(engine, PEN_MESSAGE_MEASURED, ms, sizeof *ms);
+}
+
+pen_status pen_engine_metrics(pen_engine *engine, pen_metrics *stages) {
+    PEN_TRY(command(engine, PEN_MESSAGE_REPORT, NULL, 0));
+    pen_meter_read(&engine->meter, &stages[0]);
+    pen_meter_start(&engine->meter);
+    return take_answers(engine, PEN_MESSAGE_METRICS, stages, sizeof *stages);
+}
+
+pen_status pen_engine_stop(pen_engine *engine) {
+    PEN_TRY(command(engine, PEN_MESSAGE_STOP, NULL, 0));
+    for (int i = 0; i < HEADERS; i++) PEN_TRY(await_gone(engine, &engine->leader->outgoing[i]));
+    return PEN_OK;
+}

@@ -1,0 +1,37 @@
+/* Hands the calls of link.h to the link's class. */
+#include "link_class.h"
+
+#include <assert.h>
+
+const char *pen_channel_name(pen_channel channel) {
+    static const char *const names[PEN_CHANNEL_COUNT] = {"control", "activation", "token", "event"};
+    return names[channel];
+}
+
+const char *pen_link_name(const pen_link *link) {
+    return link->class->name;
+}
+
+void pen_link_destroy(pen_link *link) {
+    if (link) link->class->destroy(link);
+}
+
+pen_status pen_link_receive(pen_link *link, pen_channel channel, int stage, int lane, void *data, size_t bytes,
+                            pen_transfer *transfer) {
+    assert(lane >= 0 && lane < PEN_LANES);
+    return link->class->receive(link, channel, stage, lane, data, bytes, transfer);
+}
+
+pen_status pen_link_send(pen_link *link, pen_channel channel, int stage, int lane, const void *data, size_t bytes,
+                         const pen_event *after, pen_transfer *transfer) {
+    assert(lane >= 0 && lane < PEN_LANES);
+    return link->class->send(link, channel, stage, lane, data, bytes, after, transfer);
+}
+
+pen_status pen_link_progress(pen_link *link, bool *moved) {
+    return link->class->progress(link, moved);
+}
+
+bool pen_link_done(pen_link *link, pen_transfer transfer, size_t *bytes) {
+    return link->class->done(link, transfer, bytes);
+}

@@ -1,0 +1,97 @@
+/* The plan of a model; see plan_model.h. */
+#include "plan_model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* An estimated unit is bound by memory or by arithmetic, whichever takes longer. The two rates are those of a couple of
+ * CPU cores, but only their ratio matters to a split. */
+#define ESTIMATE_BYTES_PER_MS 20e6
+#define ESTIMATE_FLOPS_PER_MS 500e6
+
+static double estimate_ms(const pen_model *model, const pen_unit *unit, const pen_steady *steady) {
+    const pen_hparams *h = pen_model_hparams(model);
+    /* All matrices have about as many bits per weight as the embedding table. */
+    double bytes_per_weight = (double)pen_model_unit(model, 0)->weight_bytes / ((double)h->vocab * h->hidden);
+    double weights = (double)unit->weight_bytes / bytes_per_weight, bytes = (double)unit->weight_bytes, flops = 0;
+    switch (unit->kind) {
+    case PEN_UNIT_EMBEDDING: bytes = steady->rows * h->hidden * (bytes_per_weight + sizeof(float)); break;
+    case PEN_UNIT_BLOCK:
+        /* Multiply and add per weight and row; the same twice per position seen, head and dimension in attention. */
+        flops = 2 * weights * steady->rows + 4 * steady->rows * steady->context * h->heads * h->head_size;
+        bytes += steady->decode_rows * steady->context * (double)unit->kv_bytes_per_token;
+        break;
+    case PEN_UNIT_HEAD: flops = 2 * weights * steady->logit_rows; break;
+    }
+    return fmax(bytes / ESTIMATE_BYTES_PER_MS, flops / ESTIMATE_FLOPS_PER_MS);
+}
+
+/* What a stage takes once besides weights and KV, by the kinds of units it has. */
+static uint64_t workspace_bytes(const pen_model *model, const pen_plan_model_options *options, const pen_unit *unit,
+                                const pen_shard_options *shard) {
+    const pen_device *device = options->device;
+    pen_shard_options no_table = *shard;
+    no_table.context = 1;
+    pen_limits limits;
+    pen_model_limits(model, options->rows, options->logit_rows, options->context, &limits);
+    uint64_t slot = (uint64_t)options->rows * (uint64_t)pen_model_hparams(model)->hidden * sizeof(float);
+    return pen_device_scratch_bytes(device, &limits) +
+           pen_workspace_bytes(model, device, options->rows, options->logit_rows, unit->kind == PEN_UNIT_HEAD) +
+           (uint64_t)options->slots * slot +
+           (pen_shard_bytes(model, device, shard) - pen_shard_bytes(model, device, &no_table));
+}
+
+static void fill_on_device(const pen_model *model, const pen_plan_model_options *options, int u, pen_plan_unit *made) {
+    const pen_unit *unit = pen_model_unit(model, u);
+    const pen_hparams *h = pen_model_hparams(model);
+    pen_shard_options shard = {.first = u, .last = u, .context = options->context};
+    made->workspace_bytes = workspace_bytes(model, options, unit, &shard);
+    shard.context = 1;
+    made->weight_bytes = pen_shard_bytes(model, options->device, &shard);
+    if (unit->kind == PEN_UNIT_BLOCK)
+        made->kv_bytes_per_token = pen_kv_bytes(options->device, h->kv_heads, h->head_size, 1) / PEN_KV_BLOCK;
+}
+
+pen_steady pen_plan_steady(const pen_plan_workload *workload, int stages, int rows) {
+    pen_steady steady = pen_profile_steady(workload->prompt_tokens, workload->output_tokens,
+                                           pen_plan_sequences(workload, stages), stages);
+    double share = rows > 0 && steady.rows > rows ? rows / steady.rows : 1;
+    steady.rows *= share;
+    steady.decode_rows *= share;
+    steady.logit_rows *= share;
+    return steady;
+}
+
+pen_status pen_plan_from_model(const pen_model *model, const pen_plan_model_options *options, pen_plan **plan) {
+    int units = pen_model_unit_count(model);
+    PEN_TRY(pen_plan_create(units, 1, plan));
+    pen_plan *made = *plan;
+    const pen_profile *profile = options->profile;
+    made->workload = options->workload;
+    pen_steady steady = pen_plan_steady(&made->workload, options->stages, options->rows);
+    for (int u = 0; u < units; u++) {
+        const pen_unit *unit = pen_model_unit(model, u);
+        pen_plan_unit *to = &made->units[u];
+        memcpy(to->name, unit->name, strlen(unit->name) + 1);
+        to->weight_bytes = unit->weight_bytes;
+        to->kv_bytes_per_token = unit->kv_bytes_per_token;
+        to->workspace_bytes = pen_plan_activation_bytes(pen_model_hparams(model)->hidden, steady.rows);
+        if (options->device) fill_on_device(model, options, u, to);
+        to->time_ms = profile ? pen_profile_unit_ms(profile, model, u, steady.rows, steady.logit_rows, steady.context)
+                              : estimate_ms(model, unit, &steady);
+    }
+    uint64_t first = made->units[0].weight_bytes, last = made->units[units - 1].weight_bytes;
+    made->tied_bytes = pen_model_unit(model, 0)->tied_bytes;
+    if (made->tied_bytes > first) made->tied_bytes = first;
+    if (made->tied_bytes > last) made->tied_bytes = last;
+    if (profile) {
+        snprintf(made->source, sizeof made->source, "measured on %s", profile->device);
+        snprintf(made->devices[0].name, sizeof made->devices[0].name, "%s", profile->device);
+    } else {
+        snprintf(made->source, sizeof made->source, "estimated, not measured: %g GB/s and %g Gflop/s",
+                 ESTIMATE_BYTES_PER_MS * 1e-6, ESTIMATE_FLOPS_PER_MS * 1e-6);
+        snprintf(made->devices[0].name, sizeof made->devices[0].name, "estimate");
+    }
+    return PEN_OK;
+}

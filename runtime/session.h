@@ -1,0 +1,57 @@
+/*
+ * A session: start-up from the options to running stages, the same steps on every rank:
+ *
+ *     open   rank 0's options for all; the model's metadata, which must be the same everywhere; the device
+ *     plan   profile on every rank (or from the cache, or a file) → rank 0 solves → everyone has the plan
+ *     load   each rank loads its own units and makes its engine
+ *
+ * Every step ends in agreement: it fails on all ranks or on none, with one status and one text. Only PEN_PEER_LOST is
+ * known to fewer.
+ *
+ * Owner: the session owns model, device, plan, stage and engine; the world belongs to the caller.
+ */
+#ifndef PEN_SESSION_H
+#define PEN_SESSION_H
+
+#include "config.h"
+#include "engine.h"
+#include "model.h"
+#include "plan.h"
+#include "world.h"
+
+typedef struct pen_session pen_session;
+
+/* What a rank is busy with; `done` of `total` steps or bytes. For progress displays. */
+typedef enum pen_phase { PEN_PHASE_PROFILE, PEN_PHASE_LOAD } pen_phase;
+typedef void pen_session_progress(void *context, pen_phase phase, uint64_t done, uint64_t total);
+
+/* `config` counts on rank 0 only. */
+pen_status pen_session_open(pen_world *world, const pen_config *config, pen_session_progress *progress, void *context,
+                            pen_session **session);
+void pen_session_close(pen_session *session);
+
+const pen_config *pen_session_config(const pen_session *session); /* rank 0's */
+const pen_model *pen_session_model(const pen_session *session);
+const pen_device *pen_session_device(const pen_session *session);
+int pen_session_max_len(const pen_session *session); /* longest sequence allowed */
+
+/* What the requests of this run need; counts on rank 0 only. */
+typedef struct pen_session_need {
+    int context;    /* positions of the longest sequence */
+    int logit_rows; /* of a microbatch, at most */
+    int sequences;  /* at the same time */
+} pen_session_need;
+
+/* `request` is the caller's own outcome on rank 0 so far (a prompt that is too long ends all ranks here). */
+pen_status pen_session_plan(pen_session *session, pen_status request, const pen_session_need *need);
+const pen_plan *pen_session_solved(const pen_session *session); /* the plan; rank 0's has the rivals and warnings */
+
+pen_status pen_session_load(pen_session *session);
+pen_engine *pen_session_engine(pen_session *session);
+double pen_session_load_s(const pen_session *session);
+uint64_t pen_session_stage_bytes(const pen_session *session); /* what this rank's stage takes on its device */
+
+/* Rank 0, after load: times the plan's microbatch on all stages at once, ten times; ms[stages] are the medians. */
+pen_status pen_session_measure(pen_session *session, double *ms);
+
+#endif

@@ -1,0 +1,41 @@
+/* Waiting; see wait.h. */
+#include "wait.h"
+
+#include "clock.h"
+
+#include <sys/prctl.h>
+
+enum {
+    SPIN_NS = 50 * 1000,
+    SLICE_OWN_CORE_NS = 5 * 1000, /* the kernel adds some 20 µs */
+    SLICE_SHARED_NS = 100 * 1000,
+    SLICE_IDLE_NS = 1000 * 1000,
+    SLICE_LONG_IDLE_NS = 5 * 1000 * 1000,
+    SETTLE_NS = 10 * 1000 * 1000, /* without work: short slices for this long, the next request may be near */
+    LONG_IDLE_NS = 1000 * 1000 * 1000,
+};
+
+void pen_wait_init(pen_wait *wait, bool may_spin) {
+    /* Linux rounds a thread's sleeps up by 50 µs unless told otherwise. */
+    prctl(PR_SET_TIMERSLACK, 1000UL);
+    *wait = (pen_wait){.may_spin = may_spin, .since_ns = pen_clock_ns()};
+}
+
+void pen_wait_reset(pen_wait *wait) {
+    wait->since_ns = pen_clock_ns();
+}
+
+void pen_wait_pause(pen_wait *wait, bool work_in_flight) {
+    int64_t now = pen_clock_ns(), waited = now - wait->since_ns, slice;
+    if (wait->may_spin && waited < SPIN_NS) {
+        __builtin_ia32_pause();
+        return;
+    }
+    if (work_in_flight)
+        slice = wait->may_spin ? SLICE_OWN_CORE_NS : SLICE_SHARED_NS;
+    else if (waited < SETTLE_NS)
+        slice = SLICE_SHARED_NS;
+    else
+        slice = waited < LONG_IDLE_NS ? SLICE_IDLE_NS : SLICE_LONG_IDLE_NS;
+    pen_clock_sleep_until(now + slice);
+}

@@ -1,0 +1,261 @@
+/* The wire; see wire.h. */
+#include "wire.h"
+
+#include "kvcache.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAGIC = 0x4b4e4550 /* "PENK" */, VERSION = 1 };
+
+/* Second part of a step, before its runs, blocks and picks. */
+typedef struct step_body {
+    uint64_t completed;
+    int32_t rows, run_count, logit_count, block_count;
+} step_body;
+
+/* A choice without its list of best log-probabilities, which follows it: ids, then values. */
+typedef struct choice_body {
+    int32_t token;
+    float logprob;
+    int32_t argmax, bad_logits;
+} choice_body;
+
+/* What is copied as bytes has no holes. */
+static_assert(sizeof(pen_header) == 24 && sizeof(step_body) == 24, "no padding");
+static_assert(sizeof(pen_step_run) == 32 && sizeof(pen_pick) == 40 && sizeof(choice_body) == 16, "no padding");
+
+/* A run brings the blocks that its rows begin: never more than rows. */
+static int most_blocks(const pen_wire_limits *limits) {
+    return limits->rows;
+}
+
+size_t pen_wire_step_bytes(const pen_wire_limits *limits) {
+    return sizeof(pen_header) + sizeof(step_body) + (size_t)limits->rows * sizeof(pen_step_run) +
+           (size_t)most_blocks(limits) * sizeof(int32_t) + (size_t)limits->logit_rows * sizeof(pen_pick);
+}
+
+size_t pen_wire_choices_bytes(const pen_wire_limits *limits) {
+    return sizeof(pen_header) + (size_t)limits->logit_rows * (sizeof(choice_body) + PEN_TOP_LOGPROBS * 8);
+}
+
+pen_status pen_step_create(const pen_wire_limits *limits, pen_step *step) {
+    *step = (pen_step){
+        .runs = calloc((size_t)limits->rows, sizeof *step->runs),
+        .blocks = calloc((size_t)most_blocks(limits), sizeof *step->blocks),
+        .picks = calloc((size_t)limits->logit_rows + 1, sizeof *step->picks),
+    };
+    if (step->runs && step->blocks && step->picks) return PEN_OK;
+    pen_step_destroy(step);
+    return pen_fail(PEN_NO_MEMORY, "no memory for a step of %d rows", limits->rows);
+}
+
+void pen_step_destroy(pen_step *step) {
+    free(step->runs);
+    free(step->blocks);
+    free(step->picks);
+    *step = (pen_step){0};
+}
+
+/* ---- Bytes in order --------------------------------------------------------------------------------------------- */
+
+typedef struct writer {
+    unsigned char *at;
+} writer;
+
+static void put(writer *w, const void *data, size_t bytes) {
+    if (bytes > 0) memcpy(w->at, data, bytes);
+    w->at += bytes;
+}
+
+typedef struct reader {
+    const unsigned char *at;
+    size_t left;
+} reader;
+
+static bool get(reader *r, void *data, size_t bytes) {
+    if (bytes > r->left) return false;
+    if (bytes > 0) memcpy(data, r->at, bytes);
+    r->at += bytes;
+    r->left -= bytes;
+    return true;
+}
+
+/* Writes the header of a finished message, now that its length is known. */
+static size_t seal(void *message, const writer *w, pen_message_type type, uint64_t sequence, uint32_t plan_epoch) {
+    size_t length = (size_t)(w->at - (unsigned char *)message);
+    pen_header header = {MAGIC, VERSION, (uint16_t)type, (uint32_t)length, plan_epoch, sequence};
+    memcpy(message, &header, sizeof header);
+    return length;
+}
+
+static writer begin(void *message) {
+    return (writer){(unsigned char *)message + sizeof(pen_header)};
+}
+
+pen_status pen_wire_header(const void *message, size_t bytes, uint32_t plan_epoch, pen_header *header) {
+    if (bytes < sizeof *header) return pen_fail(PEN_INTERNAL, "bad message: %zu bytes are no header", bytes);
+    memcpy(header, message, sizeof *header);
+    if (header->magic != MAGIC || header->version != VERSION)
+        return pen_fail(PEN_INTERNAL, "bad message: magic %08x, version %u; expected %08x, %u", header->magic,
+                        header->version, (unsigned)MAGIC, (unsigned)VERSION);
+    if (header->length != bytes)
+        return pen_fail(PEN_INTERNAL, "bad message: %u bytes by its header, %zu arrived", header->length, bytes);
+    if (header->type == 0 || header->type >= PEN_MESSAGE_TYPES)
+        return pen_fail(PEN_INTERNAL, "bad message: unknown type %u", header->type);
+    if (header->plan_epoch != plan_epoch)
+        return pen_fail(PEN_INTERNAL, "bad message: for plan %u, this is plan %u", header->plan_epoch, plan_epoch);
+    return PEN_OK;
+}
+
+static pen_status open_message(const void *message, size_t bytes, uint32_t plan_epoch, pen_message_type type,
+                               pen_header *header, reader *r) {
+    PEN_TRY(pen_wire_header(message, bytes, plan_epoch, header));
+    if (header->type != type)
+        return pen_fail(PEN_INTERNAL, "bad message: type %u where %u was expected", header->type, (unsigned)type);
+    *r = (reader){(const unsigned char *)message + sizeof *header, bytes - sizeof *header};
+    return PEN_OK;
+}
+
+/* ---- Steps ------------------------------------------------------------------------------------------------------ */
+
+size_t pen_wire_encode_step(const pen_step *step, uint32_t plan_epoch, void *message) {
+    writer w = begin(message);
+    step_body body = {step->completed, step->rows, step->run_count, step->logit_count, step->block_count};
+    put(&w, &body, sizeof body);
+    put(&w, step->runs, (size_t)step->run_count * sizeof *step->runs);
+    put(&w, step->blocks, (size_t)step->block_count * sizeof *step->blocks);
+    put(&w, step->picks, (size_t)step->logit_count * sizeof *step->picks);
+    return seal(message, &w, PEN_MESSAGE_STEP, step->number, plan_epoch);
+}
+
+static bool within(int32_t value, int64_t low, int64_t high) {
+    return value >= low && value <= high;
+}
+
+static pen_status check_runs(const pen_step *step, const pen_wire_limits *limits) {
+    int64_t rows = 0, logits = 0, blocks = 0, table = pen_kvcache_blocks_for(limits->context);
+    for (int i = 0; i < step->run_count; i++) {
+        const pen_step_run *run = &step->runs[i];
+        if (!within(run->sequence, 0, limits->sequences - 1) || !within(run->rows, 1, limits->rows) ||
+            !within(run->position, 0, (int64_t)limits->context - run->rows) ||
+            !within(run->logit_first, 0, run->rows) || !within(run->logit_rows, 0, run->rows - run->logit_first) ||
+            !within(run->table_first, 0, table) || !within(run->table_count, 0, table - run->table_first))
+            return pen_fail(PEN_INTERNAL,
+                            "bad step %" PRIu64
+                            ": run %d: sequence %d, position %d, %d rows, logits %d+%d, table %d+%d",
+                            step->number, i, run->sequence, run->position, run->rows, run->logit_first, run->logit_rows,
+                            run->table_first, run->table_count);
+        rows += run->rows;
+        logits += run->logit_rows;
+        blocks += run->table_count;
+    }
+    if (rows != step->rows || logits != step->logit_count || blocks != step->block_count)
+        return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": its runs do not add up", step->number);
+    for (int i = 0; i < step->block_count; i++)
+        if (!within(step->blocks[i], 0, limits->kv_blocks - 1))
+            return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": KV block %d of %d", step->number, step->blocks[i],
+                            limits->kv_blocks);
+    return PEN_OK;
+}
+
+static pen_status check_picks(const pen_step *step, const pen_wire_limits *limits) {
+    for (int i = 0; i < step->logit_count; i++) {
+        const pen_pick *pick = &step->picks[i];
+        if (!isfinite(pick->temperature) || !isfinite(pick->top_p) || !isfinite(pick->min_p) || pick->top_k < 0 ||
+            !within(pick->target, -1, limits->vocab - 1) || !within(pick->position, 0, limits->context) ||
+            !within(pick->top_logprobs, 0, PEN_TOP_LOGPROBS))
+            return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": pick %d", step->number, i);
+    }
+    return PEN_OK;
+}
+
+pen_status pen_wire_decode_step(const void *message, size_t bytes, const pen_wire_limits *limits, pen_step *step) {
+    pen_header header;
+    reader r = {0};
+    step_body body;
+    PEN_TRY(open_message(message, bytes, limits->plan_epoch, PEN_MESSAGE_STEP, &header, &r));
+    if (!get(&r, &body, sizeof body) || !within(body.rows, 1, limits->rows) || !within(body.run_count, 1, body.rows) ||
+        !within(body.logit_count, 0, limits->logit_rows) || !within(body.block_count, 0, most_blocks(limits)) ||
+        body.completed > header.sequence)
+        return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": its sizes are out of bounds", header.sequence);
+    step->number = header.sequence;
+    step->completed = body.completed;
+    step->rows = body.rows;
+    step->run_count = body.run_count;
+    step->logit_count = body.logit_count;
+    step->block_count = body.block_count;
+    if (!get(&r, step->runs, (size_t)body.run_count * sizeof *step->runs) ||
+        !get(&r, step->blocks, (size_t)body.block_count * sizeof *step->blocks) ||
+        !get(&r, step->picks, (size_t)body.logit_count * sizeof *step->picks) || r.left != 0)
+        return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": %zu bytes do not hold it", header.sequence, bytes);
+    PEN_TRY(check_runs(step, limits));
+    return check_picks(step, limits);
+}
+
+/* ---- Choices ---------------------------------------------------------------------------------------------------- */
+
+size_t pen_wire_encode_choices(uint64_t number, const pen_choice *choices, const pen_pick *picks, int count,
+                               uint32_t plan_epoch, void *message) {
+    writer w = begin(message);
+    for (int i = 0; i < count; i++) {
+        const pen_choice *choice = &choices[i];
+        size_t top = (size_t)picks[i].top_logprobs;
+        choice_body body = {choice->token, choice->logprob, choice->argmax, choice->bad_logits};
+        put(&w, &body, sizeof body);
+        put(&w, choice->top_ids, top * sizeof *choice->top_ids);
+        put(&w, choice->top_logprobs, top * sizeof *choice->top_logprobs);
+    }
+    return seal(message, &w, PEN_MESSAGE_CHOICES, number, plan_epoch);
+}
+
+pen_status pen_wire_decode_choices(const void *message, size_t bytes, const pen_wire_limits *limits, uint64_t number,
+                                   const pen_pick *picks, int count, pen_choice *choices) {
+    pen_header header;
+    reader r = {0};
+    PEN_TRY(open_message(message, bytes, limits->plan_epoch, PEN_MESSAGE_CHOICES, &header, &r));
+    if (header.sequence != number)
+        return pen_fail(PEN_INTERNAL, "bad choices: of step %" PRIu64 ", waiting for step %" PRIu64, header.sequence,
+                        number);
+    for (int i = 0; i < count; i++) {
+        pen_choice *choice = &choices[i];
+        size_t top = (size_t)picks[i].top_logprobs;
+        choice_body body;
+        if (!get(&r, &body, sizeof body) || !get(&r, choice->top_ids, top * sizeof *choice->top_ids) ||
+            !get(&r, choice->top_logprobs, top * sizeof *choice->top_logprobs))
+            return pen_fail(PEN_INTERNAL, "bad choices of step %" PRIu64 ": too short for %d", number, count);
+        if (!body.bad_logits &&
+            (!within(body.token, 0, limits->vocab - 1) || !within(body.argmax, 0, limits->vocab - 1)))
+            return pen_fail(PEN_INTERNAL, "bad choices of step %" PRIu64 ": token %d", number, body.token);
+        choice->token = body.token;
+        choice->logprob = body.logprob;
+        choice->argmax = body.argmax;
+        choice->bad_logits = body.bad_logits;
+    }
+    if (r.left != 0) return pen_fail(PEN_INTERNAL, "bad choices of step %" PRIu64 ": too long for %d", number, count);
+    return PEN_OK;
+}
+
+/* ---- The rest --------------------------------------------------------------------------------------------------- */
+
+size_t pen_wire_encode_plain(pen_message_type type, uint64_t sequence, uint32_t plan_epoch, const void *body,
+                             size_t body_bytes, void *message) {
+    writer w = begin(message);
+    put(&w, body, body_bytes);
+    return seal(message, &w, type, sequence, plan_epoch);
+}
+
+pen_status pen_wire_decode_plain(const void *message, size_t bytes, pen_message_type type, uint32_t plan_epoch,
+                                 void *body, size_t body_bytes) {
+    pen_header header;
+    reader r = {0};
+    PEN_TRY(open_message(message, bytes, plan_epoch, type, &header, &r));
+    if (r.left != body_bytes)
+        return pen_fail(PEN_INTERNAL, "bad message: type %u with %zu bytes where %zu were expected", header.type,
+                        r.left, body_bytes);
+    get(&r, body, body_bytes);
+    return PEN_OK;
+}

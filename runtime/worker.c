@@ -1,0 +1,274 @@
+/* The worker; see worker.h. */
+#include "worker.h"
+
+#include "clock.h"
+#include "kvcache.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef enum phase { KNOWN, RECEIVING, COMPUTING, SENDING } phase;
+
+typedef struct entry {
+    pen_step step;
+    phase phase;
+    int32_t *tokens; /* [rows]; stage 0 */
+    void *message;   /* the choices; last stage */
+    pen_event *computed;
+    pen_transfer receive, send;
+    bool received;
+} entry;
+
+/* The table of a sequence as the steps have told it. */
+typedef struct table {
+    uint32_t epoch;
+    int count;
+    int32_t *blocks;
+} table;
+
+struct pen_worker {
+    pen_worker_options options;
+    bool first, last;
+    /* A ring of steps: [head, next) were run, [next, tail) were not. Counted for ever, taken modulo options.steps. */
+    uint64_t head, next, tail;
+    entry *entries;
+    table *tables; /* [limits.sequences] */
+    int32_t *table_memory;
+    pen_run *runs;       /* [limits.rows] scratch of one batch */
+    int32_t *logit_rows; /* [limits.logit_rows] */
+};
+
+static entry *entry_at(const pen_worker *worker, uint64_t i) {
+    return &worker->entries[i % (uint64_t)worker->options.steps];
+}
+
+static int slot_of(const pen_worker *worker, const entry *e) {
+    return (int)(e->step.number % (uint64_t)worker->options.slots);
+}
+
+static bool slot_is_free(const pen_worker *worker, uint64_t i) {
+    return i < worker->head + (uint64_t)worker->options.slots;
+}
+
+static void *slot_rows(const pen_worker *worker, const entry *e) {
+    return pen_buffer_host(pen_stage_rows(worker->options.stage, slot_of(worker, e)));
+}
+
+static size_t row_bytes(const pen_worker *worker, const entry *e) {
+    return (size_t)e->step.rows * (size_t)worker->options.hidden * sizeof(float);
+}
+
+/* ---- Making ----------------------------------------------------------------------------------------------------- */
+
+static pen_status make_entry(pen_worker *worker, entry *e) {
+    const pen_wire_limits *limits = &worker->options.limits;
+    PEN_TRY(pen_step_create(limits, &e->step));
+    PEN_TRY(pen_event_create(worker->options.device, &e->computed));
+    if (worker->first) e->tokens = malloc((size_t)limits->rows * sizeof *e->tokens);
+    if (worker->last) e->message = malloc(pen_wire_choices_bytes(limits));
+    if ((worker->first && !e->tokens) || (worker->last && !e->message))
+        return pen_fail(PEN_NO_MEMORY, "no memory for a step of %d rows", limits->rows);
+    return PEN_OK;
+}
+
+static pen_status fill(pen_worker *worker) {
+    const pen_wire_limits *limits = &worker->options.limits;
+    size_t table_blocks = (size_t)pen_kvcache_blocks_for(limits->context);
+    worker->entries = calloc((size_t)worker->options.steps, sizeof *worker->entries);
+    worker->tables = calloc((size_t)limits->sequences, sizeof *worker->tables);
+    worker->table_memory = calloc((size_t)limits->sequences * table_blocks, sizeof *worker->table_memory);
+    worker->runs = calloc((size_t)limits->rows, sizeof *worker->runs);
+    worker->logit_rows = calloc((size_t)limits->logit_rows + 1, sizeof *worker->logit_rows);
+    if (!worker->entries || !worker->tables || !worker->table_memory || !worker->runs || !worker->logit_rows)
+        return pen_fail(PEN_NO_MEMORY, "no memory for the steps of a stage");
+    for (int i = 0; i < limits->sequences; i++)
+        worker->tables[i].blocks = worker->table_memory + (size_t)i * table_blocks;
+    for (int i = 0; i < worker->options.steps; i++) PEN_TRY(make_entry(worker, &worker->entries[i]));
+    for (int i = 0; i < worker->options.slots; i++)
+        if (!pen_buffer_host(pen_stage_rows(worker->options.stage, i)))
+            return pen_fail(PEN_UNSUPPORTED, "the %s link needs a device whose rows lie in host memory",
+                            pen_link_name(worker->options.link));
+    return PEN_OK;
+}
+
+pen_status pen_worker_create(const pen_worker_options *options, pen_worker **out) {
+    assert(options->slots <= PEN_LANES);
+    pen_worker *worker = calloc(1, sizeof *worker);
+    if (!worker) return pen_fail(PEN_NO_MEMORY, "no memory for the steps of a stage");
+    worker->options = *options;
+    worker->first = options->index == 0;
+    worker->last = options->index == options->stages - 1;
+    pen_status status = fill(worker);
+    if (status != PEN_OK) {
+        pen_worker_destroy(worker);
+        return status;
+    }
+    *out = worker;
+    return PEN_OK;
+}
+
+void pen_worker_destroy(pen_worker *worker) {
+    if (!worker) return;
+    for (int i = 0; worker->entries && i < worker->options.steps; i++) {
+        entry *e = &worker->entries[i];
+        pen_step_destroy(&e->step);
+        if (e->computed) pen_event_destroy(e->computed);
+        free(e->tokens);
+        free(e->message);
+    }
+    free(worker->entries);
+    free(worker->tables);
+    free(worker->table_memory);
+    free(worker->runs);
+    free(worker->logit_rows);
+    free(worker);
+}
+
+/* ---- Steps ------------------------------------------------------------------------------------------------------ */
+
+pen_step *pen_worker_claim(pen_worker *worker) {
+    if (worker->tail - worker->head == (uint64_t)worker->options.steps) return NULL;
+    return &entry_at(worker, worker->tail)->step;
+}
+
+pen_status pen_worker_push(pen_worker *worker, const int32_t *tokens) {
+    entry *e = entry_at(worker, worker->tail);
+    /* Steps are numbered without holes, so a slot and its lane follow from the number. */
+    if (e->step.number != worker->tail)
+        return pen_fail(PEN_INTERNAL, "step %" PRIu64 " came where step %" PRIu64 " was due", e->step.number,
+                        worker->tail);
+    if (tokens) memcpy(e->tokens, tokens, (size_t)e->step.rows * sizeof *tokens);
+    e->phase = KNOWN;
+    e->received = false;
+    worker->tail++;
+    return pen_worker_receive(worker);
+}
+
+pen_status pen_worker_receive(pen_worker *worker) {
+    if (worker->first) return PEN_OK;
+    for (uint64_t i = worker->next; i < worker->tail && slot_is_free(worker, i); i++) {
+        entry *e = entry_at(worker, i);
+        if (e->phase != KNOWN) continue;
+        PEN_TRY(pen_link_receive(worker->options.link, PEN_CHANNEL_ACTIVATION, worker->options.index - 1,
+                                 slot_of(worker, e), slot_rows(worker, e), row_bytes(worker, e), &e->receive));
+        e->phase = RECEIVING;
+    }
+    return PEN_OK;
+}
+
+/* Brings the sequences' tables up to this step. Only now: earlier steps were run with what the tables were then. */
+static pen_status apply_tables(pen_worker *worker, const pen_step *step) {
+    const int32_t *blocks = step->blocks;
+    for (int i = 0; i < step->run_count; i++) {
+        const pen_step_run *run = &step->runs[i];
+        table *t = &worker->tables[run->sequence];
+        if (t->epoch != run->epoch) {
+            t->epoch = run->epoch;
+            t->count = 0;
+        }
+        if (run->table_first > t->count)
+            return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": table of sequence %d has a hole at block %d",
+                            step->number, run->sequence, t->count);
+        memcpy(t->blocks + run->table_first, blocks, (size_t)run->table_count * sizeof *blocks);
+        blocks += run->table_count;
+        t->count = run->table_first + run->table_count;
+        if (t->count < pen_kvcache_blocks_for(run->position + run->rows))
+            return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": table of sequence %d ends before position %d",
+                            step->number, run->sequence, run->position + run->rows);
+    }
+    return PEN_OK;
+}
+
+static pen_status compute(pen_worker *worker, entry *e) {
+    const pen_step *step = &e->step;
+    PEN_TRY(apply_tables(worker, step));
+    int row = 0, logits = 0;
+    for (int i = 0; i < step->run_count; i++) {
+        const pen_step_run *run = &step->runs[i];
+        const int32_t *blocks = worker->tables[run->sequence].blocks;
+        worker->runs[i] = (pen_run){row, run->rows, run->position, {blocks, blocks}};
+        for (int l = 0; l < run->logit_rows; l++) worker->logit_rows[logits++] = row + run->logit_first + l;
+        row += run->rows;
+    }
+    pen_batch batch = {.rows = step->rows,
+                       .run_count = step->run_count,
+                       .runs = worker->runs,
+                       .tokens = e->tokens,
+                       .logit_count = step->logit_count,
+                       .logit_rows = worker->logit_rows};
+    pen_meter_set(worker->options.meter, PEN_BUSY);
+    pen_stage_run(worker->options.stage, slot_of(worker, e), &batch, worker->last ? step->picks : NULL);
+    pen_event_record(e->computed);
+    worker->options.meter->total.steps++;
+    worker->options.meter->total.rows += (uint64_t)step->rows;
+    return PEN_OK;
+}
+
+/* What was computed goes on: rows to the next stage, behind the event; choices, which the host must read first, to the
+ * leader. */
+static pen_status send_on(pen_worker *worker, entry *e) {
+    const pen_worker_options *options = &worker->options;
+    if (!worker->last)
+        return pen_link_send(options->link, PEN_CHANNEL_ACTIVATION, options->index + 1, slot_of(worker, e),
+                             slot_rows(worker, e), row_bytes(worker, e), e->computed, &e->send);
+    const pen_choice *choices = pen_stage_choices(options->stage, slot_of(worker, e));
+    size_t bytes = pen_wire_encode_choices(e->step.number, choices, e->step.picks, e->step.logit_count,
+                                           options->limits.plan_epoch, e->message);
+    return pen_link_send(options->link, PEN_CHANNEL_TOKEN, 0, 0, e->message, bytes, NULL, &e->send);
+}
+
+/* Moves the steps that were computed on, and forgets the oldest ones that were sent. */
+static pen_status finish_steps(pen_worker *worker, bool *moved) {
+    for (uint64_t i = worker->head; i < worker->next; i++) {
+        entry *e = entry_at(worker, i);
+        if (e->phase != COMPUTING) continue;
+        if (worker->last && !pen_event_done(e->computed)) break;
+        PEN_TRY(send_on(worker, e));
+        e->phase = SENDING;
+        *moved = true;
+    }
+    while (worker->head < worker->next) {
+        entry *e = entry_at(worker, worker->head);
+        if (e->phase != SENDING || !pen_link_done(worker->options.link, e->send, NULL)) break;
+        worker->head++;
+        *moved = true;
+    }
+    return PEN_OK;
+}
+
+static bool is_ready(pen_worker *worker, entry *e) {
+    if (worker->first) return slot_is_free(worker, worker->next);
+    if (e->phase == RECEIVING && !e->received) e->received = pen_link_done(worker->options.link, e->receive, NULL);
+    return e->received;
+}
+
+pen_status pen_worker_advance(pen_worker *worker, bool *moved) {
+    PEN_TRY(finish_steps(worker, moved));
+    PEN_TRY(pen_worker_receive(worker));
+    if (worker->next == worker->tail) return PEN_OK;
+    entry *e = entry_at(worker, worker->next);
+    if (!is_ready(worker, e)) return PEN_OK;
+    PEN_TRY(compute(worker, e));
+    e->phase = COMPUTING;
+    worker->next++;
+    *moved = true;
+    return finish_steps(worker, moved);
+}
+
+pen_activity pen_worker_activity(const pen_worker *worker, uint64_t *step) {
+    const entry *e = entry_at(worker, worker->next);
+    *step = worker->next;
+    if (worker->next > worker->head && !pen_event_done(entry_at(worker, worker->next - 1)->computed)) return PEN_BUSY;
+    if (worker->next == worker->tail) return PEN_IDLE;
+    return !worker->first && e->phase == RECEIVING ? PEN_WAIT_RECEIVE : PEN_WAIT_SEND;
+}
+
+pen_status pen_worker_time(pen_worker *worker, const pen_batch *batch, const pen_pick *picks, double *ms) {
+    int64_t begin = pen_clock_ns();
+    pen_stage_run(worker->options.stage, 0, batch, worker->last ? picks : NULL);
+    PEN_TRY(pen_device_sync(worker->options.device));
+    *ms = (double)(pen_clock_ns() - begin) * 1e-6;
+    return PEN_OK;
+}

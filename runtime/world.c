@@ -1,0 +1,459 @@
+/*
+ * The world over MPI; see world.h.
+ *
+ * Of MPI's collectives only MPI_Init, the duplication of communicators behind it and MPI_Finalize are used, each under
+ * a watchdog: they block, and a peer that died in them must not keep us.
+ */
+#include "world.h"
+
+#include "clock.h"
+#include "log.h"
+#include "wait.h"
+
+#include <mpi.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { TAG_LENGTH = 1, TAG_DATA, TAG_BEAT, TAG_HUSH };
+
+enum { WATCHDOG_S = 60, ABORT_S = 5, HUSH_MS = 10 };
+static const int64_t BEAT_NS = 1000 * 1000 * 1000;
+static const uint64_t BLOB_MAX = 1u << 30;
+
+struct pen_world {
+    bool mpi;       /* MPI was started */
+    MPI_Comm talk;  /* for this file's conversations */
+    MPI_Comm links; /* for the links; duplicates, so that no tags can meet */
+    int rank, size, replicas, stages;
+    double patience_s;
+    pen_place *places; /* [size] */
+    pen_share share;
+    int64_t beat_ns;    /* of the last beat */
+    MPI_Request *beats; /* [size] of sent beats; one outstanding each */
+    int64_t *heard_ns;  /* [size] when something last came from a rank */
+    pen_wait wait;
+};
+
+/* ---- Blocking calls under a watchdog; signals ------------------------------------------------------------------- */
+
+static const char *watched;
+
+static void bark(int number) {
+    (void)number;
+    static const char before[] = "penstock: no answer for a minute in ";
+    if (write(STDERR_FILENO, before, sizeof before - 1) < 0 || write(STDERR_FILENO, watched, strlen(watched)) < 0 ||
+        write(STDERR_FILENO, "\n", 1) < 0)
+        _exit(PEN_IO);
+    _exit(PEN_PEER_LOST);
+}
+
+static void watchdog(const char *call) {
+    watched = call;
+    signal(SIGALRM, bark);
+    alarm(WATCHDOG_S);
+}
+
+/* The launcher kills a rank a second or two after SIGTERM, and MPI_Finalize would wait for the others: just go. */
+static void leave_on_signal(int number) {
+    (void)number;
+    _exit(PEN_INTERRUPTED);
+}
+
+/* ---- Start ------------------------------------------------------------------------------------------------------ */
+
+static const char *env_or_null(const char *name) {
+    const char *value = getenv(name);
+    return value && *value ? value : NULL;
+}
+
+/* Whether a launcher that speaks to MPI started us. */
+static bool launched(void) {
+    static const char *const signs[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_FD", "MPI_LOCALNRANKS"};
+    for (size_t i = 0; i < sizeof signs / sizeof *signs; i++)
+        if (env_or_null(signs[i])) return true;
+    return false;
+}
+
+/* Open MPI sends messages up to the eager limit without asking the receiver, so they travel while both sides compute.
+ * Typical activations of a decode step should; what the user has set stays. */
+static void raise_eager_limits(void) {
+    static const char *const names[] = {"OMPI_MCA_btl_vader_eager_limit", "OMPI_MCA_btl_sm_eager_limit",
+                                        "OMPI_MCA_btl_tcp_eager_limit"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) setenv(names[i], "131072", 0);
+    setenv("OMPI_MCA_btl_vader_max_send_size", "131072", 0);
+    setenv("OMPI_MCA_btl_sm_max_send_size", "131072", 0);
+    setenv("OMPI_MCA_btl_tcp_max_send_size", "262144", 0);
+}
+
+static pen_status mpi_status(int code, const char *doing) {
+    if (code == MPI_SUCCESS) return PEN_OK;
+    char text[MPI_MAX_ERROR_STRING];
+    int length;
+    MPI_Error_string(code, text, &length);
+    return pen_fail(PEN_PEER_LOST, "MPI failed while %s: %s", doing, text);
+}
+
+static pen_status start_mpi(pen_world *world) {
+    raise_eager_limits();
+    watchdog("MPI_Init");
+    int provided, argc = 0;
+    char **argv = NULL;
+    PEN_TRY(mpi_status(MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided), "starting"));
+    world->mpi = true;
+    PEN_TRY(mpi_status(MPI_Comm_dup(MPI_COMM_WORLD, &world->talk), "starting"));
+    PEN_TRY(mpi_status(MPI_Comm_dup(MPI_COMM_WORLD, &world->links), "starting"));
+    alarm(0);
+    MPI_Comm_set_errhandler(world->talk, MPI_ERRORS_RETURN);
+    MPI_Comm_set_errhandler(world->links, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(world->talk, &world->rank);
+    MPI_Comm_size(world->talk, &world->size);
+    signal(SIGTERM, leave_on_signal);
+    signal(SIGINT, leave_on_signal);
+    return PEN_OK;
+}
+
+/* Under Slurm with a PMI that MPI does not speak, every task would be a world of its own and run the whole model. */
+static pen_status check_slurm(pen_world *world) {
+    const char *tasks = env_or_null("SLURM_STEP_NUM_TASKS"), *task = env_or_null("SLURM_PROCID");
+    if (world->size > 1 || !tasks || atoi(tasks) <= 1) return PEN_OK;
+    world->rank = task ? atoi(task) : 0; /* so that only one of them says it */
+    return pen_fail(
+        PEN_USAGE, "Slurm started %s tasks but MPI sees one: use mpirun, or srun with an --mpi that MPI speaks", tasks);
+}
+
+static pen_status meet(pen_world *world);
+
+pen_status pen_world_create(pen_world **out) {
+    pen_world *world = calloc(1, sizeof *world);
+    if (!world) return pen_fail(PEN_NO_MEMORY, "no memory for the world");
+    *out = world;
+    world->size = world->replicas = world->stages = 1;
+    world->patience_s = 60;
+    if (launched()) PEN_TRY(start_mpi(world));
+    PEN_TRY(check_slurm(world));
+    size_t size = (size_t)world->size;
+    world->places = calloc(size, sizeof *world->places);
+    world->heard_ns = calloc(size, sizeof *world->heard_ns);
+    world->beats = malloc(size * sizeof *world->beats);
+    if (!world->places || !world->heard_ns || !world->beats) return pen_fail(PEN_NO_MEMORY, "no memory for the world");
+    for (size_t r = 0; r < size; r++) world->beats[r] = MPI_REQUEST_NULL;
+    for (int r = 0; r < world->size; r++) world->places[r] = (pen_place){.rank = r, .stage = r};
+    pen_wait_init(&world->wait, false);
+    return meet(world);
+}
+
+void pen_world_destroy(pen_world *world) {
+    if (!world) return;
+    if (world->mpi) {
+        watchdog("MPI_Finalize");
+        for (int r = 0; world->beats && r < world->size; r++)
+            if (world->beats[r] != MPI_REQUEST_NULL) MPI_Wait(&world->beats[r], MPI_STATUS_IGNORE);
+        MPI_Comm_free(&world->talk);
+        MPI_Comm_free(&world->links);
+        MPI_Finalize();
+        alarm(0);
+    }
+    free(world->places);
+    free(world->heard_ns);
+    free(world->beats);
+    free(world);
+}
+
+/* Whether this rank is the one to say what went wrong. The launcher takes a while to end all ranks, and one lost rank
+ * may well be missed by several: the first tells the others to be quiet. */
+static bool may_speak(pen_world *world) {
+    for (int i = 0; i < HUSH_MS; i++) {
+        int hushed = 0;
+        if (MPI_Iprobe(MPI_ANY_SOURCE, TAG_HUSH, world->talk, &hushed, MPI_STATUS_IGNORE) != MPI_SUCCESS) break;
+        if (hushed) return false;
+        pen_clock_sleep_until(pen_clock_ns() + 1000 * 1000);
+    }
+    for (int r = 0; r < world->size; r++) {
+        MPI_Request request; /* never waited for: the process ends */
+        if (r != world->rank) MPI_Isend(NULL, 0, MPI_BYTE, r, TAG_HUSH, world->talk, &request);
+    }
+    return true;
+}
+
+void pen_world_abort(pen_world *world, pen_status status) {
+    bool others = world->mpi && world->size > 1;
+    signal(SIGALRM, SIG_DFL); /* should anything below block */
+    alarm(ABORT_S);
+    fflush(stdout);
+    if (!others || may_speak(world)) {
+        fprintf(stderr, "penstock: %s\n", pen_last_error());
+        /* Through the launcher this reaches ranks that hang or are stopped, too. */
+        if (others) MPI_Abort(world->talk, (int)status);
+    } else {
+        pen_clock_sleep_until(pen_clock_ns() + (int64_t)ABORT_S * 1000 * 1000 * 1000);
+    }
+    _exit((int)status);
+}
+
+int pen_world_rank(const pen_world *world) {
+    return world->rank;
+}
+int pen_world_size(const pen_world *world) {
+    return world->size;
+}
+const pen_place *pen_world_place(const pen_world *world, int rank) {
+    return &world->places[rank];
+}
+const pen_share *pen_world_share(const pen_world *world) {
+    return &world->share;
+}
+int pen_world_stages(const pen_world *world) {
+    return world->stages;
+}
+int pen_world_stage(const pen_world *world) {
+    return world->rank % world->stages;
+}
+int pen_world_replica(const pen_world *world) {
+    return world->rank / world->stages;
+}
+void pen_world_set_patience(pen_world *world, double seconds) {
+    world->patience_s = seconds;
+}
+void pen_world_set_threads(pen_world *world, int threads) {
+    pen_share_set_threads(&world->share, threads);
+}
+int pen_world_links_handle(const pen_world *world) {
+    return MPI_Comm_c2f(world->links);
+}
+
+pen_status pen_world_arrange(pen_world *world, int replicas, int stages) {
+    if (replicas < 1 || stages < 1 || (int64_t)replicas * stages != world->size)
+        return pen_fail(PEN_USAGE, "%d ranks cannot be %d replicas of %d stages", world->size, replicas, stages);
+    world->replicas = replicas;
+    world->stages = stages;
+    for (int r = 0; r < world->size; r++) {
+        world->places[r].replica = r / stages;
+        world->places[r].stage = r % stages;
+    }
+    return PEN_OK;
+}
+
+/* ---- Conversations ---------------------------------------------------------------------------------------------- */
+
+void pen_world_beat(void *context) {
+    pen_world *world = context;
+    int64_t now = pen_clock_ns();
+    if (world->size == 1 || now - world->beat_ns < BEAT_NS) return;
+    world->beat_ns = now;
+    int first = world->rank == 0 ? 1 : 0, last = world->rank == 0 ? world->size - 1 : 0;
+    for (int r = first; r <= last; r++) {
+        int sent;
+        MPI_Test(&world->beats[r], &sent, MPI_STATUS_IGNORE);
+        if (sent) MPI_Isend(NULL, 0, MPI_BYTE, r, TAG_BEAT, world->talk, &world->beats[r]);
+    }
+}
+
+/* Takes the beats that have arrived. */
+static void listen(pen_world *world) {
+    for (;;) {
+        int here;
+        MPI_Status status;
+        if (MPI_Iprobe(MPI_ANY_SOURCE, TAG_BEAT, world->talk, &here, &status) != MPI_SUCCESS || !here) return;
+        MPI_Recv(NULL, 0, MPI_BYTE, status.MPI_SOURCE, TAG_BEAT, world->talk, MPI_STATUS_IGNORE);
+        world->heard_ns[status.MPI_SOURCE] = pen_clock_ns();
+    }
+}
+
+static pen_status lost(const pen_world *world, int rank, const char *what, const char *why) {
+    return pen_fail(PEN_PEER_LOST, "lost rank %d (stage %d%s%s) while %s: %s", rank, world->places[rank].stage,
+                    world->places[rank].host[0] ? " on " : "", world->places[rank].host, what, why);
+}
+
+/* Polls `request`, a message to or from `rank`, until it is done or the rank has been silent for too long. */
+static pen_status await(pen_world *world, int rank, const char *what, MPI_Request *request) {
+    int64_t began = pen_clock_ns();
+    pen_wait_reset(&world->wait);
+    for (;;) {
+        int done;
+        if (mpi_status(MPI_Test(request, &done, MPI_STATUS_IGNORE), what) != PEN_OK)
+            return lost(world, rank, what, pen_last_error());
+        int64_t now = pen_clock_ns();
+        if (done) {
+            world->heard_ns[rank] = now;
+            return PEN_OK;
+        }
+        pen_world_beat(world);
+        listen(world);
+        int64_t silent_since = world->heard_ns[rank] > began ? world->heard_ns[rank] : began;
+        /* Should rank 0 be lost all others notice: the lowest speaks first and ends the rest. */
+        double stagger = world->patience_s / 10 < 0.25 ? world->patience_s / 10 : 0.25;
+        if ((double)(now - silent_since) * 1e-9 > world->patience_s + stagger * world->rank) {
+            char why[64];
+            snprintf(why, sizeof why, "silent for %.0f s", world->patience_s);
+            return lost(world, rank, what, why);
+        }
+        pen_wait_pause(&world->wait, true);
+    }
+}
+
+static pen_status send_blob(pen_world *world, int rank, const char *what, const void *data, size_t bytes) {
+    uint64_t length = bytes;
+    MPI_Request request;
+    PEN_TRY(mpi_status(MPI_Isend(&length, sizeof length, MPI_BYTE, rank, TAG_LENGTH, world->talk, &request), what));
+    PEN_TRY(await(world, rank, what, &request));
+    if (bytes == 0) return PEN_OK;
+    PEN_TRY(mpi_status(MPI_Isend(data, (int)bytes, MPI_BYTE, rank, TAG_DATA, world->talk, &request), what));
+    return await(world, rank, what, &request);
+}
+
+static pen_status receive_blob(pen_world *world, int rank, const char *what, pen_blob *blob) {
+    uint64_t length;
+    MPI_Request request;
+    PEN_TRY(mpi_status(MPI_Irecv(&length, sizeof length, MPI_BYTE, rank, TAG_LENGTH, world->talk, &request), what));
+    PEN_TRY(await(world, rank, what, &request));
+    if (length > BLOB_MAX)
+        return pen_fail(PEN_INTERNAL, "rank %d sent %llu bytes while %s", rank, (unsigned long long)length, what);
+    void *data = malloc(length ? length : 1);
+    if (!data) return pen_fail(PEN_NO_MEMORY, "no memory for %llu bytes while %s", (unsigned long long)length, what);
+    pen_status status = PEN_OK;
+    if (length > 0) {
+        status = mpi_status(MPI_Irecv(data, (int)length, MPI_BYTE, rank, TAG_DATA, world->talk, &request), what);
+        if (status == PEN_OK) status = await(world, rank, what, &request);
+    }
+    if (status != PEN_OK) {
+        free(data);
+        return status;
+    }
+    *blob = (pen_blob){data, length};
+    return PEN_OK;
+}
+
+pen_status pen_world_broadcast(pen_world *world, const char *what, pen_blob *blob) {
+    if (world->rank != 0) return receive_blob(world, 0, what, blob);
+    for (int r = 1; r < world->size; r++) PEN_TRY(send_blob(world, r, what, blob->data, blob->bytes));
+    return PEN_OK;
+}
+
+pen_status pen_world_gather(pen_world *world, const char *what, const void *data, size_t bytes, pen_blob *blobs) {
+    if (world->rank != 0) return send_blob(world, 0, what, data, bytes);
+    memset(blobs, 0, (size_t)world->size * sizeof *blobs);
+    blobs[0] = (pen_blob){malloc(bytes ? bytes : 1), bytes};
+    if (!blobs[0].data) return pen_fail(PEN_NO_MEMORY, "no memory for %zu bytes while %s", bytes, what);
+    if (bytes > 0) memcpy(blobs[0].data, data, bytes);
+    for (int r = 1; r < world->size; r++) {
+        pen_status status = receive_blob(world, r, what, &blobs[r]);
+        if (status == PEN_OK) continue;
+        for (int i = 0; i < r; i++) free(blobs[i].data);
+        return status;
+    }
+    return PEN_OK;
+}
+
+/* ---- Agreement -------------------------------------------------------------------------------------------------- */
+
+typedef struct verdict {
+    int32_t status;
+    char text[1024];
+} verdict;
+
+static verdict verdict_of(pen_status status) {
+    verdict v = {.status = (int32_t)status};
+    if (status != PEN_OK) snprintf(v.text, sizeof v.text, "%s", pen_last_error());
+    return v;
+}
+
+pen_status pen_world_agree(pen_world *world, const char *what, pen_status status) {
+    verdict mine = verdict_of(status);
+    pen_blob *blobs = world->rank == 0 ? calloc((size_t)world->size, sizeof *blobs) : NULL, common = {0};
+    if (world->rank == 0) {
+        if (!blobs) return pen_fail(PEN_NO_MEMORY, "no memory while %s", what);
+        PEN_TRY(pen_world_gather(world, what, &mine, sizeof mine, blobs));
+        for (int r = world->size - 1; r >= 0; r--) {
+            const verdict *theirs = blobs[r].data;
+            if (blobs[r].bytes == sizeof mine && theirs->status != PEN_OK) mine = *theirs;
+            free(blobs[r].data);
+        }
+        free(blobs);
+        common = (pen_blob){&mine, sizeof mine};
+        PEN_TRY(pen_world_broadcast(world, what, &common));
+    } else {
+        PEN_TRY(pen_world_gather(world, what, &mine, sizeof mine, NULL));
+        PEN_TRY(pen_world_broadcast(world, what, &common));
+        if (common.bytes == sizeof mine) mine = *(verdict *)common.data;
+        free(common.data);
+    }
+    mine.text[sizeof mine.text - 1] = '\0';
+    return mine.status == PEN_OK ? PEN_OK : pen_fail((pen_status)mine.status, "%s", mine.text);
+}
+
+/* ---- Who is where ----------------------------------------------------------------------------------------------- */
+
+/* What rank 0 tells a rank about itself and all others. */
+typedef struct seat {
+    pen_place place;
+    pen_share share;
+} seat;
+
+static void warn_if_bound(const pen_machine *const *machines, const pen_share *shares, int ranks) {
+    int used = 0;
+    for (int r = 0; r < ranks; r++) used += shares[r].own_cores ? shares[r].threads : 0;
+    if (used > 0 && used * 2 <= machines[0]->cores_installed && machines[0]->quota <= 0)
+        PEN_WARN("%s: the launcher binds %d rank(s) to %d of %d cores; mpirun --bind-to none gives them all",
+                 machines[0]->host, ranks, used, machines[0]->cores_installed);
+}
+
+/* Rank 0: numbers the machines and divides each between its ranks. */
+static pen_status seat_all(const pen_blob *blobs, int size, seat *seats) {
+    const pen_machine **machines = malloc((size_t)size * sizeof(void *));
+    pen_share *shares = malloc((size_t)size * sizeof *shares);
+    int *members = malloc((size_t)size * sizeof *members), nodes = 0;
+    bool memory = machines && shares && members;
+    for (int r = 0; memory && r < size; r++) seats[r].place.node = -1;
+    for (int first = 0; memory && first < size; first++) {
+        if (seats[first].place.node >= 0) continue;
+        int count = 0;
+        for (int r = first; r < size; r++) {
+            const pen_machine *machine = blobs[r].data;
+            if (machine->id != ((const pen_machine *)blobs[first].data)->id) continue;
+            members[count] = r;
+            machines[count++] = machine;
+        }
+        pen_machine_divide(machines, count, shares);
+        warn_if_bound(machines, shares, count);
+        for (int i = 0; i < count; i++) {
+            seat *s = &seats[members[i]];
+            s->place = (pen_place){.rank = members[i], .stage = members[i], .node = nodes, .local_rank = i};
+            memcpy(s->place.host, machines[i]->host, sizeof s->place.host);
+            s->share = shares[i];
+        }
+        nodes++;
+    }
+    free(machines);
+    free(shares);
+    free(members);
+    return memory ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for %d ranks", size);
+}
+
+static pen_status meet(pen_world *world) {
+    static const char what[] = "meeting the other ranks";
+    size_t size = (size_t)world->size;
+    pen_machine machine;
+    pen_machine_look(&machine);
+    if (world->rank != 0) PEN_TRY(pen_world_gather(world, what, &machine, sizeof machine, NULL));
+    pen_blob seats = {0};
+    if (world->rank == 0) {
+        pen_blob *blobs = calloc(size, sizeof *blobs);
+        seats = (pen_blob){calloc(size, sizeof(seat)), size * sizeof(seat)};
+        if (!blobs || !seats.data) return pen_fail(PEN_NO_MEMORY, "no memory for %zu ranks", size);
+        PEN_TRY(pen_world_gather(world, what, &machine, sizeof machine, blobs));
+        pen_status status = seat_all(blobs, world->size, seats.data);
+        for (size_t r = 0; r < size; r++) free(blobs[r].data);
+        free(blobs);
+        PEN_TRY(status);
+    }
+    PEN_TRY(pen_world_broadcast(world, what, &seats));
+    if (seats.bytes != size * sizeof(seat)) return pen_fail(PEN_INTERNAL, "rank 0 is of another build");
+    const seat *all = seats.data;
+    for (size_t r = 0; r < size; r++) world->places[r] = all[r].place;
+    world->share = all[world->rank].share;
+    free(seats.data);
+    return PEN_OK;
+}

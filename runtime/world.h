@@ -1,0 +1,75 @@
+/*
+ * The world: the ranks of this run, started by mpirun (or one process alone), and what they say to each other at
+ * start-up and when they leave. During a run ranks talk over links (link.h).
+ *
+ * A process without a launcher is a world of one and never touches MPI. Rank = replica · stages + stage.
+ *
+ * Everything here is a star around rank 0, made of non-blocking messages that are polled: so every wait has a name and
+ * an end, and the rank that failed to answer can be named. A rank that is busy for long (loading, profiling) calls
+ * pen_world_beat now and then; a rank that neither answers nor beats for the world's patience is lost (PEN_PEER_LOST).
+ */
+#ifndef PEN_WORLD_H
+#define PEN_WORLD_H
+
+#include "machine.h"
+#include "status.h"
+
+#include <stddef.h>
+
+typedef struct pen_world pen_world;
+
+/* A rank as others speak of it. */
+typedef struct pen_place {
+    int rank, replica, stage;
+    int node, local_rank; /* number of its machine, and its number on that machine */
+    char host[PEN_HOST_MAX];
+} pen_place;
+
+/* Joins the world. Collective. On failure *world may still be set: pass it to one of the next two. */
+pen_status pen_world_create(pen_world **world);
+/* Leaves in an orderly way: all ranks must get here. NULL is allowed. */
+void pen_world_destroy(pen_world *world);
+/* For failures that not all ranks know of: says this thread's last error in a line "penstock: …" on stderr, unless
+ * another rank has said what it found, and ends this process and every other rank with the status as exit code, now. */
+_Noreturn void pen_world_abort(pen_world *world, pen_status status);
+
+int pen_world_rank(const pen_world *world);
+int pen_world_size(const pen_world *world);
+const pen_place *pen_world_place(const pen_world *world, int rank);
+const pen_share *pen_world_share(const pen_world *world); /* this rank's part of its machine */
+
+/* Overrides this rank's number of threads; see pen_share_set_threads. */
+void pen_world_set_threads(pen_world *world, int threads);
+
+/* Says how ranks are arranged; every rank calls it with the same numbers. PEN_USAGE unless replicas·stages = size. */
+pen_status pen_world_arrange(pen_world *world, int replicas, int stages);
+int pen_world_stages(const pen_world *world);
+int pen_world_stage(const pen_world *world);   /* of this rank */
+int pen_world_replica(const pen_world *world); /* of this rank */
+
+/* The links' communicator as MPI numbers it (a Fortran handle), for link_mpi.c. */
+int pen_world_links_handle(const pen_world *world);
+
+/* ---- Start-up conversations: every rank calls the same ones in the same order. `what` completes "while …": it names
+ * the wait in errors ("sharing the plan"). ------------------------------------------------------------------------- */
+
+typedef struct pen_blob {
+    void *data; /* malloc'ed; the receiver frees it */
+    size_t bytes;
+} pen_blob;
+
+/* Rank 0's blob goes to all; the others' is set. */
+pen_status pen_world_broadcast(pen_world *world, const char *what, pen_blob *blob);
+/* Everyone's data comes to rank 0, which gets blobs[size]; the others' `blobs` is not touched. */
+pen_status pen_world_gather(pen_world *world, const char *what, const void *data, size_t bytes, pen_blob *blobs);
+
+/* Makes one outcome of all ranks' outcomes: PEN_OK if all have that, else the status and error text of the lowest
+ * rank that failed, on every rank. So all leave with one code, and one of them (rank 0) says why. */
+pen_status pen_world_agree(pen_world *world, const char *what, pen_status status);
+
+/* "I am alive": cheap enough for a device's poke or a progress callback. */
+void pen_world_beat(void *world);
+/* Seconds of silence after which a rank counts as lost; 60 at first. */
+void pen_world_set_patience(pen_world *world, double seconds);
+
+#endif

@@ -1,0 +1,237 @@
+/*
+ * A small driver of world, links, stages and engine for the tests under mpirun: no tokeniser, no plan, no profile.
+ * Splits a model's units evenly, runs some made-up requests and prints what came out, bit for bit, on stdout.
+ *
+ *   engine_run [--model SPEC] [--requests N] [--prompt P] [--output G] [--rows R] [--overhead X] [--threads T]
+ *              [--timeout S] [--temperature X] [--exact] [--score] [--measure] [--announce] [--times]
+ */
+#include "clock.h"
+#include "cpu.h"
+#include "engine.h"
+#include "log.h"
+
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct options {
+    const char *model;
+    int requests, prompt, output, rows, threads;
+    double overhead, timeout, temperature;
+    bool exact, score, measure, announce, times;
+} options;
+
+typedef struct output {
+    int number;
+    int count;
+    int64_t first_ns, last_ns;
+    uint64_t hash; /* FNV over positions, ids and log-probabilities */
+    int32_t ids[16];
+    int finish;
+} output;
+
+static void hash_bytes(uint64_t *hash, const void *data, size_t bytes) {
+    for (size_t i = 0; i < bytes; i++) *hash = (*hash ^ ((const unsigned char *)data)[i]) * 0x100000001b3u;
+}
+
+static bool on_token(void *context, int position, const pen_choice *choice) {
+    output *out = context;
+    if (out->count < 16) out->ids[out->count] = choice->token;
+    if (out->count++ == 0) out->first_ns = pen_clock_ns();
+    out->last_ns = pen_clock_ns();
+    hash_bytes(&out->hash, &position, sizeof position);
+    hash_bytes(&out->hash, &choice->token, sizeof choice->token);
+    hash_bytes(&out->hash, &choice->logprob, sizeof choice->logprob);
+    hash_bytes(&out->hash, choice->top_ids, 3 * sizeof choice->top_ids[0]);
+    hash_bytes(&out->hash, choice->top_logprobs, 3 * sizeof choice->top_logprobs[0]);
+    return true;
+}
+
+static void on_done(void *context, pen_finish finish) {
+    ((output *)context)->finish = (int)finish;
+}
+
+static options parse(int argc, char **argv) {
+    options o = {.model = "synthetic:llama:layers=6,hidden=128,ffn=256,heads=4,kv_heads=2,vocab=512,type=q4_0",
+                 .requests = 3,
+                 .prompt = 100,
+                 .output = 20,
+                 .rows = 64,
+                 .threads = 0,
+                 .overhead = 8,
+                 .timeout = 30};
+    static const struct option table[] = {{"model", 1, 0, 'm'},    {"requests", 1, 0, 'n'}, {"prompt", 1, 0, 'p'},
+                                          {"output", 1, 0, 'g'},   {"rows", 1, 0, 'r'},     {"overhead", 1, 0, 'o'},
+                                          {"threads", 1, 0, 't'},  {"timeout", 1, 0, 's'},  {"temperature", 1, 0, 'T'},
+                                          {"exact", 0, 0, 'e'},    {"score", 0, 0, 'c'},    {"measure", 0, 0, 'M'},
+                                          {"announce", 0, 0, 'a'}, {"times", 0, 0, 'S'},    {0, 0, 0, 0}};
+    for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) switch (c) {
+        case 'm': o.model = optarg; break;
+        case 'n': o.requests = atoi(optarg); break;
+        case 'p': o.prompt = atoi(optarg); break;
+        case 'g': o.output = atoi(optarg); break;
+        case 'r': o.rows = atoi(optarg); break;
+        case 'o': o.overhead = atof(optarg); break;
+        case 't': o.threads = atoi(optarg); break;
+        case 's': o.timeout = atof(optarg); break;
+        case 'T': o.temperature = atof(optarg); break;
+        case 'e': o.exact = true; break;
+        case 'c': o.score = true; break;
+        case 'M': o.measure = true; break;
+        case 'a': o.announce = true; break;
+        case 'S': o.times = true; break;
+        default: exit(PEN_USAGE);
+        }
+    return o;
+}
+
+/* For tests that kill or stop a rank at a point of their choice. */
+static void announce(const options *o, const pen_world *world, const char *phase) {
+    if (!o->announce) return;
+    char line[96];
+    int length = snprintf(line, sizeof line, "rank %d pid %d %s\n", pen_world_rank(world), (int)getpid(), phase);
+    if (write(STDOUT_FILENO, line, (size_t)length) < 0) exit(PEN_IO);
+}
+
+static bool beat(void *context, uint64_t done, uint64_t total) {
+    (void)done, (void)total;
+    pen_world_beat(context);
+    return true;
+}
+
+static void submit_all(pen_engine *engine, const options *o, int vocab, output *outputs) {
+    int32_t *prompt = malloc((size_t)(o->prompt + 7 * o->requests) * sizeof *prompt);
+    for (int r = 0; r < o->requests; r++) {
+        int count = o->prompt + 7 * r; /* lengths that differ, so that phases mix */
+        uint64_t state = 88172645463325252u + (uint64_t)r;
+        for (int i = 0; i < count; i++) {
+            state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+            prompt[i] = (int32_t)(state % (uint64_t)vocab);
+        }
+        outputs[r] = (output){.number = r, .hash = 0xcbf29ce484222325u, .finish = -1};
+        pen_request request = {
+            .prompt = prompt,
+            .prompt_count = count,
+            .max_tokens = o->score ? 0 : o->output,
+            .score = o->score,
+            .pick = {.temperature = (float)o->temperature, .top_p = 1, .seed = 42 + (uint64_t)r, .top_logprobs = 3},
+            .on_token = on_token,
+            .on_done = on_done,
+            .context = &outputs[r]};
+        if (pen_engine_submit(engine, &request) != PEN_OK) {
+            fprintf(stderr, "penstock: %s\n", pen_last_error());
+            exit(PEN_USAGE);
+        }
+    }
+    free(prompt);
+}
+
+static pen_status lead(pen_engine *engine, const options *o, int stages, int vocab) {
+    output *outputs = calloc((size_t)o->requests, sizeof *outputs);
+    pen_metrics *metrics = calloc((size_t)stages, sizeof *metrics);
+    double *ms = calloc((size_t)stages, sizeof *ms);
+    int64_t begin = pen_clock_ns();
+    submit_all(engine, o, vocab, outputs);
+    PEN_TRY(pen_engine_run(engine));
+    for (int r = 0; r < o->requests; r++) {
+        printf("request %d: finish %d, %d tokens, hash %016" PRIx64 ":", r, outputs[r].finish, outputs[r].count,
+               outputs[r].hash);
+        for (int i = 0; i < outputs[r].count && i < 16; i++) printf(" %d", outputs[r].ids[i]);
+        printf("\n");
+        if (o->times)
+            printf("  first after %.1f ms, then %.3f ms a token\n", (double)(outputs[r].first_ns - begin) * 1e-6,
+                   (double)(outputs[r].last_ns - outputs[r].first_ns) * 1e-6 / (outputs[r].count - 1));
+    }
+    PEN_TRY(pen_engine_metrics(engine, metrics));
+    for (int s = 0; o->times && s < stages; s++)
+        printf("stage %d: busy %.3f (cpu %.3f) receive %.3f send %.3f idle %.3f s, %" PRIu64 " steps, %" PRIu64
+               " rows\n",
+               s, metrics[s].seconds[PEN_BUSY], metrics[s].busy_cpu_s, metrics[s].seconds[PEN_WAIT_RECEIVE],
+               metrics[s].seconds[PEN_WAIT_SEND], metrics[s].seconds[PEN_IDLE], metrics[s].steps, metrics[s].rows);
+    if (o->times) {
+        pen_efficiency e = pen_metrics_efficiency(metrics, stages);
+        printf("split %.3f schedule %.3f pipeline %.3f\n", e.split, e.schedule, e.pipeline);
+    }
+    if (o->measure) {
+        pen_engine_shape shape = {.decode_rows = 2, .prompt_rows = o->rows - 2, .position = 30, .logit_rows = 2};
+        PEN_TRY(pen_engine_measure(engine, &shape, 10, ms));
+        for (int s = 0; s < stages; s++) printf("measured stage %d: %s\n", s, ms[s] > 0 ? "yes" : "no");
+        for (int s = 0; o->times && s < stages; s++) printf("  %.3f ms\n", ms[s]);
+    }
+    free(outputs);
+    free(metrics);
+    free(ms);
+    return pen_engine_stop(engine);
+}
+
+typedef struct machinery {
+    pen_model *model;
+    pen_device *device;
+    pen_stage *stage;
+    pen_engine *engine;
+} machinery;
+
+static pen_status load(pen_world *world, const options *o, machinery *m) {
+    PEN_TRY(pen_model_open(o->model, &m->model));
+    const pen_share *share = pen_world_share(world);
+    pen_cpu_options cpu = {.activations = o->exact ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
+                           .threads = share->threads,
+                           .may_spin = share->may_spin};
+    PEN_TRY(pen_cpu_device_create(&cpu, &m->device));
+    int units = pen_model_unit_count(m->model), stages = pen_world_stages(world), stage = pen_world_stage(world);
+    if (units < stages) return pen_fail(PEN_USAGE, "%d stages for %d units", stages, units);
+    pen_stage_options limits = {.first = units * stage / stages,
+                                .last = units * (stage + 1) / stages - 1,
+                                .rows = o->rows,
+                                .logit_rows = 24,
+                                .context = o->prompt + 7 * o->requests + o->output,
+                                .kv_blocks = 4 * (o->prompt + 7 * o->requests + o->output) / PEN_KV_BLOCK,
+                                .slots = PEN_ENGINE_SLOTS,
+                                .progress = beat,
+                                .progress_context = world};
+    PEN_TRY(pen_stage_create(m->model, m->device, &limits, &m->stage));
+    const pen_hparams *h = pen_model_hparams(m->model);
+    pen_engine_options engine = {.hidden = h->hidden,
+                                 .vocab = h->vocab,
+                                 .rows = limits.rows,
+                                 .logit_rows = limits.logit_rows,
+                                 .context = limits.context,
+                                 .kv_blocks = limits.kv_blocks,
+                                 .sequences = 4,
+                                 .chunk_overhead = o->overhead,
+                                 .step_timeout_s = o->timeout};
+    return pen_engine_create(world, m->device, m->stage, &engine, &m->engine);
+}
+
+int main(int argc, char **argv) {
+    options o = parse(argc, argv);
+    pen_world *world = NULL;
+    machinery m = {0};
+    pen_status status = pen_world_create(&world);
+    if (status == PEN_OK) status = pen_world_arrange(world, 1, pen_world_size(world));
+    if (status != PEN_OK) pen_world_abort(world, status);
+    pen_log_init(PEN_LOG_WARN, pen_world_rank(world));
+    pen_world_set_threads(world, o.threads);
+    pen_world_set_patience(world, o.timeout);
+    announce(&o, world, "loading");
+    status = pen_world_agree(world, "loading", load(world, &o, &m));
+    bool together = status != PEN_PEER_LOST;
+    if (status == PEN_OK) {
+        announce(&o, world, "running");
+        together = false;
+        bool leads = pen_world_rank(world) == 0;
+        status = leads ? lead(m.engine, &o, pen_world_stages(world), pen_model_hparams(m.model)->vocab)
+                       : pen_engine_serve(m.engine);
+    }
+    if (status != PEN_OK && !together) pen_world_abort(world, status);
+    if (status != PEN_OK && pen_world_rank(world) == 0) fprintf(stderr, "penstock: %s\n", pen_last_error());
+    pen_engine_destroy(m.engine);
+    pen_stage_destroy(m.stage);
+    pen_device_destroy(m.device);
+    pen_model_close(m.model);
+    pen_world_destroy(world);
+    return (int)status;
+}

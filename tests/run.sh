@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Every test, from a bare Debian 12 with nothing but git: run.sh
+#
+# Installs what is missing, fetches the model, then runs everything in the release build, the unit tests under ASan and
+# UBSan, and the thread pool under TSan. The last line is 'N passed, N failed, N skipped'; failures make the exit
+# status non-zero. Offline, what needs the model or Python packages is left out and counted as skipped.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+passed=0 failed=0 skipped=0
+say() { printf '== %s\n' "$*"; }
+finish() {
+  printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+  [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
+  exit
+}
+fail() { echo "run.sh: $*" >&2; failed=$((failed + 1)); }
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# build PRESET [cmake option…]
+build() {
+  say "building $1"
+  { cmake --preset "$@" && cmake --build --preset "$1"; } >"$log" 2>&1 || { tail -n 60 "$log" >&2; return 1; }
+}
+
+# suite PRESET [ctest option…]: runs tests of a build and counts them.
+suite() {
+  local folder=build status all bad out
+  [ "$1" = release ] || folder=build-$1
+  say "testing $*"
+  ctest --test-dir "$folder" --output-on-failure --timeout 600 --no-tests=error --output-junit junit.xml "${@:2}"
+  status=$?
+  all=$(count "$folder" tests) bad=$(count "$folder" failures)
+  out=$(($(count "$folder" skipped) + $(count "$folder" disabled)))
+  passed=$((passed + all - bad - out)) failed=$((failed + bad)) skipped=$((skipped + out))
+  # Such as a test whose program is not there, or no test at all.
+  [ "$status" = 0 ] || [ "$bad" -gt 0 ] || fail "ctest of $1 ended with $status"
+}
+count() { grep -o -m 1 "$2=\"[0-9]*\"" "$1/junit.xml" 2>/dev/null | tr -dc 0-9 | grep . || echo 0; }
+
+launch/setup.sh --tests || { fail "packages are missing"; finish; }
+
+# What the tests need besides: the model, and Python packages that serve as oracles. Both are optional.
+options=(-DBUILD_TESTING=ON)
+if model=${PENSTOCK_TEST_MODEL:-$(launch/fetch-model.sh)}; then options+=("-DPENSTOCK_TEST_MODEL=$model"); fi
+if [ -z "${PENSTOCK_TEST_PYTHON:-}" ]; then
+  say "Python packages in .venv"
+  if { [ -x .venv/bin/python ] || python3 -m venv .venv; } >"$log" 2>&1 &&
+    .venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt >>"$log" 2>&1; then
+    PENSTOCK_TEST_PYTHON=$PWD/.venv/bin/python
+  else
+    tail -n 3 "$log" >&2
+    echo "run.sh: no Python packages: the comparison with transformers is left out" >&2
+  fi
+fi
+[ -z "${PENSTOCK_TEST_PYTHON:-}" ] || options+=("-DPENSTOCK_TEST_PYTHON=$PENSTOCK_TEST_PYTHON")
+
+if build release "${options[@]}"; then suite release; else fail "the release build failed"; fi
+if build asan "${options[@]}"; then suite asan -L unit; else fail "the asan build failed"; fi
+if build tsan "${options[@]}"; then suite tsan -R '^unit\.pool$'; else fail "the tsan build failed"; fi
+finish

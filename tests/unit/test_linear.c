@@ -1,0 +1,551 @@
+/*
+ * Everything that multiplies by a weight: each operation on each instruction set, weight type and activation form
+ * against sums in double made here from the GGUF rows, and bit for bit against each other, for any number of threads
+ * and any split into batches.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "cpu_device.h"
+#include "pack.h"
+#include "quantize.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ROWS_MAX = 70, COLS_MAX = 1536 };
+
+static const pen_type all_types[] = {PEN_TYPE_F32, PEN_TYPE_F16, PEN_TYPE_Q4_0, PEN_TYPE_Q4_1, PEN_TYPE_Q8_0};
+enum { TYPES = sizeof all_types / sizeof *all_types };
+
+/* ---- Random data ----------------------------------------------------------------------------------------------- */
+
+static uint64_t random_state;
+
+static uint32_t random_bits(void) {
+    random_state = random_state * 6364136223846793005U + 1442695040888963407U;
+    return (uint32_t)(random_state >> 32);
+}
+
+static float random_float(void) {
+    return (float)random_bits() / 0x1p31F - 1;
+}
+
+static void *allocate(size_t bytes) {
+    void *memory = calloc(bytes ? bytes : 1, 1);
+    assert_non_null(memory);
+    return memory;
+}
+
+static float *random_floats(size_t count) {
+    float *values = allocate(count * sizeof *values);
+    for (size_t i = 0; i < count; i++) values[i] = random_float();
+    return values;
+}
+
+/* A matrix in GGUF layout: any bits, with scales of a sane size. */
+typedef struct matrix {
+    pen_type type;
+    int rows, cols;
+    unsigned char *bytes;
+    float *values; /* [rows][cols] */
+} matrix;
+
+static void put_f16(unsigned char *at, float value) {
+    uint16_t half = pen_f32_to_f16(value);
+    memcpy(at, &half, sizeof half);
+}
+
+static matrix random_matrix(pen_type type, int rows, int cols) {
+    const pen_type_info *info = pen_type_get(type);
+    size_t row_bytes = pen_type_row_bytes(type, cols), size = row_bytes * (size_t)rows;
+    matrix m = {type, rows, cols, allocate(size), allocate((size_t)rows * (size_t)cols * sizeof(float))};
+    for (size_t at = 0; at < size; at += (size_t)info->block_bytes) {
+        unsigned char *block = m.bytes + at;
+        float value = random_float();
+        if (type == PEN_TYPE_F32) {
+            memcpy(block, &value, sizeof value);
+            continue;
+        }
+        for (int i = 2; i < info->block_bytes; i++) block[i] = (unsigned char)random_bits();
+        put_f16(block, type == PEN_TYPE_F16 ? value : value / 64);
+        if (type == PEN_TYPE_Q4_1) put_f16(block + 2, random_float());
+    }
+    for (int r = 0; r < rows; r++)
+        pen_type_dequantize_row(type, m.bytes + row_bytes * (size_t)r, cols, m.values + (size_t)r * (size_t)cols);
+    return m;
+}
+
+static void matrix_free(matrix m) {
+    free(m.bytes);
+    free(m.values);
+}
+
+/* ---- Devices --------------------------------------------------------------------------------------------------- */
+
+/* The ones to compare: the reference first, then what this machine can run, with various numbers of threads. */
+typedef struct variant {
+    pen_cpu_isa isa;
+    int threads;
+} variant;
+
+static const variant variants[] = {{PEN_CPU_REFERENCE, 1}, {PEN_CPU_PORTABLE, 1}, {PEN_CPU_PORTABLE, 3},
+                                   {PEN_CPU_AVX2, 1},      {PEN_CPU_AVX2, 2},     {PEN_CPU_AVX512, 1},
+                                   {PEN_CPU_AVX512, 3}};
+enum { VARIANTS = sizeof variants / sizeof *variants };
+
+/* NULL where this machine lacks the instruction set. */
+static pen_device *open_device(variant v, pen_activations activations) {
+    pen_cpu_options options = {.isa = v.isa, .activations = activations, .threads = v.threads};
+    pen_device *device;
+    pen_status status = pen_cpu_device_create(&options, &device);
+    if (status == PEN_UNSUPPORTED && v.isa > PEN_CPU_PORTABLE) return NULL;
+    assert_int_equal(status, PEN_OK);
+    pen_limits limits = {.rows = ROWS_MAX,
+                         .logit_rows = ROWS_MAX,
+                         .hidden = COLS_MAX,
+                         .ffn = COLS_MAX,
+                         .heads = 1,
+                         .kv_heads = 1,
+                         .head_size = 64,
+                         .vocab = 1000,
+                         .context = 128};
+    assert_int_equal(pen_device_reserve(device, &limits), PEN_OK);
+    return device;
+}
+
+static void set_batch(pen_device *device, int rows, const int32_t *tokens, int logit_count, const int32_t *logit_rows) {
+    static const int32_t table[128 / PEN_KV_BLOCK];
+    pen_run run = {.rows = rows, .tables = {table, table}};
+    pen_batch batch = {rows, 1, &run, tokens, logit_count, logit_rows};
+    pen_device_set_batch(device, &batch);
+}
+
+static pen_buffer *buffer_of(pen_device *device, const void *source, size_t bytes) {
+    pen_buffer *buffer;
+    assert_int_equal(pen_buffer_create(device, bytes, &buffer), PEN_OK);
+    pen_buffer_write(buffer, 0, source, bytes);
+    return buffer;
+}
+
+static pen_weight *weight_of(pen_device *device, matrix m) {
+    pen_weight *weight;
+    assert_int_equal(pen_weight_create(device, m.type, m.rows, m.cols, &weight), PEN_OK);
+    int half = m.rows / 2 / 64 * 64; /* in two pieces, as a loader may */
+    if (half > 0) pen_weight_write(weight, 0, half, m.bytes);
+    pen_weight_write(weight, half, m.rows - half, m.bytes + pen_type_row_bytes(m.type, m.cols) * (size_t)half);
+    return weight;
+}
+
+/* Activation rows of x[tokens][cols], and in `values` what they stand for. */
+static pen_buffer *activations_of(pen_device *device, const float *x, int tokens, int cols, float *values) {
+    size_t stride = pen_activation_row_bytes(pen_device_activations(device), cols);
+    unsigned char *rows = allocate(stride * (size_t)tokens);
+    for (int t = 0; t < tokens; t++) {
+        unsigned char *row = rows + stride * (size_t)t;
+        pen_cpu_activation_store((pen_cpu_device *)device, x + (size_t)t * (size_t)cols, cols, row);
+        for (int i = 0; i < cols; i++) {
+            const pen_activation_block *block = (pen_activation_block *)(void *)row + i / PEN_QUANT_BLOCK;
+            values[(size_t)t * (size_t)cols + (size_t)i] = pen_device_activations(device) == PEN_ACTIVATIONS_F32
+                                                               ? ((float *)(void *)row)[i]
+                                                               : block->scale * (float)block->q[i % PEN_QUANT_BLOCK];
+        }
+    }
+    pen_buffer *buffer = buffer_of(device, rows, stride * (size_t)tokens);
+    free(rows);
+    return buffer;
+}
+
+/* ---- What must come out ---------------------------------------------------------------------------------------- */
+
+/* Σ_k w[row][k]·x[k], and Σ|w·x|, the size that rounding errors are measured by. */
+static double expected_dot(matrix w, int row, const float *x, double *size) {
+    double sum = 0;
+    *size = 0;
+    for (int k = 0; k < w.cols; k++) {
+        double product = (double)w.values[(size_t)row * (size_t)w.cols + (size_t)k] * (double)x[k];
+        sum += product;
+        *size += fabs(product);
+    }
+    return sum;
+}
+
+static void assert_near(double value, double expected, double tolerance, const char *what, variant v) {
+    if (!(fabs(value - expected) <= tolerance))
+        fail_msg("%s: %.9g, expected %.9g ± %.2g (instruction set %d, %d threads)", what, value, expected, tolerance,
+                 (int)v.isa, v.threads);
+}
+
+/* Keeps the first result of a fast instruction set and compares the others with it. */
+static void assert_same_bits(void **first, const void *result, size_t bytes, variant v) {
+    if (v.isa == PEN_CPU_REFERENCE) return;
+    if (!*first) {
+        *first = allocate(bytes);
+        memcpy(*first, result, bytes);
+    } else if (memcmp(*first, result, bytes) != 0) {
+        fail_msg("instruction set %d with %d threads gives other bits", (int)v.isa, v.threads);
+    }
+}
+
+/* ---- Matrix products ------------------------------------------------------------------------------------------- */
+
+typedef struct product_case {
+    pen_activations activations;
+    pen_type types[3];
+    int rows[3];
+    int cols, tokens;
+    bool bias;
+} product_case;
+
+/* qkv of all tokens at once on every variant, then again in batches of 1, 3 and the rest. */
+static void check_qkv(product_case c) {
+    matrix w[3];
+    int columns = 0;
+    for (int i = 0; i < 3; i++) {
+        w[i] = random_matrix(c.types[i], c.rows[i], c.cols);
+        columns += c.rows[i];
+    }
+    float *x = random_floats((size_t)c.tokens * (size_t)c.cols), *bias = random_floats((size_t)columns);
+    float *values = allocate((size_t)c.tokens * (size_t)c.cols * sizeof(float));
+    size_t bytes = (size_t)c.tokens * (size_t)columns * sizeof(float);
+    float *result = allocate(bytes);
+    void *first = NULL;
+    for (int v = 0; v < VARIANTS; v++) {
+        pen_device *device = open_device(variants[v], c.activations);
+        if (!device) continue;
+        pen_weight *weights[3];
+        for (int i = 0; i < 3; i++) weights[i] = weight_of(device, w[i]);
+        pen_buffer *bias_buffer = buffer_of(device, bias, (size_t)columns * sizeof(float));
+        for (int split = 0; split < 2; split++) {
+            memset(result, 0xff, bytes);
+            for (int t = 0, n; t < c.tokens; t += n) {
+                n = split == 0 ? c.tokens : t == 0 ? 1 : t == 1 && c.tokens > 4 ? 3 : c.tokens - t;
+                float *values_at = values + (size_t)t * (size_t)c.cols;
+                pen_buffer *rows = activations_of(device, x + (size_t)t * (size_t)c.cols, n, c.cols, values_at);
+                pen_buffer *out;
+                assert_int_equal(pen_buffer_create(device, (size_t)n * (size_t)columns * sizeof(float), &out), PEN_OK);
+                set_batch(device, n, NULL, 0, NULL);
+                pen_op_qkv(device,
+                           &(pen_qkv_op){rows, weights[0], weights[1], weights[2], c.bias ? bias_buffer : NULL, out});
+                pen_buffer_read(out, 0, result + (size_t)t * (size_t)columns,
+                                (size_t)n * (size_t)columns * sizeof(float));
+                pen_buffer_destroy(rows);
+                pen_buffer_destroy(out);
+            }
+            assert_same_bits(&first, result, bytes, variants[v]);
+        }
+        double limit = variants[v].isa == PEN_CPU_REFERENCE ? 1e-7 : 1e-5;
+        for (int t = 0; t < c.tokens && (v == 0 || variants[v].isa == PEN_CPU_PORTABLE); t++)
+            for (int i = 0, column = 0; i < 3; column += c.rows[i++])
+                for (int n = 0; n < c.rows[i]; n++) {
+                    double size, sum = expected_dot(w[i], n, values + (size_t)t * (size_t)c.cols, &size);
+                    if (c.bias) sum += (double)bias[column + n];
+                    assert_near((double)result[(size_t)t * (size_t)columns + (size_t)(column + n)], sum,
+                                limit * (size + 1), pen_type_get(c.types[i])->name, variants[v]);
+                }
+        for (int i = 0; i < 3; i++) pen_weight_destroy(weights[i]);
+        pen_buffer_destroy(bias_buffer);
+        pen_device_destroy(device);
+    }
+    for (int i = 0; i < 3; i++) matrix_free(w[i]);
+    free(x);
+    free(bias);
+    free(values);
+    free(result);
+    free(first);
+}
+
+static void test_qkv_of_all_types_and_odd_shapes(void **state) {
+    (void)state;
+    random_state = 1;
+    static const int tokens[] = {1, 2, 17, 5, 70}, cols[] = {576, 32, 160, 1536, 96};
+    for (int a = 0; a < 2; a++)
+        for (int i = 0; i < TYPES; i++) {
+            pen_type q = all_types[i], k = all_types[(i + 1) % TYPES], v = all_types[(i + 3) % TYPES];
+            int shape = (i + 2 * a) % 5;
+            check_qkv((product_case){a ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
+                                     {q, q, q},
+                                     {100, 33, 1},
+                                     cols[shape],
+                                     tokens[shape],
+                                     true});
+            check_qkv((product_case){a ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
+                                     {q, k, v},
+                                     {16, 65, 40},
+                                     cols[(shape + 1) % 5],
+                                     tokens[(shape + 2) % 5],
+                                     false});
+        }
+}
+
+/* ---- Projections: stored, added, with and without bias --------------------------------------------------------- */
+
+static void check_project(pen_type type, pen_activations activations, int rows, int cols, int tokens, bool store,
+                          bool bias, bool down) {
+    matrix w = random_matrix(type, rows, cols);
+    float *x = random_floats((size_t)tokens * (size_t)cols), *residual = random_floats((size_t)tokens * (size_t)rows);
+    float *bias_values = random_floats((size_t)rows);
+    float *values = allocate((size_t)tokens * (size_t)cols * sizeof(float));
+    size_t bytes = (size_t)tokens * (size_t)rows * sizeof(float);
+    float *result = allocate(bytes);
+    void *first = NULL;
+    for (int v = 0; v < VARIANTS; v++) {
+        pen_device *device = open_device(variants[v], activations);
+        if (!device) continue;
+        pen_weight *weight = weight_of(device, w);
+        pen_buffer *bias_buffer = buffer_of(device, bias_values, (size_t)rows * sizeof(float));
+        pen_buffer *x_rows = activations_of(device, x, tokens, cols, values);
+        pen_buffer *out = buffer_of(device, residual, bytes);
+        set_batch(device, tokens, NULL, 0, NULL);
+        pen_project_op op = {x_rows, weight, bias ? bias_buffer : NULL, store, out};
+        if (down)
+            pen_op_down(device, &op);
+        else
+            pen_op_out_project(device, &op);
+        pen_buffer_read(out, 0, result, bytes);
+        assert_same_bits(&first, result, bytes, variants[v]);
+        for (int t = 0; t < tokens; t++)
+            for (int n = 0; n < rows; n++) {
+                double size, sum = expected_dot(w, n, values + (size_t)t * (size_t)cols, &size);
+                size_t at = (size_t)t * (size_t)rows + (size_t)n;
+                if (bias) sum += (double)bias_values[n];
+                if (!store) sum += (double)residual[at];
+                assert_near((double)result[at], sum, 1e-5 * (size + 1), "projection", variants[v]);
+            }
+        pen_buffer_destroy(bias_buffer);
+        pen_buffer_destroy(x_rows);
+        pen_buffer_destroy(out);
+        pen_weight_destroy(weight);
+        pen_device_destroy(device);
+    }
+    matrix_free(w);
+    free(x);
+    free(residual);
+    free(bias_values);
+    free(values);
+    free(result);
+    free(first);
+}
+
+static void test_projections_store_or_add(void **state) {
+    (void)state;
+    random_state = 2;
+    for (int options = 0; options < 8; options++)
+        check_project(all_types[options % TYPES], options % 3 == 0 ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
+                      40 + 7 * options, 96, 1 + 3 * options, options & 1, options & 2, options & 4);
+}
+
+/* ---- Gate and up ----------------------------------------------------------------------------------------------- */
+
+static double activate(double x, pen_gate act) {
+    return act == PEN_GATE_SILU ? x / (1 + exp(-x))
+                                : 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+}
+
+static void check_gate_up(pen_type type, pen_activations activations, pen_gate act, bool gated, bool bias, int rows,
+                          int cols, int tokens) {
+    matrix gate = random_matrix(type, rows, cols), up = random_matrix(type, rows, cols);
+    float *x = random_floats((size_t)tokens * (size_t)cols), *bias_values = random_floats((size_t)rows);
+    float *values = allocate((size_t)tokens * (size_t)cols * sizeof(float));
+    size_t stride = pen_activation_row_bytes(activations, rows), bytes = stride * (size_t)tokens;
+    unsigned char *result = allocate(bytes), *empty = allocate(bytes);
+    void *first = NULL;
+    for (int v = 0; v < VARIANTS; v++) {
+        pen_device *device = open_device(variants[v], activations);
+        if (!device) continue;
+        pen_weight *gate_weight = weight_of(device, gate), *up_weight = weight_of(device, up);
+        pen_buffer *bias_buffer = buffer_of(device, bias_values, (size_t)rows * sizeof(float));
+        pen_buffer *x_rows = activations_of(device, x, tokens, cols, values);
+        pen_buffer *out = buffer_of(device, empty, bytes);
+        set_batch(device, tokens, NULL, 0, NULL);
+        pen_op_gate_up(device, &(pen_gate_up_op){x_rows, gated ? gate_weight : NULL, up_weight,
+                                                 bias ? bias_buffer : NULL, act, out});
+        pen_buffer_read(out, 0, result, bytes);
+        assert_same_bits(&first, result, bytes, variants[v]);
+        for (int t = 0; t < tokens; t++)
+            for (int n = 0; n < rows; n++) {
+                double gate_size = 0, up_size;
+                const float *row = values + (size_t)t * (size_t)cols;
+                double u = expected_dot(up, n, row, &up_size) + (bias ? (double)bias_values[n] : 0);
+                double g = gated ? expected_dot(gate, n, row, &gate_size) : 0;
+                double sum = gated ? activate(g, act) * u : activate(u, act);
+                /* An error in g or u passes on at most 1.2-fold, times the other factor. */
+                double tolerance = 2e-5 * (gated ? gate_size * (fabs(u) + 1) + up_size * (fabs(g) + 1) : up_size + 1);
+                const unsigned char *at = result + stride * (size_t)t;
+                double value;
+                if (activations == PEN_ACTIVATIONS_F32) {
+                    value = (double)((const float *)(const void *)at)[n];
+                } else {
+                    const pen_activation_block *block = (const pen_activation_block *)(const void *)at + n / 32;
+                    value = (double)block->scale * block->q[n % 32];
+                    tolerance += 0.51 * (double)block->scale;
+                }
+                assert_near(value, sum, tolerance, "gate and up", variants[v]);
+            }
+        pen_buffer_destroy(bias_buffer);
+        pen_buffer_destroy(x_rows);
+        pen_buffer_destroy(out);
+        pen_weight_destroy(gate_weight);
+        pen_weight_destroy(up_weight);
+        pen_device_destroy(device);
+    }
+    matrix_free(gate);
+    matrix_free(up);
+    free(x);
+    free(bias_values);
+    free(values);
+    free(result);
+    free(empty);
+    free(first);
+}
+
+static void test_gate_up_activates_and_quantises(void **state) {
+    (void)state;
+    random_state = 3;
+    for (int i = 0; i < TYPES; i++) {
+        pen_activations activations = i % 2 ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST;
+        check_gate_up(all_types[i], activations, PEN_GATE_SILU, true, false, 160, 64, 3 + 2 * i);
+        check_gate_up(all_types[i], activations, PEN_GATE_GELU_TANH, true, true, 96, 96, 1);
+        check_gate_up(all_types[i], PEN_ACTIVATIONS_FAST, PEN_GATE_GELU_TANH, false, i % 2, 64, 32, 70);
+    }
+}
+
+/* ---- Logits and embedding -------------------------------------------------------------------------------------- */
+
+static void check_logits(pen_type type, pen_activations activations, float softcap) {
+    enum { VOCAB = 203, HIDDEN = 96, TOKENS = 9, WANTED = 3 };
+    static const int32_t wanted[WANTED] = {0, 4, 8};
+    matrix w = random_matrix(type, VOCAB, HIDDEN);
+    float *x = random_floats((size_t)TOKENS * HIDDEN), *norm = random_floats(HIDDEN);
+    float result[WANTED][VOCAB];
+    void *first = NULL;
+    for (int v = 0; v < VARIANTS; v++) {
+        pen_device *device = open_device(variants[v], activations);
+        if (!device) continue;
+        pen_weight *weight = weight_of(device, w);
+        pen_buffer *x_buffer = buffer_of(device, x, sizeof(float) * TOKENS * HIDDEN);
+        pen_buffer *norm_buffer = buffer_of(device, norm, sizeof(float) * HIDDEN);
+        pen_buffer *logits = buffer_of(device, result, sizeof result);
+        set_batch(device, TOKENS, NULL, WANTED, wanted);
+        pen_norm_op norm_op = {.x = x_buffer, .weight = norm_buffer, .cols = HIDDEN, .eps = 1e-5F};
+        pen_op_logits(device, &(pen_logits_op){norm_op, weight, softcap, logits});
+        pen_buffer_read(logits, 0, result, sizeof result);
+        assert_same_bits(&first, result, sizeof result, variants[v]);
+        for (int l = 0; l < WANTED; l++) {
+            float normed[HIDDEN], values[HIDDEN];
+            pen_cpu_norm_row((pen_cpu_device *)device, &norm_op, wanted[l], normed);
+            pen_buffer_destroy(activations_of(device, normed, 1, HIDDEN, values));
+            for (int n = 0; n < VOCAB; n++) {
+                double size, sum = expected_dot(w, n, values, &size);
+                if (softcap > 0) sum = (double)softcap * tanh(sum / (double)softcap);
+                assert_near((double)result[l][n], sum, 1e-5 * size, "logit", variants[v]);
+            }
+        }
+        pen_buffer_destroy(x_buffer);
+        pen_buffer_destroy(norm_buffer);
+        pen_buffer_destroy(logits);
+        pen_weight_destroy(weight);
+        pen_device_destroy(device);
+    }
+    matrix_free(w);
+    free(x);
+    free(norm);
+    free(first);
+}
+
+static void test_logits_of_chosen_rows(void **state) {
+    (void)state;
+    random_state = 4;
+    for (int i = 0; i < TYPES; i++) {
+        check_logits(all_types[i], PEN_ACTIVATIONS_FAST, i % 2 ? 3 : 0);
+        check_logits(all_types[i], PEN_ACTIVATIONS_F32, i % 2 ? 0 : 3);
+    }
+}
+
+static void test_embedding_reads_the_packed_rows(void **state) {
+    (void)state;
+    random_state = 5;
+    enum { VOCAB = 77, HIDDEN = 160, TOKENS = 21 };
+    int32_t tokens[TOKENS];
+    for (int t = 0; t < TOKENS; t++) tokens[t] = t == 0 ? VOCAB - 1 : (int32_t)(random_bits() % VOCAB);
+    for (int i = 0; i < TYPES; i++) {
+        matrix table = random_matrix(all_types[i], VOCAB, HIDDEN);
+        for (int v = 0; v < VARIANTS; v++) {
+            pen_device *device = open_device(variants[v], PEN_ACTIVATIONS_FAST);
+            if (!device) continue;
+            pen_weight *weight = weight_of(device, table);
+            float result[TOKENS][HIDDEN];
+            pen_buffer *x = buffer_of(device, result, sizeof result);
+            set_batch(device, TOKENS, tokens, 0, NULL);
+            pen_op_embed(device, weight, 1.5F, x);
+            pen_buffer_read(x, 0, result, sizeof result);
+            for (int t = 0; t < TOKENS; t++)
+                for (int k = 0; k < HIDDEN; k++) {
+                    float expected = table.values[tokens[t] * HIDDEN + k] * 1.5F;
+                    assert_memory_equal(&result[t][k], &expected, sizeof expected);
+                }
+            pen_buffer_destroy(x);
+            pen_weight_destroy(weight);
+            pen_device_destroy(device);
+        }
+        matrix_free(table);
+    }
+}
+
+/* ---- Activation rows ------------------------------------------------------------------------------------------- */
+
+static void test_activation_rows_round_alike_and_pass_on_what_is_not_finite(void **state) {
+    (void)state;
+    random_state = 6;
+    enum { COLS = 256 };
+    float x[COLS];
+    for (int i = 0; i < COLS; i++) x[i] = ldexpf(random_float(), (int)(random_bits() % 20) - 10);
+    memset(x, 0, 32 * sizeof *x);                                /* block 0: zeros */
+    for (int i = 32; i < 64; i++) x[i] = ldexpf(x[i], -120);     /* block 1: next to nothing */
+    x[70] = NAN;                                                 /* block 2 */
+    x[100] = -INFINITY;                                          /* block 3 */
+    for (int i = 128; i < 160; i++) x[i] = (float)(i - 143) / 2; /* block 4: ties: the largest is 8 */
+    pen_activation_block expected[COLS / 32];
+    for (int v = 0; v < VARIANTS; v++) {
+        pen_device *device = open_device(variants[v], PEN_ACTIVATIONS_FAST);
+        if (!device) continue;
+        assert_true(pen_activation_row_bytes(PEN_ACTIVATIONS_FAST, COLS) >= sizeof expected);
+        pen_activation_block row[COLS / 32];
+        memset(row, 0xee, sizeof row);
+        pen_cpu_activation_store((pen_cpu_device *)device, x, COLS, row);
+        pen_device_destroy(device);
+        for (int b = 0; b < COLS / 32; b++) {
+            assert_int_equal(isnan(row[b].scale) != 0, b == 2 || b == 3);
+            assert_int_equal(isnan(row[b].scaled_sum) != 0, b == 2 || b == 3);
+            int sum = 0;
+            for (int i = 0; i < 32; i++) sum += row[b].q[i];
+            assert_int_equal(row[b].bias8, -8 * sum);
+            for (int i = 0; i < 32 && b > 3; i++)
+                assert_true(fabsf(row[b].scale * (float)row[b].q[i] - x[32 * b + i]) <= 0.501F * row[b].scale);
+        }
+        assert_true(row[0].scale == 0 && row[1].scale == 0);
+        if (v == 0) memcpy(expected, row, sizeof row);
+        for (int b = 0; b < COLS / 32; b++) {
+            assert_memory_equal(row[b].q, expected[b].q, 32);
+            if (b != 2 && b != 3) assert_memory_equal(&row[b], &expected[b], sizeof row[b]);
+        }
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_qkv_of_all_types_and_odd_shapes),
+        cmocka_unit_test(test_projections_store_or_add),
+        cmocka_unit_test(test_gate_up_activates_and_quantises),
+        cmocka_unit_test(test_logits_of_chosen_rows),
+        cmocka_unit_test(test_embedding_reads_the_packed_rows),
+        cmocka_unit_test(test_activation_rows_round_alike_and_pass_on_what_is_not_finite),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,262 @@
+/*
+ * The schedule's properties, on random loads with microbatches that come back late: every row of every sequence is
+ * scheduled once and in order, no limit is exceeded, a decode row waits for the token before it, and everybody ends.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "kernels.h"
+#include "schedule.h"
+
+enum { SEQUENCES = 60, FLIGHTS = 16, ROWS = 256 };
+
+/* What the test knows of a sequence. */
+typedef struct model {
+    int prompt, output;
+    bool score;
+    int stop_after;   /* tokens after which the caller ends it */
+    int next;         /* position that must come next */
+    int tokens;       /* chosen so far */
+    int logits;       /* rows that wanted logits */
+    bool token_known; /* a decode row may be scheduled */
+    bool done;
+    int slot;
+} model;
+
+typedef struct flights {
+    pen_microbatch ring[FLIGHTS];
+    int oldest, count;
+} flights;
+
+static void check_microbatch(const pen_schedule_options *options, pen_kvcache *cache, model *models,
+                             const pen_microbatch *m) {
+    int rows = 0, logits = 0;
+    assert_in_range(m->rows, 1, options->rows);
+    assert_true(m->logit_count <= options->logit_rows);
+    for (int i = 0; i < m->run_count; i++) {
+        const pen_scheduled_run *run = &m->runs[i];
+        model *s = &models[run->sequence];
+        assert_false(s->done);
+        assert_int_equal(run->position, s->next);
+        assert_in_range(run->slot, 0, options->sequences - 1);
+        if (run->position > 0) assert_int_equal(run->slot, s->slot);
+        s->slot = run->slot;
+        for (int o = 0; o < SEQUENCES; o++)
+            if (o != run->sequence && !models[o].done && models[o].next > 0)
+                assert_int_not_equal(models[o].slot, run->slot);
+        for (int k = 0; k < i; k++) assert_int_not_equal(m->runs[k].sequence, run->sequence);
+        assert_true(pen_kvcache_table_blocks(cache, run->slot) >= pen_kvcache_blocks_for(run->position + run->rows));
+        int want_first = 0, want = 0;
+        if (run->position >= s->prompt) {
+            assert_int_equal(run->rows, 1);
+            assert_true(s->token_known);
+            s->token_known = false;
+            want = 1;
+        } else {
+            assert_true(run->position + run->rows <= s->prompt);
+            bool last = run->position + run->rows == s->prompt;
+            if (s->score)
+                want = last ? run->rows - 1 : run->rows;
+            else if (last)
+                want_first = run->rows - 1, want = 1;
+        }
+        assert_int_equal(run->logit_rows, want);
+        if (want > 0) assert_int_equal(run->logit_first, want_first);
+        s->next += run->rows;
+        s->logits += run->logit_rows;
+        rows += run->rows;
+        logits += run->logit_rows;
+    }
+    assert_int_equal(rows, m->rows);
+    assert_int_equal(logits, m->logit_count);
+}
+
+static void finish(pen_schedule *schedule, model *s, int64_t number) {
+    pen_schedule_finish(schedule, number);
+    s->done = true;
+}
+
+static void land(pen_schedule *schedule, model *models, flights *f) {
+    const pen_microbatch *m = &f->ring[f->oldest];
+    for (int i = 0; i < m->run_count; i++) {
+        const pen_scheduled_run *run = &m->runs[i];
+        model *s = &models[run->sequence];
+        if (s->done) continue;
+        if (s->score) {
+            if (run->position + run->rows == s->prompt) finish(schedule, s, run->sequence);
+        } else if (run->logit_rows > 0) {
+            if (++s->tokens == s->stop_after) {
+                finish(schedule, s, run->sequence);
+            } else {
+                pen_schedule_continue(schedule, run->sequence);
+                s->token_known = true;
+            }
+        }
+    }
+    pen_schedule_complete(schedule);
+    f->oldest = (f->oldest + 1) % FLIGHTS;
+    f->count--;
+}
+
+/* One random load until all is done. */
+static void run_load(unsigned seed) {
+    srand(seed);
+    pen_schedule_options options = {.stages = 1 + rand() % 5,
+                                    .sequences = 1 + rand() % 12,
+                                    .rows = 1 + rand() % ROWS,
+                                    .logit_rows = 1 + rand() % 40,
+                                    .context = 400,
+                                    .chunk_overhead = rand() % 40};
+    if (rand() % 4 == 0) options.in_flight = 1 + rand() % 8;
+    pen_kvcache *cache;
+    pen_schedule *schedule;
+    int blocks = 25 + rand() % 100;
+    assert_int_equal(pen_kvcache_create(blocks, options.sequences, options.context, &cache), PEN_OK);
+    assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
+    int limit = pen_schedule_limit(schedule);
+    assert_in_range(limit, 1, FLIGHTS);
+    if (options.in_flight == 0) assert_int_equal(limit, options.stages == 1 ? 1 : options.stages + 1);
+    model models[SEQUENCES] = {0};
+    flights f = {0};
+    for (int i = 0; i < FLIGHTS; i++) f.ring[i].runs = calloc(ROWS, sizeof *f.ring[i].runs);
+    int added = 0, done = 0, steps = 0;
+    while (done < SEQUENCES) {
+        assert_true(++steps < 200000);
+        if (added < SEQUENCES && rand() % 3 == 0) {
+            model *s = &models[added];
+            s->score = rand() % 4 == 0;
+            s->prompt = 1 + rand() % (rand() % 2 ? 300 : 20);
+            s->output = s->score ? 0 : 1 + rand() % 100;
+            s->stop_after = s->score ? 0 : 1 + rand() % s->output;
+            int64_t number;
+            assert_int_equal(pen_schedule_add(schedule, s->prompt, s->output, s->score, &number), PEN_OK);
+            assert_int_equal(number, added++);
+        }
+        /* Now and then somebody gives up, wherever the sequence is then. */
+        int victim = rand() % SEQUENCES;
+        if (victim < added && !models[victim].done && rand() % 200 == 0) finish(schedule, &models[victim], victim);
+        if (rand() % 2) {
+            pen_microbatch *m = &f.ring[(f.oldest + f.count) % FLIGHTS];
+            if (pen_schedule_next(schedule, m)) {
+                check_microbatch(&options, cache, models, m);
+                f.count++;
+                assert_int_equal(pen_schedule_in_flight(schedule), f.count);
+                assert_true(f.count <= limit);
+            } else if (f.count == 0) {
+                /* With nothing in flight, nothing to run means that nobody is there. */
+                for (int i = 0; i < added; i++) assert_true(models[i].done);
+            }
+        } else if (f.count > 0) {
+            land(schedule, models, &f);
+        }
+        done = 0;
+        for (int i = 0; i < added; i++) done += models[i].done;
+    }
+    while (f.count > 0) land(schedule, models, &f);
+    assert_int_equal(pen_kvcache_free_blocks(cache), blocks);
+    for (int i = 0; i < FLIGHTS; i++) free(f.ring[i].runs);
+    pen_schedule_destroy(schedule);
+    pen_kvcache_destroy(cache);
+}
+
+static void test_random_loads(void **state) {
+    (void)state;
+    for (unsigned seed = 1; seed <= 60; seed++) run_load(seed);
+}
+
+static pen_microbatch make_microbatch(void) {
+    pen_microbatch m = {.runs = calloc(ROWS, sizeof *m.runs)};
+    assert_non_null(m.runs);
+    return m;
+}
+
+static void test_a_long_prompt_is_in_flight_on_all_stages_at_once(void **state) {
+    (void)state;
+    pen_schedule_options options = {
+        .stages = 3, .sequences = 1, .rows = 256, .logit_rows = 4, .context = 1024, .chunk_overhead = 8};
+    pen_kvcache *cache;
+    pen_schedule *schedule;
+    int64_t number;
+    assert_int_equal(pen_kvcache_create(64, 1, 1024, &cache), PEN_OK);
+    assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
+    assert_int_equal(pen_schedule_add(schedule, 512, 8, false, &number), PEN_OK);
+    pen_microbatch m = make_microbatch();
+    int rows = 0, chunks = 0, first = 0;
+    for (; rows < 512; chunks++) {
+        if (chunks >= 4) pen_schedule_complete(schedule);
+        assert_true(pen_schedule_next(schedule, &m));
+        if (chunks == 0) first = m.rows;
+        if (rows + m.rows < 512) assert_int_equal(m.rows, first);       /* even chunks */
+        if (chunks == 3) assert_false(pen_schedule_next(schedule, &m)); /* stages + 1 in flight */
+        rows += m.rows;
+    }
+    assert_int_equal(rows, 512);
+    assert_int_equal(first, 48); /* √(2·512/8) ≈ 11 chunks of 47 rows, in whole blocks */
+    free(m.runs);
+    pen_schedule_destroy(schedule);
+    pen_kvcache_destroy(cache);
+}
+
+static void test_chunks_follow_the_cost_of_a_microbatch(void **state) {
+    (void)state;
+    pen_schedule_options options = {.stages = 4, .rows = 512, .chunk_overhead = 16};
+    /* The chosen number of chunks is as good as any other, up to the rounding to blocks. */
+    for (int rows = 16; rows <= 4096; rows *= 2) {
+        int chunk = pen_schedule_chunk(&options, rows);
+        assert_in_range(chunk, 1, 512);
+        double best = 1e30, ours = 0;
+        for (int size = PEN_KV_BLOCK; size <= 512; size += PEN_KV_BLOCK) {
+            int chunks = (rows + size - 1) / size;
+            double cost = (chunks + 3) * (16.0 + size);
+            if (cost < best) best = cost;
+            if (size == chunk) ours = cost;
+        }
+        assert_true(ours > 0 && ours <= 1.1 * best);
+    }
+    options.stages = 1;
+    assert_int_equal(pen_schedule_chunk(&options, 4096), 512);
+}
+
+static void test_decodes_are_spread_over_the_microbatches(void **state) {
+    (void)state;
+    pen_schedule_options options = {
+        .stages = 3, .sequences = 12, .rows = 64, .logit_rows = 64, .context = 64, .chunk_overhead = 1};
+    pen_kvcache *cache;
+    pen_schedule *schedule;
+    int64_t number;
+    assert_int_equal(pen_kvcache_create(48, 12, 64, &cache), PEN_OK);
+    assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
+    for (int i = 0; i < 12; i++) assert_int_equal(pen_schedule_add(schedule, 1, 20, false, &number), PEN_OK);
+    pen_microbatch m = make_microbatch();
+    /* All prompts, one row each, then everybody decodes: twelve rows over four microbatches. */
+    int rows = 0;
+    while (rows < 12 && pen_schedule_next(schedule, &m)) rows += m.rows;
+    assert_int_equal(rows, 12);
+    while (pen_schedule_in_flight(schedule) > 0) pen_schedule_complete(schedule);
+    for (int i = 0; i < 12; i++) pen_schedule_continue(schedule, i);
+    for (int i = 0; i < 4; i++) {
+        assert_true(pen_schedule_next(schedule, &m));
+        assert_int_equal(m.rows, 3);
+        assert_int_equal(m.run_count, 3);
+    }
+    assert_false(pen_schedule_next(schedule, &m));
+    free(m.runs);
+    pen_schedule_destroy(schedule);
+    pen_kvcache_destroy(cache);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_random_loads),
+        cmocka_unit_test(test_a_long_prompt_is_in_flight_on_all_stages_at_once),
+        cmocka_unit_test(test_chunks_follow_the_cost_of_a_microbatch),
+        cmocka_unit_test(test_decodes_are_spread_over_the_microbatches),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
