@@ -190,7 +190,7 @@ void pen_op_norm(pen_device *device, const pen_norm_op *op) {
 }
 
 void pen_op_qkv(pen_device *device, const pen_qkv_op *op) {
-    assert(op->q->cols == op->k->cols && op->k->cols == op->v->cols && op->k->rows == op->v->rows);
+    assert(op->q->cols == op->k->cols && op->k->cols == op->v->cols);
     device->class->qkv(device, op);
 }
 
