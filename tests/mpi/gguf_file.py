@@ -1,4 +1,4 @@
-"""Small GGUF files of a llama model, good ones and others, for the tests of this folder."""
+"""GGUF files for the tests of this folder: small ones of a llama model, good and others; and where a file has what."""
 import struct
 
 U32, F32, STRING, ARRAY = 4, 6, 8, 9
@@ -66,3 +66,50 @@ def model(layers=2, hidden=32, ffn=64, heads=2, keys=None, types=None, shapes=No
         data += struct.pack("<f", 1 / 64) * (bytes_here // 4)
         offset += bytes_here  # a multiple of 32
     return header + bytes(-len(header) % 32) + data
+
+
+class Reader:
+    """The positions of a file's tensors, read without Penstock's help."""
+
+    SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+
+    def __init__(self, path):
+        self.file = open(path, "rb")
+        _, _, tensors, keys = self.take("<4sIQQ")
+        alignment = 32
+        for _ in range(keys):
+            name = self.string()
+            value = self.value(*self.take("<I"))
+            if name == b"general.alignment":
+                alignment = value
+        found = [self.tensor() for _ in range(tensors)]
+        self.header_end = self.file.tell()
+        start = -(-self.header_end // alignment) * alignment
+        self.file.seek(0, 2)
+        ends = sorted(offset for _, offset in found)[1:] + [self.file.tell() - start]
+        self.file.close()
+        # A tensor ends, but for padding, where the next begins.
+        self.tensors = {name.decode(): (start + offset, start + end)
+                        for (name, offset), end in zip(sorted(found, key=lambda item: item[1]), ends)}
+
+    def take(self, form):
+        return struct.unpack(form, self.file.read(struct.calcsize(form)))
+
+    def string(self):
+        return self.file.read(*self.take("<Q"))
+
+    def value(self, kind):
+        if kind == STRING:
+            return self.string()
+        if kind == ARRAY:
+            kind, count = self.take("<IQ")
+            for _ in range(count):
+                self.value(kind)
+            return None
+        return int.from_bytes(self.file.read(self.SCALARS[kind]), "little")
+
+    def tensor(self):
+        name, (dimensions,) = self.string(), self.take("<I")
+        self.take(f"<{dimensions}Q")
+        _, offset = self.take("<IQ")
+        return name, offset

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from job import Launcher
 
-RANKS, THREADS, CHUNKS = (1, 2, 3, 4), (1, 2), (3, 16, 17, 64, 512)
+RANKS, THREADS, CHUNKS = (1, 2, 3, 4), (1, 2), (1, 3, 16, 17, 64, 512)
 ISAS = ("avx512", "avx2", "portable")
 TEXT = ("The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs; how vexingly quick daft "
         "zebras jump! Sphinx of black quartz, judge my vow.")
@@ -79,20 +79,25 @@ def split(draw, units, stages):
     return [end - start for start, end in zip([0, *ends], ends)]
 
 
-def cases_of(model, isas, draw):
-    """The first: one rank, one thread, everything in one chunk. Then the others, each choice in turn from shuffled
-    values, so that all values come up before one does again."""
-    yield Case(1, 1, 512, isas[0], [model.units])
-    turns = {name: [] for name in ("place", "chunk", "isa")}
-    values = {"place": [(r, t) for r in RANKS for t in THREADS][1:], "chunk": CHUNKS, "isa": isas}
-    for _ in range(model.cases):
-        choice = {}
-        for name, turn in turns.items():
-            if not turn:
-                turn.extend(draw.sample(values[name], len(values[name])))
-            choice[name] = turn.pop()
-        ranks, threads = choice["place"]
-        yield Case(ranks, threads, choice["chunk"], choice["isa"], split(draw, model.units, ranks))
+def in_turn(draw, values):
+    """The values in a random order, and again in another: all come up before one does again."""
+    while True:
+        yield from draw.sample(values, len(values))
+
+
+class Cases:
+    """The first of a model: one rank, one thread, everything in one chunk. Then others, drawn."""
+
+    def __init__(self, draw, isas):
+        self.draw, self.best_isa = draw, isas[0]
+        self.places = in_turn(draw, [(ranks, threads) for ranks in RANKS for threads in THREADS])
+        self.chunks, self.isas = in_turn(draw, CHUNKS), in_turn(draw, isas)
+
+    def of(self, model):
+        yield Case(1, 1, 512, self.best_isa, [model.units])
+        for _ in range(model.cases):
+            ranks, threads = next(self.places)
+            yield Case(ranks, threads, next(self.chunks), next(self.isas), split(self.draw, model.units, ranks))
 
 
 def isas_here(job):
@@ -127,8 +132,9 @@ def main():
     parser.add_argument("--model", help="a file, instead of the synthetic models")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of cases")
     arguments = parser.parse_args()
-    job, draw = Launcher(arguments.program, arguments.mpirun), random.Random(arguments.seed)
+    job = Launcher(arguments.program, arguments.mpirun)
     isas, runs, differences = isas_here(job), 0, []
+    drawn = Cases(random.Random(arguments.seed), isas)
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         text = Path(folder) / "text"
@@ -142,7 +148,7 @@ def main():
             profile = Path(folder) / "profile.json"
             profile.write_text(json.dumps({"units": [{"name": f"unit {u}", "time_ms": 1} for u in range(model.units)]}))
             for command in COMMANDS:
-                cases = list(cases_of(model, isas, draw))
+                cases = list(drawn.of(model))
                 results = list(pool.map(lambda case: result(job, command, model, case, profile, text), cases))
                 runs += len(results)
                 differences += [f"{model.name}, {command}, {case}: {first_difference(results[0], got)}"

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+"""A rank touches only its own tensors: memory.py PROGRAM MPIRUN
+
+Every rank gets its own copy of the model (PENSTOCK_TEST_MODEL), whose pages have been dropped from memory; after a run,
+mincore says which of them came back. Those must be the header and the tensors of the rank's units, and nothing else.
+A second run is looked at while it generates: what a rank holds must be what the plan says, not the model.
+Exits with 77 where there is no model, or where the file system does not let go of pages.
+"""
+import ctypes
+import mmap
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+from gguf_file import Reader
+from job import SKIPPED, Launcher, processes_with
+
+MODEL = os.environ.get("PENSTOCK_TEST_MODEL")
+LAYERS = (9, 13, 10)  # units per stage
+RANKS = len(LAYERS)
+TOKENS = 4000            # to generate while it is looked at; it is not waited for
+PAGE = mmap.PAGESIZE
+HEADER_STEP = 256 << 10  # the header is read in such pieces; the last may reach into the first tensor
+BASE = 24 << 20          # what a process has beside its stage: MPI, the vocabulary; or a stage beside weights and KV
+SHARED = 48 << 20        # and what it shares with others: the program, libraries, MPI's segments
+MIB = 1 << 20
+UNITS = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def resident(path):
+    """The numbers of the file's pages that are in memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = os.path.getsize(path)
+    pages = -(-size // PAGE)
+    vector = (ctypes.c_ubyte * pages)()
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), size) as mapped:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        if libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), vector) != 0:
+            raise OSError(ctypes.get_errno(), "mincore")
+    return {page for page in range(pages) if vector[page] & 1}
+
+
+def drop(path):
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return not resident(path)
+
+
+def pages_of(start, end):
+    return set(range(start // PAGE, -(-end // PAGE)))
+
+
+def units_of(units, rank):
+    first = sum(LAYERS[:rank])
+    return units[first : first + LAYERS[rank]]
+
+
+def rank_of(pid):
+    match = re.search(rb"OMPI_COMM_WORLD_RANK=(\d+)", Path(f"/proc/{pid}/environ").read_bytes())
+    return int(match[1]) if match else None
+
+
+def memory_of(pid):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return [1024 * int(re.search(rf"{key}:\s+(\d+) kB", status)[1]) for key in ("RssAnon", "VmHWM")]
+
+
+def watch(job, folder, arguments):
+    """(RssAnon, VmHWM) of each rank while an answer is generated, and each stage's memory by the plan."""
+    mark = uuid.uuid4().hex
+    with open(folder / "err", "w+") as err, open(folder / "out", "w+") as out:
+        process = job.start(*arguments, ranks=RANKS, mark=mark, cwd=folder, stdout=out,
+                            stderr=err, stdin=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while os.path.getsize(folder / "out") < 200 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        ranks = {rank_of(pid): pid for pid in processes_with(mark) if Path(f"/proc/{pid}/exe").resolve().name ==
+                 Path(job.program).name}
+        measured = [memory_of(ranks[rank]) for rank in range(RANKS)]
+        process.terminate()
+        process.wait()
+        err.seek(0)
+        planned = re.findall(r"([\d.]+) ([KMG]iB) of", err.read())
+    return measured, [float(number) * UNITS[unit] for number, unit in planned]
+
+
+def main():
+    if not MODEL:
+        print("PENSTOCK_TEST_MODEL is not set")
+        return SKIPPED
+    job, wrong = Launcher(*sys.argv[1:3]), []
+    file = Reader(MODEL)
+    units = job.run("inspect", MODEL, "--json").json()["units"]
+    arguments = ["run", "model.gguf", "-p", "Once upon a time", "--layers", ",".join(map(str, LAYERS))]
+
+    # Beside the build: memory file systems, as /tmp may be one, keep their pages.
+    with tempfile.TemporaryDirectory(dir=os.getcwd()) as name:
+        folder = Path(name)
+        copies = [folder / f"rank{rank}" / "model.gguf" for rank in range(RANKS)]
+        for copy in copies:
+            copy.parent.mkdir()
+            shutil.copyfile(MODEL, copy)
+            if not drop(copy):
+                print(f"{copy}: its pages stay in memory")
+                return SKIPPED
+        # The first run also measures the layers, for which it needs more memory than for its stage; the second finds
+        # that in the cache.
+        arguments += ["--cache", folder / "cache"]
+        job.run(*arguments, "-n", 2, "--json", ranks=RANKS, cwd=folder, shell='cd "rank$RANK" && exec "$@"').json()
+        touched = [resident(copy) for copy in copies]
+        shutil.copyfile(MODEL, folder / "model.gguf")
+        measured, planned = watch(job, folder, [*arguments, "-n", TOKENS, "--ignore-eos"])
+
+    print("MiB:  units  own tensors  read from file  of others   KV  planned  RssAnon   VmHWM")
+    header = pages_of(0, -(-file.header_end // HEADER_STEP) * HEADER_STEP)
+    for rank in range(RANKS):
+        names = {tensor["name"] for unit in units_of(units, rank) for tensor in unit["tensors"]}
+        ranges = [file.tensors[name] for name in names]
+        own = set().union(*(pages_of(*ends) for ends in ranges))
+        bytes_own = sum(end - start for start, end in ranges)
+        foreign = touched[rank] - own - header
+        anonymous, peak = measured[rank]
+        kv = TOKENS * sum(unit["kv_bytes_per_token"] for unit in units_of(units, rank))
+        print(f"{rank:4} {LAYERS[rank]:6} {bytes_own / MIB:12.1f} {len(touched[rank]) * PAGE / MIB:15.1f} "
+              f"{len(foreign) * PAGE / MIB:10.1f} {kv / MIB:5.1f} {planned[rank] / MIB:8.1f} {anonymous / MIB:8.1f} "
+              f"{peak / MIB:7.1f}")
+        if foreign:
+            wrong.append(f"rank {rank} read {len(foreign)} pages of others, the first is {min(foreign)}")
+        if len(own - touched[rank]) > len(own) // 100:
+            wrong.append(f"rank {rank} has {len(own - touched[rank])} of its {len(own)} pages not in memory")
+        if anonymous < 0.9 * bytes_own:
+            wrong.append(f"rank {rank} holds less than its tensors: was it measured too early?")
+        if anonymous > 1.05 * planned[rank] + BASE:
+            wrong.append(f"rank {rank} holds more than was planned and {BASE // MIB} MiB")
+        if peak > 1.05 * planned[rank] + BASE + SHARED:
+            wrong.append(f"rank {rank} once held more than was planned and {(BASE + SHARED) // MIB} MiB")
+        if planned[rank] - kv > 1.25 * bytes_own + BASE:
+            wrong.append(f"rank {rank} is to hold more than its KV, 1.25 times its tensors and {BASE // MIB} MiB")
+    print(*wrong, sep="\n", end="\n" if wrong else "")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
