@@ -70,6 +70,11 @@ size_t pen_device_activation_bytes(const pen_device *device, int rows, int cols)
     return device->class->activation_bytes(device, rows, cols);
 }
 
+size_t pen_device_fine_bytes(const pen_device *device, int rows, int cols) {
+    assert(rows >= 0 && cols > 0);
+    return device->class->fine_bytes(device, rows, cols);
+}
+
 size_t pen_weight_bytes(const pen_device *device, pen_type type, int rows, int cols) {
     return device->class->weight_bytes(device, type, rows, cols);
 }
@@ -185,7 +190,7 @@ void pen_op_norm(pen_device *device, const pen_norm_op *op) {
 }
 
 void pen_op_qkv(pen_device *device, const pen_qkv_op *op) {
-    assert(op->q->cols == op->k->cols && op->k->cols == op->v->cols && op->k->rows == op->v->rows);
+    assert(op->q->cols == op->k->cols && op->k->cols == op->v->cols);
     device->class->qkv(device, op);
 }
 

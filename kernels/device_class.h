@@ -21,6 +21,7 @@ typedef struct pen_device_class {
     void (*buffer_write)(pen_buffer *, size_t, const void *, size_t);
     void (*buffer_read)(pen_buffer *, size_t, void *, size_t);
     size_t (*activation_bytes)(const pen_device *, int, int);
+    size_t (*fine_bytes)(const pen_device *, int, int);
     size_t (*weight_bytes)(const pen_device *, pen_type, int, int);
     pen_status (*weight_create)(pen_device *, pen_type, int, int, pen_weight **);
     void (*weight_destroy)(pen_weight *);

@@ -11,7 +11,9 @@
  *
  * Two forms of rows pass between operations. *f32 rows* are plain float [T][cols]. *Activation rows* are what a weight
  * is multiplied with, in the form that the device and its precision mode like (int8 with a scale per 32 values in
- * PEN_ACTIVATIONS_FAST, f32 in PEN_ACTIVATIONS_F32); their size is pen_device_activation_bytes().
+ * PEN_ACTIVATIONS_FAST, f32 in PEN_ACTIVATIONS_F32). *Fine activation rows* have about twice the bits in
+ * PEN_ACTIVATIONS_FAST and are the same otherwise: QKV and the LM head, where rounding hurts most, multiply those.
+ * Sizes: pen_device_activation_bytes() and pen_device_fine_bytes().
  *
  * The numeric contract: for the same build, device type and precision mode each output row depends on its own input
  * row and its own sequence's KV only, bit for bit, whatever T, the other rows, the threads and the split into batches.
@@ -78,8 +80,9 @@ void *pen_buffer_host(pen_buffer *buffer);
 void pen_buffer_write(pen_buffer *buffer, size_t offset, const void *source, size_t bytes); /* enqueued */
 void pen_buffer_read(pen_buffer *buffer, size_t offset, void *target, size_t bytes);        /* enqueued */
 
-/* Bytes of T activation rows of `cols` values. */
+/* Bytes of T activation rows, or fine ones, of `cols` values. */
 size_t pen_device_activation_bytes(const pen_device *device, int rows, int cols);
+size_t pen_device_fine_bytes(const pen_device *device, int rows, int cols);
 
 /* A weight matrix [rows][cols] of a GGUF type. PEN_UNSUPPORTED names the type and the limit (cols not a multiple of
  * the block, …). pen_weight_bytes says what it takes on this device without making it. */
@@ -164,6 +167,7 @@ typedef struct pen_norm_op {
     int cols;
     float eps;
     bool mean;          /* subtract the mean first (layer norm) */
+    bool fine;          /* `out` gets fine activation rows */
     pen_buffer *out;    /* activation [T][cols], or NULL */
     pen_buffer *add_to; /* f32 [T][cols], or NULL */
 } pen_norm_op;
@@ -171,7 +175,7 @@ void pen_op_norm(pen_device *device, const pen_norm_op *op);
 
 /* qkv[T][(Nq + 2·Nk)·D] = x·[q; k; v]ᵀ (+ bias): the three projections in one operation, results side by side. */
 typedef struct pen_qkv_op {
-    const pen_buffer *x;         /* activation [T][H] */
+    const pen_buffer *x;         /* fine activation [T][H] */
     const pen_weight *q, *k, *v; /* [Nq·D][H], [Nk·D][H], [Nk·D][H] */
     const pen_buffer *bias;      /* f32 [(Nq + 2·Nk)·D] or NULL */
     pen_buffer *qkv;             /* f32 */

@@ -15,6 +15,6 @@ echo "demo: building" >&2
 
 # Open MPI wants to be told twice that root means it, as in a container.
 if [ "$(id -u)" = 0 ]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
-command=(mpirun --oversubscribe -np 2 build/penstock run "$model" -p "${1:-The capital of France is}" -n 48)
-printf '\n$ %s\n' "${command[*]@Q}" >&2
-"${command[@]}"
+prompt=${1:-The capital of France is}
+printf '\n$ mpirun --oversubscribe -np 2 build/penstock run %s -p "%s" -n 48\n' "$model" "$prompt" >&2
+mpirun --oversubscribe -np 2 build/penstock run "$model" -p "$prompt" -n 48

@@ -169,6 +169,7 @@ pen_status pen_job_run(const pen_options *options, const pen_job *job) {
     pen_session *session = NULL;
     pen_tokenizer *tokenizer = NULL;
     progress_line display = {.terminal = isatty(STDERR_FILENO)};
+    bool together = true;     /* a failure now is every rank's */
     signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error like any other: the ranks must end together */
 
     pen_status status = pen_world_create(&world);
@@ -177,11 +178,14 @@ pen_status pen_job_run(const pen_options *options, const pen_job *job) {
         status = start(world, options, job, &display, &session, &tokenizer);
     }
     end_line(&display);
-    if (status == PEN_OK)
+    if (status == PEN_OK) {
+        together = false;
         status = pen_world_rank(world) == 0 ? lead(session, job) : pen_engine_serve(pen_session_engine(session));
-    if (status != PEN_OK) fflush(stdout); /* what was streamed counts, should leaving end us */
+    }
+    if (status != PEN_OK && world && (!together || status == PEN_PEER_LOST))
+        pen_world_abort(world, status); /* the others do not know */
     pen_session_close(session);
     pen_tokenizer_close(tokenizer);
-    pen_world_leave(world, status);
+    pen_world_destroy(world);
     return status;
 }

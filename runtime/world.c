@@ -29,7 +29,6 @@ struct pen_world {
     MPI_Comm links; /* for the links; duplicates, so that no tags can meet */
     int rank, size, replicas, stages;
     double patience_s;
-    bool agreed;       /* the last failure is known to all */
     pen_place *places; /* [size] */
     pen_share share;
     int64_t beat_ns;    /* of the last beat */
@@ -146,7 +145,8 @@ pen_status pen_world_create(pen_world **out) {
     return meet(world);
 }
 
-static void destroy(pen_world *world) {
+void pen_world_destroy(pen_world *world) {
+    if (!world) return;
     if (world->mpi) {
         watchdog("MPI_Finalize");
         for (int r = 0; world->beats && r < world->size; r++)
@@ -178,24 +178,19 @@ static bool may_speak(pen_world *world) {
     return true;
 }
 
-/* Ends all ranks now. MPI_Abort reaches those that hang or are stopped, through the launcher. */
-static _Noreturn void end_all(pen_world *world, int code) {
+void pen_world_abort(pen_world *world, pen_status status) {
+    bool others = world->mpi && world->size > 1;
     signal(SIGALRM, SIG_DFL); /* should anything below block */
     alarm(ABORT_S);
     fflush(stdout);
-    if (may_speak(world)) {
+    if (!others || may_speak(world)) {
         fprintf(stderr, "penstock: %s\n", pen_last_error());
-        MPI_Abort(world->talk, code);
+        /* Through the launcher this reaches ranks that hang or are stopped, too. */
+        if (others) MPI_Abort(world->talk, (int)status);
     } else {
         pen_clock_sleep_until(pen_clock_ns() + (int64_t)ABORT_S * 1000 * 1000 * 1000);
     }
-    _exit(code);
-}
-
-void pen_world_leave(pen_world *world, pen_status status) {
-    if (!world) return;
-    if (world->mpi && world->size > 1 && status != PEN_OK && !world->agreed) end_all(world, (int)status);
-    destroy(world);
+    _exit((int)status);
 }
 
 int pen_world_rank(const pen_world *world) {
@@ -386,7 +381,6 @@ pen_status pen_world_agree(pen_world *world, const char *what, pen_status status
         free(common.data);
     }
     mine.text[sizeof mine.text - 1] = '\0';
-    world->agreed = mine.status != PEN_OK;
     return mine.status == PEN_OK ? PEN_OK : pen_fail((pen_status)mine.status, "%s", mine.text);
 }
 

@@ -25,13 +25,13 @@ typedef struct pen_place {
     char host[PEN_HOST_MAX];
 } pen_place;
 
-/* Joins the world. Collective. On failure *world may still be set: pass it to pen_world_leave. */
+/* Joins the world. Collective. On failure *world may still be set: pass it to one of the next two. */
 pen_status pen_world_create(pen_world **world);
-/* Leaves with the outcome of this rank's run. A failure is to be said once, in a line "penstock: …" on stderr. Where all
- * ranks agreed on it (pen_world_agree) they leave in an orderly way, and rank 0's caller says it; otherwise this rank
- * says it and ends every other rank too, and the call does not return. Call it last, with links and engine gone;
- * `world` may be NULL. */
-void pen_world_leave(pen_world *world, pen_status status);
+/* Leaves in an orderly way: all ranks must get here. NULL is allowed. */
+void pen_world_destroy(pen_world *world);
+/* For failures that not all ranks know of: says this thread's last error in a line "penstock: …" on stderr, unless
+ * another rank has said what it found, and ends this process and every other rank with the status as exit code, now. */
+_Noreturn void pen_world_abort(pen_world *world, pen_status status);
 
 int pen_world_rank(const pen_world *world);
 int pen_world_size(const pen_world *world);

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Every test, from a bare Debian 12 with nothing but git: run.sh
 #
-# Installs what is missing, fetches the model, then runs everything in the release build, the unit tests under ASan and
-# UBSan, and the thread pool under TSan. The last line is 'N passed, N failed, N skipped'; failures make the exit
-# status non-zero. Offline, what needs the model or Python packages is left out and counted as skipped.
+# Installs what is missing, fetches the model, then runs everything in the release build, unit tests and checks under
+# ASan and UBSan, and the thread pool under TSan. The last line is 'N passed, N failed, N skipped'; failures make the exit
+# status non-zero. Offline, what needs the model or Python packages is skipped or left out, and it says so.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -14,15 +14,19 @@ finish() {
   [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
   exit
 }
-fail() { echo "run.sh: $*" >&2; failed=$((failed + 1)); }
+fail() {
+  echo "run.sh: $*" >&2
+  failed=$((failed + 1))
+}
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# build PRESET [cmake option…]
+# build PRESET TARGET: what goes wrong is shown, and nothing else.
 build() {
   say "building $1"
-  { cmake --preset "$@" && cmake --build --preset "$1"; } >"$log" 2>&1 || { tail -n 60 "$log" >&2; return 1; }
+  { cmake --preset "$1" "${options[@]}" && cmake --build --preset "$1" --target "$2"; } >"$log" 2>&1 ||
+    { tail -n 60 "$log" >&2; fail "the $1 build failed"; return 1; }
 }
 
 # suite PRESET [ctest option…]: runs tests of a build and counts them.
@@ -57,7 +61,7 @@ if [ -z "${PENSTOCK_TEST_PYTHON:-}" ]; then
 fi
 [ -z "${PENSTOCK_TEST_PYTHON:-}" ] || options+=("-DPENSTOCK_TEST_PYTHON=$PENSTOCK_TEST_PYTHON")
 
-if build release "${options[@]}"; then suite release; else fail "the release build failed"; fi
-if build asan "${options[@]}"; then suite asan -L unit; else fail "the asan build failed"; fi
-if build tsan "${options[@]}"; then suite tsan -R '^unit\.pool$'; else fail "the tsan build failed"; fi
+build release all && suite release
+build asan all && suite asan -L 'unit|check'
+build tsan test_pool && suite tsan -R '^unit\.pool$'
 finish

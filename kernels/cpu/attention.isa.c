@@ -13,12 +13,18 @@
 
 #define TILE static inline __attribute__((always_inline))
 
-/* Largest tiles that stay in registers: queries × K blocks and queries × vectors of values. */
+/* Largest tiles that stay in registers: queries × K blocks and queries × vectors of values. Portable code has no
+ * registers to fill, and compilers take minutes over unrolled tiles of it. */
 #if defined(__AVX512F__)
-enum { SCORE_QUERIES = 8, VALUE_QUERIES = 4, VALUE_VECTORS = 4 };
+enum { SCORE_QUERIES = 8, SCORE_BLOCKS = 2, VALUE_QUERIES = 4, VALUE_VECTORS = 4 };
+#elif defined(__AVX2__)
+enum { SCORE_QUERIES = 2, SCORE_BLOCKS = 2, VALUE_QUERIES = 2, VALUE_VECTORS = 2 };
 #else
-enum { SCORE_QUERIES = 2, VALUE_QUERIES = 2, VALUE_VECTORS = 2 };
+enum { SCORE_QUERIES = 1, SCORE_BLOCKS = 1, VALUE_QUERIES = 1, VALUE_VECTORS = 1 };
 #endif
+
+/* while (n >= size) { body; n −= size; }, for a size that the tiles have; others leave no code. */
+#define TAKE(n, size, most) for (; (size) <= (most) && (n) >= (size); (n) -= (size))
 
 /* Element `index` and the next 15 of a block. */
 TILE v16 load_elements(const bool half, const void *block, int index) {
@@ -52,29 +58,30 @@ TILE void score_tile(const int q_count, const int k_count, const bool half, cons
 
 /* All queries against one or two K blocks. */
 TILE void score_blocks(const int k_count, const bool half, const float *queries, int query_stride, int n, int head_size,
-                       const void *const *blocks, float *scores) {
-    for (; n >= SCORE_QUERIES; n -= SCORE_QUERIES) {
-        score_tile(SCORE_QUERIES, k_count, half, queries, query_stride, head_size, blocks, scores);
-        queries += SCORE_QUERIES;
-        scores += SCORE_QUERIES * PEN_SCORE_STRIDE;
+                       const void *const *blocks, float *scores){
+#define SCORE_TILES(size)                                                                                              \
+    TAKE(n, size, SCORE_QUERIES) {                                                                                     \
+        score_tile(size, k_count, half, queries, query_stride, head_size, blocks, scores);                             \
+        queries += size;                                                                                               \
+        scores += size * PEN_SCORE_STRIDE;                                                                             \
     }
-    for (int take; n > 0; n -= take, queries += take, scores += take * PEN_SCORE_STRIDE) {
-        switch (take = n >= 4 ? 4 : n) {
-        case 4: score_tile(4, k_count, half, queries, query_stride, head_size, blocks, scores); break;
-        case 3: score_tile(3, k_count, half, queries, query_stride, head_size, blocks, scores); break;
-        case 2: score_tile(2, k_count, half, queries, query_stride, head_size, blocks, scores); break;
-        default: score_tile(1, k_count, half, queries, query_stride, head_size, blocks, scores);
-        }
-    }
+    SCORE_TILES(8) SCORE_TILES(4) SCORE_TILES(3) SCORE_TILES(2) SCORE_TILES(1)
+#undef SCORE_TILES
 }
 
 TILE void score_all(const bool half, const float *queries, int query_stride, int n, int head_size,
                     const pen_attention_blocks *keys, float *scores) {
-    int b = 0;
-    for (; b + 2 <= keys->count; b += 2)
-        score_blocks(2, half, queries, query_stride, n, head_size, keys->at + b, scores + b * PEN_KV_BLOCK);
-    if (b < keys->count)
-        score_blocks(1, half, queries, query_stride, n, head_size, keys->at + b, scores + b * PEN_KV_BLOCK);
+    const void *const *blocks = keys->at;
+    int count = keys->count;
+#define SCORE_BLOCK_TILES(size)                                                                                        \
+    TAKE(count, size, SCORE_BLOCKS) {                                                                                  \
+        score_blocks(size, half, queries, query_stride, n, head_size, blocks, scores);                                 \
+        blocks += size;                                                                                                \
+        scores += size * PEN_KV_BLOCK;                                                                                 \
+    }
+    SCORE_BLOCK_TILES(2)
+    SCORE_BLOCK_TILES(1)
+#undef SCORE_BLOCK_TILES
 }
 
 void PEN_ISA_NAME(pen_attention_scores)(const float *queries, int query_stride, int n, int head_size,
@@ -158,28 +165,31 @@ TILE void value_tile(const int q_count, const int v_count, const bool half, cons
 TILE void value_columns(const int v_count, const bool half, const value_job *job, int n, const float *scores,
                         float *sums) {
     sums += job->column;
-    for (; n >= VALUE_QUERIES; n -= VALUE_QUERIES) {
-        value_tile(VALUE_QUERIES, v_count, half, job, scores, sums);
-        scores += VALUE_QUERIES * PEN_SCORE_STRIDE;
-        sums += VALUE_QUERIES * job->width;
+#define VALUE_TILES(size)                                                                                              \
+    TAKE(n, size, VALUE_QUERIES) {                                                                                     \
+        value_tile(size, v_count, half, job, scores, sums);                                                            \
+        scores += size * PEN_SCORE_STRIDE;                                                                             \
+        sums += size * job->width;                                                                                     \
     }
-    switch (n) {
-    case 3: value_tile(3, v_count, half, job, scores, sums); break;
-    case 2: value_tile(2, v_count, half, job, scores, sums); break;
-    case 1: value_tile(1, v_count, half, job, scores, sums); break;
-    default: break;
-    }
+    VALUE_TILES(4)
+    VALUE_TILES(3)
+    VALUE_TILES(2)
+    VALUE_TILES(1)
+#undef VALUE_TILES
 }
 
 TILE void value_all(const bool half, value_job job, int n, const float *scores, float *sums) {
-    for (; job.column + 16 * VALUE_VECTORS <= job.width; job.column += 16 * VALUE_VECTORS)
-        value_columns(VALUE_VECTORS, half, &job, n, scores, sums);
-    switch ((job.width - job.column) / 16) {
-    case 3: value_columns(3, half, &job, n, scores, sums); break;
-    case 2: value_columns(2, half, &job, n, scores, sums); break;
-    case 1: value_columns(1, half, &job, n, scores, sums); break;
-    default: break;
+    int left = job.width / 16;
+#define VALUE_COLUMNS(size)                                                                                            \
+    TAKE(left, size, VALUE_VECTORS) {                                                                                  \
+        value_columns(size, half, &job, n, scores, sums);                                                              \
+        job.column += 16 * size;                                                                                       \
     }
+    VALUE_COLUMNS(4)
+    VALUE_COLUMNS(3)
+    VALUE_COLUMNS(2)
+    VALUE_COLUMNS(1)
+#undef VALUE_COLUMNS
 }
 
 void PEN_ISA_NAME(pen_attention_weigh)(const float *scores, int n, const pen_attention_blocks *values, int positions,

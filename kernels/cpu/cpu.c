@@ -143,6 +143,10 @@ static size_t activation_bytes(const pen_device *device, int rows, int cols) {
     return (size_t)rows * pen_activation_row_bytes(device->activations, cols);
 }
 
+static size_t fine_bytes(const pen_device *device, int rows, int cols) {
+    return (size_t)pen_fine_parts(device->activations) * activation_bytes(device, rows, cols);
+}
+
 static pen_status weight_create(pen_device *device, pen_type type, int rows, int cols, pen_weight **weight) {
     const pen_type_info *info = pen_type_get(type);
     int multiple = device->activations == PEN_ACTIVATIONS_FAST ? PEN_QUANT_BLOCK : info->block_values;
@@ -368,6 +372,7 @@ static const pen_device_class cpu_class = {
     .buffer_write = buffer_write,
     .buffer_read = buffer_read,
     .activation_bytes = activation_bytes,
+    .fine_bytes = fine_bytes,
     .weight_bytes = pen_cpu_weight_bytes,
     .weight_create = weight_create,
     .weight_destroy = weight_destroy,

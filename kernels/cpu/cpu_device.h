@@ -23,6 +23,12 @@
  */
 size_t pen_activation_row_bytes(pen_activations activations, int cols);
 
+/* A fine row is this many activation rows side by side, which add up to the values: FAST 2, the first of x and the
+ * second of what that leaves of x; F32 1. A product with a fine row is the sum of the parts' products, as f32. */
+static inline int pen_fine_parts(pen_activations activations) {
+    return activations == PEN_ACTIVATIONS_FAST ? 2 : 1;
+}
+
 /*
  * Packed weights: groups of 16 rows, so that a vector lane is an output row. Per group and block of 32 values:
  *   Q4_0, Q4_1: 4 × 64 bytes; byte 4·row+j of vector v is byte 4v+j of the row's GGUF block: value 4v+j in its low
@@ -138,5 +144,7 @@ struct pen_cpu_device {
 
 /* Turns one row of f32 values into an activation row (the device's form). Thread-safe. */
 void pen_cpu_activation_store(const pen_cpu_device *device, const float *x, int cols, void *row);
+/* The same for a fine row; x is used up. */
+void pen_cpu_fine_store(const pen_cpu_device *device, float *x, int cols, void *row);
 
 #endif

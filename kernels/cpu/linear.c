@@ -52,6 +52,22 @@ void pen_cpu_activation_store(const pen_cpu_device *device, const float *x, int 
         pen_reference_quantize_row(x, cols, row);
 }
 
+/* Rounded one by one, so the same bits from any compiler. */
+static void leave_rest(const pen_activation_block *row, int cols, float *x) {
+    for (int b = 0; b < cols / BLOCK; b++)
+        for (int i = 0; i < BLOCK; i++) x[b * BLOCK + i] -= row[b].scale * (float)row[b].q[i];
+}
+
+void pen_cpu_fine_store(const pen_cpu_device *device, float *x, int cols, void *row) {
+    pen_activations activations = device->base.activations;
+    size_t part_bytes = pen_activation_row_bytes(activations, cols);
+    for (int part = 0; part < pen_fine_parts(activations); part++) {
+        void *to = (unsigned char *)row + (size_t)part * part_bytes;
+        pen_cpu_activation_store(device, x, cols, to);
+        if (part + 1 < pen_fine_parts(activations)) leave_rest(to, cols, x);
+    }
+}
+
 /* ---- Weights --------------------------------------------------------------------------------------------------- */
 
 size_t pen_cpu_weight_bytes(const pen_device *device, pen_type type, int rows, int cols) {
@@ -132,20 +148,25 @@ static void matmul_task(void *context, int task, int thread) {
     const pen_matmul *m = job->m;
     const pen_cpu_linear_kernels *kernels = m->device->linear;
     pen_activations activations = m->device->base.activations;
-    size_t x_stride = pen_activation_row_bytes(activations, m->cols);
+    size_t part_bytes = pen_activation_row_bytes(activations, m->cols), x_stride = (size_t)m->parts * part_bytes;
     range groups = range_of(job->grid.units, task / job->grid.tiles, job->grid.shares);
     range tokens = range_of(job->grid.tokens, task % job->grid.tiles, job->grid.tiles);
     const unsigned char *x = m->x + x_stride * (size_t)tokens.begin;
     int token_count = tokens.end - tokens.begin, product = 0;
-    _Alignas(CACHE_LINE) float y[TILE * ROWS];
+    _Alignas(CACHE_LINE) float y[TILE * ROWS], rest[TILE * ROWS];
 
     for (int g = groups.begin; g < groups.end; g++) {
         while (g >= job->first_group[product + 1]) product++;
         const pen_product *p = &m->products[product];
         const pen_weight *w = &p->weight->base;
         int group = g - job->first_group[product], column = group * ROWS;
-        kernels->dot[activations][w->type](p->weight->data + (size_t)group * pen_pack_group_bytes(w->type, w->cols),
-                                           w->cols / BLOCK, x, x_stride, token_count, y);
+        const unsigned char *weights = p->weight->data + (size_t)group * pen_pack_group_bytes(w->type, w->cols);
+        pen_dot *dot = kernels->dot[activations][w->type];
+        dot(weights, w->cols / BLOCK, x, x_stride, token_count, y);
+        for (int part = 1; part < m->parts; part++) {
+            dot(weights, w->cols / BLOCK, x + (size_t)part * part_bytes, x_stride, token_count, rest);
+            for (int i = 0; i < token_count * ROWS; i++) y[i] += rest[i];
+        }
         pen_tile_target target = {
             .out = p->out + m->out_stride * (size_t)tokens.begin + column,
             .stride = m->out_stride,
@@ -168,7 +189,7 @@ static void matmul(const pen_matmul *m) {
         assert(m->products[i].weight->base.cols == m->cols);
         job.first_group[i + 1] = job.first_group[i] + divide_up(m->products[i].weight->base.rows, ROWS);
     }
-    job.grid = grid_of(m->device, job.first_group[m->count], m->cols / BLOCK, m->tokens);
+    job.grid = grid_of(m->device, job.first_group[m->count], m->parts * m->cols / BLOCK, m->tokens);
     pen_pool_run(m->device->pool, matmul_task, &job, job.grid.shares * job.grid.tiles);
 }
 
@@ -177,6 +198,7 @@ void pen_cpu_qkv(pen_device *device, const pen_qkv_op *op) {
     pen_matmul m = {
         .device = cpu_of(device),
         .x = pen_cpu_data(op->x),
+        .parts = pen_fine_parts(device->activations),
         .cols = op->q->cols,
         .tokens = cpu_of(device)->batch.rows,
         .count = 3,
@@ -193,6 +215,7 @@ static void project(const pen_device *device, const pen_project_op *op) {
     pen_matmul m = {
         .device = cpu_of(device),
         .x = pen_cpu_data(op->x),
+        .parts = 1,
         .cols = op->w->cols,
         .tokens = cpu_of(device)->batch.rows,
         .products = {{packed(op->w), op->bias ? pen_cpu_data(op->bias) : NULL, pen_cpu_data(op->out)}},
@@ -267,9 +290,9 @@ void pen_cpu_gate_up(pen_device *device, const pen_gate_up_op *op) {
 
 /* ---- Logits ---------------------------------------------------------------------------------------------------- */
 
-/* Scratch: activation rows [L][H], then a row of f32 [H] for each thread. */
+/* Scratch: fine activation rows [L][H], then a row of f32 [H] for each thread. */
 size_t pen_cpu_linear_scratch(const pen_device *device, const pen_limits *limits) {
-    size_t row = pen_activation_row_bytes(device->activations, limits->hidden);
+    size_t row = pen_device_fine_bytes(device, 1, limits->hidden);
     size_t norm_row = pen_activation_row_bytes(PEN_ACTIVATIONS_F32, limits->hidden);
     return (size_t)limits->logit_rows * row + (size_t)pen_pool_threads(cpu_of(device)->pool) * norm_row;
 }
@@ -285,8 +308,8 @@ static void norm_task(void *context, int task, int thread) {
     int cols = job->op->cols;
     float *normed = (void *)(job->buffers + pen_activation_row_bytes(PEN_ACTIVATIONS_F32, cols) * (size_t)thread);
     pen_cpu_norm_row(job->device, job->op, job->device->batch.logit_rows[task], normed);
-    size_t stride = pen_activation_row_bytes(job->device->base.activations, cols);
-    pen_cpu_activation_store(job->device, normed, cols, job->rows + stride * (size_t)task);
+    size_t stride = pen_device_fine_bytes(&job->device->base, 1, cols);
+    pen_cpu_fine_store(job->device, normed, cols, job->rows + stride * (size_t)task);
 }
 
 void pen_cpu_logits(pen_device *device, const pen_logits_op *op) {
@@ -294,12 +317,13 @@ void pen_cpu_logits(pen_device *device, const pen_logits_op *op) {
     int count = cpu->batch.logit_count;
     if (count == 0) return;
     unsigned char *rows = cpu->linear_scratch;
-    size_t row_bytes = pen_activation_row_bytes(device->activations, op->norm.cols);
+    size_t row_bytes = pen_device_fine_bytes(device, 1, op->norm.cols);
     norm_job job = {cpu, &op->norm, rows, rows + row_bytes * (size_t)count};
     pen_pool_run(cpu->pool, norm_task, &job, count);
     pen_matmul m = {
         .device = cpu,
         .x = rows,
+        .parts = pen_fine_parts(device->activations),
         .cols = op->norm.cols,
         .tokens = count,
         .products = {{packed(op->w), NULL, pen_cpu_data(op->logits)}},

@@ -61,6 +61,7 @@ typedef struct pen_product {
 typedef struct pen_matmul {
     const pen_cpu_device *device;
     const unsigned char *x; /* activation rows */
+    int parts;              /* of a row: 1, or more of fine rows (cpu_device.h) */
     int cols, tokens;
     pen_product products[3];
     int count;

@@ -40,17 +40,17 @@ static void read_block(pen_activations activations, const unsigned char *row, in
     for (int i = 0; i < BLOCK; i++) out[i] = block.scale * (float)block.q[i];
 }
 
-/* sums[t] = Σ_k w[row][k]·x[t][k] */
-static void multiply_row(const pen_weight *w, int row, const unsigned char *x, int tokens, double *sums) {
+/* sums[t] = Σ_k w[row][k]·x[t][k], x[t] being the sum of `parts` activation rows */
+static void multiply_row(const pen_weight *w, int row, const unsigned char *x, int parts, int tokens, double *sums) {
     pen_activations activations = w->device->activations;
     size_t stride = pen_activation_row_bytes(activations, w->cols);
     for (int t = 0; t < tokens; t++) sums[t] = 0;
     for (int b = 0; b < w->cols / BLOCK; b++) {
         float weights[BLOCK], values[BLOCK];
         pen_pack_read_block(w->type, ((const pen_cpu_weight *)w)->data, w->cols, row, b, weights);
-        for (int t = 0; t < tokens; t++) {
-            read_block(activations, x + stride * (size_t)t, b, values);
-            for (int i = 0; i < BLOCK; i++) sums[t] += (double)weights[i] * (double)values[i];
+        for (int p = 0; p < parts * tokens; p++) {
+            read_block(activations, x + stride * (size_t)p, b, values);
+            for (int i = 0; i < BLOCK; i++) sums[p / parts] += (double)weights[i] * (double)values[i];
         }
     }
 }
@@ -64,11 +64,11 @@ static void product_task(void *context, int row, int thread) {
     (void)thread;
     const product_job *job = context;
     const pen_matmul *m = job->m;
-    size_t stride = pen_activation_row_bytes(m->device->base.activations, m->cols);
+    size_t stride = (size_t)m->parts * pen_activation_row_bytes(m->device->base.activations, m->cols);
     for (int first = 0; first < m->tokens; first += CHUNK) {
         double sums[CHUNK];
         int tokens = m->tokens - first < CHUNK ? m->tokens - first : CHUNK;
-        multiply_row(&job->product->weight->base, row, m->x + stride * (size_t)first, tokens, sums);
+        multiply_row(&job->product->weight->base, row, m->x + stride * (size_t)first, m->parts, tokens, sums);
         for (int t = 0; t < tokens; t++) {
             double y = sums[t] + (job->product->bias ? (double)job->product->bias[row] : 0);
             if (m->softcap > 0) y = (double)m->softcap * tanh(y / (double)m->softcap);
@@ -104,9 +104,9 @@ static void gate_up_task(void *context, int b, int thread) {
         float out[BLOCK];
         for (int i = 0; i < BLOCK; i++) {
             double up, gate;
-            multiply_row(op->up, BLOCK * b + i, x, 1, &up);
+            multiply_row(op->up, BLOCK * b + i, x, 1, 1, &up);
             if (bias) up += (double)bias[BLOCK * b + i];
-            if (op->gate) multiply_row(op->gate, BLOCK * b + i, x, 1, &gate);
+            if (op->gate) multiply_row(op->gate, BLOCK * b + i, x, 1, 1, &gate);
             out[i] = (float)(op->gate ? activate(gate, op->act) * up : activate(up, op->act));
         }
         if (device->base.activations == PEN_ACTIVATIONS_F32)

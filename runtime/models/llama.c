@@ -124,13 +124,14 @@ static void embedding(const pen_unit_run *run) {
     pen_op_embed(run->device, run->weights[PEN_SLOT_TOKEN_EMBEDDING], 1, run->workspace->x);
 }
 
-static void norm(const pen_unit_run *run, pen_slot slot) {
+static void norm(const pen_unit_run *run, pen_slot slot, bool fine) {
     const pen_norm_op op = {
         .x = run->workspace->x,       /* f32 [T][H] */
         .weight = run->vectors[slot], /* f32 [H] */
         .cols = run->hparams->hidden,
         .eps = run->hparams->norm_eps,
-        .out = run->workspace->h, /* activation [T][H] */
+        .fine = fine,
+        .out = run->workspace->h, /* activation [T][H], fine or not */
     };
     pen_op_norm(run->device, &op);
 }
@@ -188,9 +189,9 @@ static void feed_forward(const pen_unit_run *run) {
 }
 
 static void block(const pen_unit_run *run) {
-    norm(run, PEN_SLOT_ATTENTION_NORM);
+    norm(run, PEN_SLOT_ATTENTION_NORM, true);
     attention(run);
-    norm(run, PEN_SLOT_FFN_NORM);
+    norm(run, PEN_SLOT_FFN_NORM, false);
     feed_forward(run);
 }
 

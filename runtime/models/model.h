@@ -101,7 +101,7 @@ uint64_t pen_shard_file_bytes(const pen_shard *shard);
 /* Buffers that the operations of a unit work in, made for the largest batch. Owner: the caller. */
 typedef struct pen_workspace {
     pen_buffer *x;      /* residual, f32 [T][H] */
-    pen_buffer *h;      /* normalised rows, activation [T][max(H, Nq·D)] */
+    pen_buffer *h;      /* normalised rows, fine activation [T][H], or activation [T][Nq·D] */
     pen_buffer *qkv;    /* f32 [T][(Nq + 2·Nk)·D] */
     pen_buffer *ffn;    /* activation [T][F] */
     pen_buffer *logits; /* f32 [L][V]; only where the range has the head */

@@ -279,7 +279,7 @@ typedef struct workspace_sizes {
 static workspace_sizes sizes_of(const pen_model *model, const pen_device *device, int rows, int logit_rows,
                                 bool has_head) {
     const pen_hparams *p = &model->hparams;
-    size_t normed = pen_device_activation_bytes(device, rows, p->hidden);
+    size_t normed = pen_device_fine_bytes(device, rows, p->hidden);
     size_t attended = pen_device_activation_bytes(device, rows, p->heads * p->head_size);
     return (workspace_sizes){
         .x = (size_t)rows * (size_t)p->hidden * sizeof(float),

@@ -206,35 +206,32 @@ static pen_status load(pen_world *world, const options *o, machinery *m) {
     return pen_engine_create(world, m->device, m->stage, &engine, &m->engine);
 }
 
-/* As launch/ does: rank 0 says what all agreed on. */
-static int leave(pen_world *world, pen_status status) {
-    bool first = !world || pen_world_rank(world) == 0;
-    pen_world_leave(world, status);
-    if (status != PEN_OK && first) fprintf(stderr, "penstock: %s\n", pen_last_error());
-    return (int)status;
-}
-
 int main(int argc, char **argv) {
     options o = parse(argc, argv);
     pen_world *world = NULL;
     machinery m = {0};
     pen_status status = pen_world_create(&world);
     if (status == PEN_OK) status = pen_world_arrange(world, 1, pen_world_size(world));
-    if (status != PEN_OK) return leave(world, status);
+    if (status != PEN_OK) pen_world_abort(world, status);
     pen_log_init(PEN_LOG_WARN, pen_world_rank(world));
     pen_world_set_threads(world, o.threads);
     pen_world_set_patience(world, o.timeout);
     announce(&o, world, "loading");
     status = pen_world_agree(world, "loading", load(world, &o, &m));
+    bool together = status != PEN_PEER_LOST;
     if (status == PEN_OK) {
         announce(&o, world, "running");
+        together = false;
         bool leads = pen_world_rank(world) == 0;
         status = leads ? lead(m.engine, &o, pen_world_stages(world), pen_model_hparams(m.model)->vocab)
                        : pen_engine_serve(m.engine);
     }
+    if (status != PEN_OK && !together) pen_world_abort(world, status);
+    if (status != PEN_OK && pen_world_rank(world) == 0) fprintf(stderr, "penstock: %s\n", pen_last_error());
     pen_engine_destroy(m.engine);
     pen_stage_destroy(m.stage);
     pen_device_destroy(m.device);
     pen_model_close(m.model);
-    return leave(world, status);
+    pen_world_destroy(world);
+    return (int)status;
 }

@@ -18,8 +18,9 @@ same() {
     while [ "$1" != -- ]; do launcher+=("$1"); shift; done
     shift
     local got
-    got=$(mpirun --oversubscribe "${launcher[@]}" "$program" "${common[@]}" "$@")
-    if [ "$got" = "$expected" ]; then
+    # Open MPI leaks at its end; our own leaks show in the run without it.
+    if got=$(ASAN_OPTIONS=detect_leaks=0 mpirun --oversubscribe "${launcher[@]}" "$program" "${common[@]}" "$@") &&
+        [ "$got" = "$expected" ]; then
         echo "same: ${launcher[*]} $*"
     else
         echo "FAIL: ${launcher[*]} $*"

@@ -215,8 +215,9 @@ static void check_equal_bits(pen_activations activations) {
         for (pen_cpu_isa isa = PEN_CPU_PORTABLE; isa <= PEN_CPU_AVX512; isa++)
             for (int threads = 1; present(isa) && threads <= 3; threads++)
                 for (int split = 0; split < SPLITS; split++) {
-                    /* Portable code is slow: one split for each number of threads. */
-                    if (isa == PEN_CPU_PORTABLE && split != (threads + i) % SPLITS) continue;
+                    /* All splits with one thread, one of them with more; slow portable code in one way. */
+                    if (threads > 1 && split != (threads + i) % SPLITS) continue;
+                    if (isa == PEN_CPU_PORTABLE && threads != 2) continue;
                     test_setup other = {isa, activations, threads, (test_split)split};
                     unsigned char *got = attend(&shapes[i], &other, inputs, &bytes);
                     assert_memory_equal(got, expected, total * bytes);

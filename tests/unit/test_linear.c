@@ -143,22 +143,34 @@ static pen_weight *weight_of(pen_device *device, matrix m) {
     return weight;
 }
 
-/* Activation rows of x[tokens][cols], and in `values` what they stand for. */
-static pen_buffer *activations_of(pen_device *device, const float *x, int tokens, int cols, float *values) {
-    size_t stride = pen_activation_row_bytes(pen_device_activations(device), cols);
-    unsigned char *rows = allocate(stride * (size_t)tokens);
-    for (int t = 0; t < tokens; t++) {
-        unsigned char *row = rows + stride * (size_t)t;
-        pen_cpu_activation_store((pen_cpu_device *)device, x + (size_t)t * (size_t)cols, cols, row);
-        for (int i = 0; i < cols; i++) {
-            const pen_activation_block *block = (pen_activation_block *)(void *)row + i / PEN_QUANT_BLOCK;
-            values[(size_t)t * (size_t)cols + (size_t)i] = pen_device_activations(device) == PEN_ACTIVATIONS_F32
-                                                               ? ((float *)(void *)row)[i]
-                                                               : block->scale * (float)block->q[i % PEN_QUANT_BLOCK];
+/* Activation rows, perhaps fine, of x[tokens][cols], and in `values` what they stand for. */
+static pen_buffer *activations_of(pen_device *device, const float *x, int tokens, int cols, bool fine, float *values) {
+    pen_activations activations = pen_device_activations(device);
+    size_t part_bytes = pen_activation_row_bytes(activations, cols), size = (size_t)cols;
+    size_t parts = fine ? (size_t)pen_fine_parts(activations) : 1;
+    unsigned char *rows = allocate(parts * part_bytes * (size_t)tokens);
+    float *used_up = allocate(size * sizeof *used_up);
+    for (size_t t = 0; t < (size_t)tokens; t++) {
+        unsigned char *row = rows + parts * part_bytes * t;
+        memcpy(used_up, x + t * size, size * sizeof *x);
+        if (fine)
+            pen_cpu_fine_store((pen_cpu_device *)device, used_up, cols, row);
+        else
+            pen_cpu_activation_store((pen_cpu_device *)device, used_up, cols, row);
+        for (size_t i = 0; i < size; i++) {
+            values[t * size + i] = 0;
+            for (size_t p = 0; p < parts; p++) {
+                const void *part = row + p * part_bytes;
+                const pen_activation_block *block = (const pen_activation_block *)part + i / PEN_QUANT_BLOCK;
+                values[t * size + i] += activations == PEN_ACTIVATIONS_F32
+                                            ? ((const float *)part)[i]
+                                            : block->scale * (float)block->q[i % PEN_QUANT_BLOCK];
+            }
         }
     }
-    pen_buffer *buffer = buffer_of(device, rows, stride * (size_t)tokens);
+    pen_buffer *buffer = buffer_of(device, rows, parts * part_bytes * (size_t)tokens);
     free(rows);
+    free(used_up);
     return buffer;
 }
 
@@ -227,7 +239,7 @@ static void check_qkv(product_case c) {
             for (int t = 0, n; t < c.tokens; t += n) {
                 n = split == 0 ? c.tokens : t == 0 ? 1 : t == 1 && c.tokens > 4 ? 3 : c.tokens - t;
                 float *values_at = values + (size_t)t * (size_t)c.cols;
-                pen_buffer *rows = activations_of(device, x + (size_t)t * (size_t)c.cols, n, c.cols, values_at);
+                pen_buffer *rows = activations_of(device, x + (size_t)t * (size_t)c.cols, n, c.cols, true, values_at);
                 pen_buffer *out;
                 assert_int_equal(pen_buffer_create(device, (size_t)n * (size_t)columns * sizeof(float), &out), PEN_OK);
                 set_batch(device, n, NULL, 0, NULL);
@@ -300,7 +312,7 @@ static void check_project(pen_type type, pen_activations activations, int rows, 
         if (!device) continue;
         pen_weight *weight = weight_of(device, w);
         pen_buffer *bias_buffer = buffer_of(device, bias_values, (size_t)rows * sizeof(float));
-        pen_buffer *x_rows = activations_of(device, x, tokens, cols, values);
+        pen_buffer *x_rows = activations_of(device, x, tokens, cols, false, values);
         pen_buffer *out = buffer_of(device, residual, bytes);
         set_batch(device, tokens, NULL, 0, NULL);
         pen_project_op op = {x_rows, weight, bias ? bias_buffer : NULL, store, out};
@@ -361,7 +373,7 @@ static void check_gate_up(pen_type type, pen_activations activations, pen_gate a
         if (!device) continue;
         pen_weight *gate_weight = weight_of(device, gate), *up_weight = weight_of(device, up);
         pen_buffer *bias_buffer = buffer_of(device, bias_values, (size_t)rows * sizeof(float));
-        pen_buffer *x_rows = activations_of(device, x, tokens, cols, values);
+        pen_buffer *x_rows = activations_of(device, x, tokens, cols, false, values);
         pen_buffer *out = buffer_of(device, empty, bytes);
         set_batch(device, tokens, NULL, 0, NULL);
         pen_op_gate_up(device, &(pen_gate_up_op){x_rows, gated ? gate_weight : NULL, up_weight,
@@ -440,7 +452,7 @@ static void check_logits(pen_type type, pen_activations activations, float softc
         for (int l = 0; l < WANTED; l++) {
             float normed[HIDDEN], values[HIDDEN];
             pen_cpu_norm_row((pen_cpu_device *)device, &norm_op, wanted[l], normed);
-            pen_buffer_destroy(activations_of(device, normed, 1, HIDDEN, values));
+            pen_buffer_destroy(activations_of(device, normed, 1, HIDDEN, true, values));
             for (int n = 0; n < VOCAB; n++) {
                 double size, sum = expected_dot(w, n, values, &size);
                 if (softcap > 0) sum = (double)softcap * tanh(sum / (double)softcap);
@@ -466,6 +478,24 @@ static void test_logits_of_chosen_rows(void **state) {
         check_logits(all_types[i], PEN_ACTIVATIONS_FAST, i % 2 ? 3 : 0);
         check_logits(all_types[i], PEN_ACTIVATIONS_F32, i % 2 ? 0 : 3);
     }
+}
+
+static void test_fine_rows_are_a_hundred_times_nearer(void **state) {
+    (void)state;
+    random_state = 7;
+    enum { COLS = 576 };
+    float *x = random_floats(COLS), plain[COLS], fine[COLS];
+    pen_device *device = open_device((variant){PEN_CPU_PORTABLE, 1}, PEN_ACTIVATIONS_FAST);
+    pen_buffer_destroy(activations_of(device, x, 1, COLS, false, plain));
+    pen_buffer_destroy(activations_of(device, x, 1, COLS, true, fine));
+    double off_plain = 0, off_fine = 0;
+    for (int i = 0; i < COLS; i++) {
+        off_plain += fabs((double)plain[i] - (double)x[i]);
+        off_fine += fabs((double)fine[i] - (double)x[i]);
+    }
+    assert_true(off_plain > 0 && off_fine < off_plain / 100);
+    pen_device_destroy(device);
+    free(x);
 }
 
 static void test_embedding_reads_the_packed_rows(void **state) {
@@ -544,6 +574,7 @@ int main(void) {
         cmocka_unit_test(test_projections_store_or_add),
         cmocka_unit_test(test_gate_up_activates_and_quantises),
         cmocka_unit_test(test_logits_of_chosen_rows),
+        cmocka_unit_test(test_fine_rows_are_a_hundred_times_nearer),
         cmocka_unit_test(test_embedding_reads_the_packed_rows),
         cmocka_unit_test(test_activation_rows_round_alike_and_pass_on_what_is_not_finite),
     };
