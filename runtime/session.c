@@ -18,6 +18,7 @@ enum {
     CONTEXT_DEFAULT = 8192,   /* longest sequence where nobody says more */
     MICROBATCH_DEFAULT = 512, /* rows of a microbatch at most */
     MEASURE_REPEATS = 10,
+    CHUNK_OVERHEAD_DEFAULT = 16, /* rows; where times come from a file, which does not say */
 };
 
 /* Left for the program, the libraries and the page tables where the machine's memory is the limit. */
@@ -341,7 +342,7 @@ static pen_status solve(pen_session *session, const pen_blob *reports, pen_profi
 
 /* A microbatch's fixed cost on the slowest stage, in rows of prompt: the intercept over the slope of its time. */
 static double chunk_overhead(const pen_session *session) {
-    if (!session->profile) return 0;
+    if (!session->profile) return CHUNK_OVERHEAD_DEFAULT;
     double max_intercept = 0, overhead = 0;
     for (int s = 0; s < session->plan->stage_count; s++) {
         double few = 0, many = 0;
