@@ -18,7 +18,8 @@ enum {
     CONTEXT_DEFAULT = 8192,   /* longest sequence where nobody says more */
     MICROBATCH_DEFAULT = 512, /* rows of a microbatch at most */
     MEASURE_REPEATS = 10,
-    CHUNK_OVERHEAD_DEFAULT = 16, /* rows; where times come from a file, which does not say */
+    CHUNK_OVERHEAD_DEFAULT = 16, /* rows; where the times of a file do not say */
+    CHUNK_OVERHEAD_LEAST = 4,    /* what less than that is measured is noise */
 };
 
 /* Left for the program, the libraries and the page tables where the machine's memory is the limit. */
@@ -343,7 +344,7 @@ static pen_status solve(pen_session *session, const pen_blob *reports, pen_profi
 /* A microbatch's fixed cost on the slowest stage, in rows of prompt: the intercept over the slope of its time. */
 static double chunk_overhead(const pen_session *session) {
     if (!session->profile) return CHUNK_OVERHEAD_DEFAULT;
-    double max_intercept = 0, overhead = 0;
+    double max_intercept = 0, overhead = CHUNK_OVERHEAD_LEAST;
     for (int s = 0; s < session->plan->stage_count; s++) {
         double few = 0, many = 0;
         for (int u = session->plan->stages[s].first; u <= session->plan->stages[s].last; u++) {
@@ -353,7 +354,7 @@ static double chunk_overhead(const pen_session *session) {
         double slope = (many - few) / (256 - 32), intercept = few - 32 * slope;
         if (intercept > max_intercept && slope > 0) {
             max_intercept = intercept;
-            overhead = intercept / slope;
+            overhead = fmax(intercept / slope, CHUNK_OVERHEAD_LEAST);
         }
     }
     return overhead;
