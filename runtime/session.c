@@ -111,18 +111,20 @@ static pen_status open_device(pen_session *session) {
     const pen_config *config = &session->config;
     if (strcmp(config->device, "auto") != 0 && strcmp(config->device, "cpu") != 0)
         return pen_fail(PEN_UNSUPPORTED, "device '%s' is not supported; this build has: auto, cpu", config->device);
-    pen_share share = *pen_world_share(session->world);
-    pen_share_set_threads(&share, config->threads);
+    pen_world_set_threads(session->world, config->threads);
+    const pen_share *share = pen_world_share(session->world);
     int cpus[PEN_CORES_MAX];
-    for (int i = 0; i < share.threads && i < PEN_CORES_MAX; i++) cpus[i] = share.cpu[i];
+    for (int i = 0; i < share->threads && i < PEN_CORES_MAX; i++) cpus[i] = share->cpu[i];
     pen_cpu_options options = {
         .activations = config->exact ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
-        .threads = share.threads,
-        .cpus = share.own_cores ? cpus : NULL,
-        .may_spin = share.may_spin,
+        .threads = share->threads,
+        .cpus = share->own_cores ? cpus : NULL,
+        .may_spin = share->may_spin,
     };
     PEN_TRY(pen_cpu_isa_parse(config->isa[0] ? config->isa : "auto", &options.isa));
-    return pen_cpu_device_create(&options, &session->device);
+    PEN_TRY(pen_cpu_device_create(&options, &session->device));
+    pen_device_set_poke(session->device, pen_world_beat, session->world); /* until the engine has its own */
+    return PEN_OK;
 }
 
 /* All ranks must mean the same weights. The hash covers metadata, tensor shapes and sizes. */
@@ -135,7 +137,17 @@ static pen_status check_same_model(pen_session *session) {
                     place->host, session->config.model);
 }
 
+/* The link follows from the number of stages; asking for one only makes sure. */
+static pen_status check_link(const pen_session *session) {
+    int stages = pen_world_size(session->world);
+    const char *asked = session->config.link, *have = stages == 1 ? "local" : "mpi";
+    if (strcmp(asked, "auto") == 0 || strcmp(asked, have) == 0) return PEN_OK;
+    return pen_fail(PEN_USAGE, "--link %s does not fit %d stage%s, which need%s %s", asked, stages,
+                    stages == 1 ? "" : "s", stages == 1 ? "s" : "", have);
+}
+
 static pen_status open_local(pen_session *session) {
+    PEN_TRY(check_link(session));
     PEN_TRY(pen_model_open(session->config.model, &session->model));
     int context = pen_model_hparams(session->model)->context;
     if (session->config.max_model_len > context)
@@ -155,6 +167,7 @@ pen_status pen_session_open(pen_world *world, const pen_config *config, pen_sess
     session->progress_context = context;
     pen_status status = broadcast_plain(world, "sharing the options", &session->config, sizeof session->config);
     PEN_TRY(agree(session, "sharing the options", status));
+    if (session->config.step_timeout_s > 0) pen_world_set_patience(world, session->config.step_timeout_s);
     PEN_TRY(agree(session, "opening the model", open_local(session)));
     return agree(session, "comparing the model files", check_same_model(session));
 }
