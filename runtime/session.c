@@ -3,6 +3,7 @@
 
 #include "clock.h"
 #include "cpu.h"
+#include "link_cost.h"
 #include "log.h"
 #include "plan_json.h"
 #include "plan_model.h"
@@ -18,6 +19,7 @@ enum {
     CONTEXT_DEFAULT = 8192,   /* longest sequence where nobody says more */
     MICROBATCH_DEFAULT = 512, /* rows of a microbatch at most */
     MEASURE_REPEATS = 10,
+    LINK_PATIENCE_S = 30,
     CHUNK_OVERHEAD_DEFAULT = 16, /* rows; where the times of a file do not say */
     CHUNK_OVERHEAD_LEAST = 4,    /* what less than that is measured is noise */
 };
@@ -253,6 +255,7 @@ static pen_status profile_device(pen_session *session) {
 /* What rank 0 learns of each rank. */
 typedef struct report {
     uint64_t memory;
+    double link_ms; /* to the next stage */
     char device[PEN_PLAN_NAME];
 } report;
 
@@ -307,6 +310,7 @@ static pen_status plan_from_model(const pen_session *session, pen_profile *const
         (*plan)->devices[s].unit_ms = unit_ms;
         average_times(session, profiles, s, &steady, unit_ms);
     }
+    for (int u = 0; u < (*plan)->unit_count; u++) (*plan)->units[u].time_ms = (*plan)->devices[0].unit_ms[u];
     return PEN_OK;
 }
 
@@ -343,6 +347,8 @@ static pen_status solve(pen_session *session, const pen_blob *reports, pen_profi
         const report *from = reports[s].data;
         snprintf(plan->devices[s].name, sizeof plan->devices[s].name, "%s", from->device);
         if (plan->devices[s].memory_bytes == 0) plan->devices[s].memory_bytes = from->memory;
+        /* The sender's own thread does the copying, so what the link takes it takes twice: as wire and of the stage. */
+        plan->devices[s].send_ms = plan->devices[s].wire_ms = from->link_ms;
     }
     pen_plan_options options = {
         .stages = pen_world_stages(session->world),
@@ -373,6 +379,20 @@ static double chunk_overhead(const pen_session *session) {
     return overhead;
 }
 
+static int largest_microbatch(const pen_session *session) {
+    int given = session->config.max_num_batched_tokens;
+    return given ? given : MICROBATCH_DEFAULT;
+}
+
+/* What the workload's microbatch takes to the next stage. */
+static pen_status time_link(const pen_session *session, double *ms) {
+    pen_plan_workload workload = workload_of(&session->config);
+    pen_steady steady = pen_plan_steady(&workload, pen_world_stages(session->world), largest_microbatch(session));
+    size_t row_bytes = (size_t)pen_model_hparams(session->model)->hidden * sizeof(float);
+    double patience_s = session->config.step_timeout_s > 0 ? session->config.step_timeout_s : LINK_PATIENCE_S;
+    return pen_link_cost(session->world, (size_t)ceil(steady.rows) * row_bytes, patience_s, ms);
+}
+
 /* Rank 0: everyone's device, memory and profile → the solved plan. */
 static pen_status collect_and_solve(pen_session *session) {
     pen_world *world = session->world;
@@ -387,6 +407,8 @@ static pen_status collect_and_solve(pen_session *session) {
     status = agree(session, "collecting the profiles", status);
 
     report mine = {.memory = memory_limit(session)};
+    if (status == PEN_OK) status = time_link(session, &mine.link_ms);
+    status = agree(session, "timing the links", status);
     snprintf(mine.device, sizeof mine.device, "%s", pen_device_name(session->device));
     if (status == PEN_OK) status = pen_world_gather(world, "collecting the devices", &mine, sizeof mine, reports);
     if (status == PEN_OK)
@@ -456,7 +478,7 @@ static pen_status lay_out(pen_session *session, const pen_session_need *need) {
     }
     if (blocks > INT32_MAX / PEN_KV_BLOCK) return pen_fail(PEN_USAGE, "too many KV tokens");
     stage_layout *layout = &session->layout;
-    layout->rows = config->max_num_batched_tokens ? config->max_num_batched_tokens : MICROBATCH_DEFAULT;
+    layout->rows = largest_microbatch(session);
     layout->sequences = need->sequences;
     layout->kv_blocks = (int)blocks;
     /* Besides the requests themselves, the workload's microbatch must fit, to be timed. */
