@@ -10,6 +10,7 @@ import struct
 import sys
 import tempfile
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf_file
@@ -26,6 +27,7 @@ class BadInput(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.job = Launcher(*sys.argv[1:3])
+        cls.pool = ThreadPoolExecutor(4)  # a job that fails mostly waits, for mpirun
         cls.temporary = tempfile.TemporaryDirectory()
         cls.folder = Path(cls.temporary.name)
         cls.profile = write_profile(cls.job, SYNTHETIC, cls.folder / "profile.json")
@@ -36,20 +38,34 @@ class BadInput(unittest.TestCase):
     def tearDownClass(cls):
         cls.temporary.cleanup()
 
+    def setUp(self):
+        self.pending = []
+
+    def tearDown(self):
+        self.settle()
+
     def refused(self, status, words, *arguments, ranks=(0, 2), **how):
+        """Starts jobs that must be refused with this status and these words; settle() looks at the outcome."""
         for count in ranks:
-            with self.subTest(words=words, ranks=count):
-                outcome = self.job.run(*arguments, ranks=count, cwd=self.folder, limit=60, **how)
+            outcome = self.pool.submit(self.job.run, *arguments, ranks=count, cwd=self.folder, limit=60, **how)
+            self.pending.append((outcome, status, [words] if isinstance(words, str) else words))
+
+    def settle(self):
+        pending, self.pending = self.pending, []
+        for future, status, words in pending:
+            outcome = future.result()
+            with self.subTest(line=" ".join(map(str, outcome.line))):
                 self.assertEqual(len(outcome.complaints), 1, outcome.err)
-                for word in [words] if isinstance(words, str) else words:
+                for word in words:
                     self.assertIn(word, outcome.complaints[0])
                 self.assertEqual(outcome.code, status, outcome.err)
                 self.assertEqual(outcome.out, "")
                 self.assertEqual(outcome.left, [])
 
     def file_refused(self, status, words, data, ranks=(0, 2)):
-        (self.folder / "bad.gguf").write_bytes(data)
-        self.refused(status, ["bad.gguf", *([words] if isinstance(words, str) else words)], "run", "bad.gguf", "-p", "x",
+        name = f"bad{len(self.pending)}.gguf"
+        (self.folder / name).write_bytes(data)
+        self.refused(status, [name, *([words] if isinstance(words, str) else words)], "run", name, "-p", "x",
                      ranks=ranks)
 
     def run_refused(self, status, words, *arguments, **how):
@@ -120,11 +136,13 @@ class BadInput(unittest.TestCase):
                 (self.folder / f"rank{rank}/model.gguf").write_bytes(gguf_file.model())
             (self.folder / "rank1/model.gguf").write_bytes(other)
             self.refused(BAD_INPUT, ["rank 1", "model.gguf"], "run", "model.gguf", "-p", "x", ranks=[2, 3], shell=APART)
+            self.settle()
 
     def test_file_is_missing_on_one_rank(self):
         for rank in (0, 1):
             (self.folder / f"rank{rank}/here.gguf").write_bytes(gguf_file.model())
         self.refused(IO, "here.gguf", "run", "here.gguf", "-p", "x", ranks=[3], shell=APART)
+        self.settle()
         (self.folder / "rank0/here.gguf").unlink()
         self.refused(IO, "here.gguf", "run", "here.gguf", "-p", "x", ranks=[2], shell=APART)
 
@@ -157,11 +175,10 @@ class BadInput(unittest.TestCase):
         self.run_refused(USAGE, "3", "-p", "x", "--pp", "3")
 
     def test_profiles_that_do_not_match(self):
-        bad = self.folder / "short.json"
-        bad.write_text(json.dumps({"units": [{"name": "a", "time_ms": 1}]}))
-        self.refused(BAD_INPUT, ["short.json", f"{UNITS}"], "run", SYNTHETIC, "-p", "x", "--profile", str(bad))
-        bad.write_text('{"units": [')
-        self.refused(BAD_INPUT, "short.json", "run", SYNTHETIC, "-p", "x", "--profile", str(bad))
+        (self.folder / "short.json").write_text(json.dumps({"units": [{"name": "a", "time_ms": 1}]}))
+        self.refused(BAD_INPUT, ["short.json", f"{UNITS}"], "run", SYNTHETIC, "-p", "x", "--profile", "short.json")
+        (self.folder / "broken.json").write_text('{"units": [')
+        self.refused(BAD_INPUT, "broken.json", "run", SYNTHETIC, "-p", "x", "--profile", "broken.json")
         self.refused(IO, "none.json", "run", SYNTHETIC, "-p", "x", "--profile", "none.json")
 
     # ---- The request ----
