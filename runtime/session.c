@@ -3,6 +3,7 @@
 
 #include "clock.h"
 #include "cpu.h"
+#include "link_cost.h"
 #include "log.h"
 #include "plan_json.h"
 #include "plan_model.h"
@@ -18,6 +19,9 @@ enum {
     CONTEXT_DEFAULT = 8192,   /* longest sequence where nobody says more */
     MICROBATCH_DEFAULT = 512, /* rows of a microbatch at most */
     MEASURE_REPEATS = 10,
+    LINK_PATIENCE_S = 30,
+    CHUNK_OVERHEAD_DEFAULT = 16, /* rows; where the times of a file do not say */
+    CHUNK_OVERHEAD_LEAST = 4,    /* what less than that is measured is noise */
 };
 
 /* Left for the program, the libraries and the page tables where the machine's memory is the limit. */
@@ -109,18 +113,20 @@ static pen_status open_device(pen_session *session) {
     const pen_config *config = &session->config;
     if (strcmp(config->device, "auto") != 0 && strcmp(config->device, "cpu") != 0)
         return pen_fail(PEN_UNSUPPORTED, "device '%s' is not supported; this build has: auto, cpu", config->device);
-    pen_share share = *pen_world_share(session->world);
-    pen_share_set_threads(&share, config->threads);
+    pen_world_set_threads(session->world, config->threads);
+    const pen_share *share = pen_world_share(session->world);
     int cpus[PEN_CORES_MAX];
-    for (int i = 0; i < share.threads && i < PEN_CORES_MAX; i++) cpus[i] = share.cpu[i];
+    for (int i = 0; i < share->threads && i < PEN_CORES_MAX; i++) cpus[i] = share->cpu[i];
     pen_cpu_options options = {
         .activations = config->exact ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
-        .threads = share.threads,
-        .cpus = share.own_cores ? cpus : NULL,
-        .may_spin = share.may_spin,
+        .threads = share->threads,
+        .cpus = share->own_cores ? cpus : NULL,
+        .may_spin = share->may_spin,
     };
     PEN_TRY(pen_cpu_isa_parse(config->isa[0] ? config->isa : "auto", &options.isa));
-    return pen_cpu_device_create(&options, &session->device);
+    PEN_TRY(pen_cpu_device_create(&options, &session->device));
+    pen_device_set_poke(session->device, pen_world_beat, session->world); /* until the engine has its own */
+    return PEN_OK;
 }
 
 /* All ranks must mean the same weights. The hash covers metadata, tensor shapes and sizes. */
@@ -133,7 +139,17 @@ static pen_status check_same_model(pen_session *session) {
                     place->host, session->config.model);
 }
 
+/* The link follows from the number of stages; asking for one only makes sure. */
+static pen_status check_link(const pen_session *session) {
+    int stages = pen_world_size(session->world);
+    const char *asked = session->config.link, *have = stages == 1 ? "local" : "mpi";
+    if (strcmp(asked, "auto") == 0 || strcmp(asked, have) == 0) return PEN_OK;
+    return pen_fail(PEN_USAGE, "--link %s does not fit %d stage%s, which need%s %s", asked, stages,
+                    stages == 1 ? "" : "s", stages == 1 ? "s" : "", have);
+}
+
 static pen_status open_local(pen_session *session) {
+    PEN_TRY(check_link(session));
     PEN_TRY(pen_model_open(session->config.model, &session->model));
     int context = pen_model_hparams(session->model)->context;
     if (session->config.max_model_len > context)
@@ -153,6 +169,7 @@ pen_status pen_session_open(pen_world *world, const pen_config *config, pen_sess
     session->progress_context = context;
     pen_status status = broadcast_plain(world, "sharing the options", &session->config, sizeof session->config);
     PEN_TRY(agree(session, "sharing the options", status));
+    if (session->config.step_timeout_s > 0) pen_world_set_patience(world, session->config.step_timeout_s);
     PEN_TRY(agree(session, "opening the model", open_local(session)));
     return agree(session, "comparing the model files", check_same_model(session));
 }
@@ -238,6 +255,7 @@ static pen_status profile_device(pen_session *session) {
 /* What rank 0 learns of each rank. */
 typedef struct report {
     uint64_t memory;
+    double link_ms; /* to the next stage */
     char device[PEN_PLAN_NAME];
 } report;
 
@@ -292,6 +310,7 @@ static pen_status plan_from_model(const pen_session *session, pen_profile *const
         (*plan)->devices[s].unit_ms = unit_ms;
         average_times(session, profiles, s, &steady, unit_ms);
     }
+    for (int u = 0; u < (*plan)->unit_count; u++) (*plan)->units[u].time_ms = (*plan)->devices[0].unit_ms[u];
     return PEN_OK;
 }
 
@@ -328,6 +347,8 @@ static pen_status solve(pen_session *session, const pen_blob *reports, pen_profi
         const report *from = reports[s].data;
         snprintf(plan->devices[s].name, sizeof plan->devices[s].name, "%s", from->device);
         if (plan->devices[s].memory_bytes == 0) plan->devices[s].memory_bytes = from->memory;
+        /* The sender's own thread does the copying, so what the link takes it takes twice: as wire and of the stage. */
+        plan->devices[s].send_ms = plan->devices[s].wire_ms = from->link_ms;
     }
     pen_plan_options options = {
         .stages = pen_world_stages(session->world),
@@ -341,8 +362,8 @@ static pen_status solve(pen_session *session, const pen_blob *reports, pen_profi
 
 /* A microbatch's fixed cost on the slowest stage, in rows of prompt: the intercept over the slope of its time. */
 static double chunk_overhead(const pen_session *session) {
-    if (!session->profile) return 0;
-    double max_intercept = 0, overhead = 0;
+    if (!session->profile) return CHUNK_OVERHEAD_DEFAULT;
+    double max_intercept = 0, overhead = CHUNK_OVERHEAD_LEAST;
     for (int s = 0; s < session->plan->stage_count; s++) {
         double few = 0, many = 0;
         for (int u = session->plan->stages[s].first; u <= session->plan->stages[s].last; u++) {
@@ -352,10 +373,24 @@ static double chunk_overhead(const pen_session *session) {
         double slope = (many - few) / (256 - 32), intercept = few - 32 * slope;
         if (intercept > max_intercept && slope > 0) {
             max_intercept = intercept;
-            overhead = intercept / slope;
+            overhead = fmax(intercept / slope, CHUNK_OVERHEAD_LEAST);
         }
     }
     return overhead;
+}
+
+static int largest_microbatch(const pen_session *session) {
+    int given = session->config.max_num_batched_tokens;
+    return given ? given : MICROBATCH_DEFAULT;
+}
+
+/* What the workload's microbatch takes to the next stage. */
+static pen_status time_link(const pen_session *session, double *ms) {
+    pen_plan_workload workload = workload_of(&session->config);
+    pen_steady steady = pen_plan_steady(&workload, pen_world_stages(session->world), largest_microbatch(session));
+    size_t row_bytes = (size_t)pen_model_hparams(session->model)->hidden * sizeof(float);
+    double patience_s = session->config.step_timeout_s > 0 ? session->config.step_timeout_s : LINK_PATIENCE_S;
+    return pen_link_cost(session->world, (size_t)ceil(steady.rows) * row_bytes, patience_s, ms);
 }
 
 /* Rank 0: everyone's device, memory and profile → the solved plan. */
@@ -372,6 +407,8 @@ static pen_status collect_and_solve(pen_session *session) {
     status = agree(session, "collecting the profiles", status);
 
     report mine = {.memory = memory_limit(session)};
+    if (status == PEN_OK) status = time_link(session, &mine.link_ms);
+    status = agree(session, "timing the links", status);
     snprintf(mine.device, sizeof mine.device, "%s", pen_device_name(session->device));
     if (status == PEN_OK) status = pen_world_gather(world, "collecting the devices", &mine, sizeof mine, reports);
     if (status == PEN_OK)
@@ -441,7 +478,7 @@ static pen_status lay_out(pen_session *session, const pen_session_need *need) {
     }
     if (blocks > INT32_MAX / PEN_KV_BLOCK) return pen_fail(PEN_USAGE, "too many KV tokens");
     stage_layout *layout = &session->layout;
-    layout->rows = config->max_num_batched_tokens ? config->max_num_batched_tokens : MICROBATCH_DEFAULT;
+    layout->rows = largest_microbatch(session);
     layout->sequences = need->sequences;
     layout->kv_blocks = (int)blocks;
     /* Besides the requests themselves, the workload's microbatch must fit, to be timed. */

@@ -27,10 +27,7 @@ void pen_wait_reset(pen_wait *wait) {
 
 void pen_wait_pause(pen_wait *wait, bool work_in_flight) {
     int64_t now = pen_clock_ns(), waited = now - wait->since_ns, slice;
-    if (wait->may_spin && waited < SPIN_NS) {
-        __builtin_ia32_pause();
-        return;
-    }
+    if (wait->may_spin && waited < SPIN_NS) return;
     if (work_in_flight)
         slice = wait->may_spin ? SLICE_OWN_CORE_NS : SLICE_SHARED_NS;
     else if (waited < SETTLE_NS)

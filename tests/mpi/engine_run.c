@@ -3,7 +3,8 @@
  * Splits a model's units evenly, runs some made-up requests and prints what came out, bit for bit, on stdout.
  *
  *   engine_run [--model SPEC] [--requests N] [--prompt P] [--output G] [--rows R] [--overhead X] [--threads T]
- *              [--timeout S] [--temperature X] [--exact] [--score] [--measure] [--announce] [--times]
+ *              [--timeout S] [--temperature X] [--exact] [--score] [--sequences N]
+ *              [--measure] [--announce] [--times]
  */
 #include "clock.h"
 #include "cpu.h"
@@ -19,7 +20,7 @@
 
 typedef struct options {
     const char *model;
-    int requests, prompt, output, rows, threads;
+    int requests, prompt, output, rows, threads, sequences;
     double overhead, timeout, temperature;
     bool exact, score, measure, announce, times;
 } options;
@@ -60,14 +61,14 @@ static options parse(int argc, char **argv) {
                  .prompt = 100,
                  .output = 20,
                  .rows = 64,
-                 .threads = 0,
+                 .sequences = 2, /* fewer than requests: slots and blocks are used again */
                  .overhead = 8,
                  .timeout = 30};
-    static const struct option table[] = {{"model", 1, 0, 'm'},    {"requests", 1, 0, 'n'}, {"prompt", 1, 0, 'p'},
-                                          {"output", 1, 0, 'g'},   {"rows", 1, 0, 'r'},     {"overhead", 1, 0, 'o'},
-                                          {"threads", 1, 0, 't'},  {"timeout", 1, 0, 's'},  {"temperature", 1, 0, 'T'},
-                                          {"exact", 0, 0, 'e'},    {"score", 0, 0, 'c'},    {"measure", 0, 0, 'M'},
-                                          {"announce", 0, 0, 'a'}, {"times", 0, 0, 'S'},    {0, 0, 0, 0}};
+    static const struct option table[] = {
+        {"model", 1, 0, 'm'},       {"requests", 1, 0, 'n'}, {"prompt", 1, 0, 'p'},  {"output", 1, 0, 'g'},
+        {"rows", 1, 0, 'r'},        {"overhead", 1, 0, 'o'}, {"threads", 1, 0, 't'}, {"timeout", 1, 0, 's'},
+        {"temperature", 1, 0, 'T'}, {"exact", 0, 0, 'e'},    {"score", 0, 0, 'c'},   {"sequences", 1, 0, 'q'},
+        {"measure", 0, 0, 'M'},     {"announce", 0, 0, 'a'}, {"times", 0, 0, 'S'},   {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) switch (c) {
         case 'm': o.model = optarg; break;
         case 'n': o.requests = atoi(optarg); break;
@@ -76,6 +77,7 @@ static options parse(int argc, char **argv) {
         case 'r': o.rows = atoi(optarg); break;
         case 'o': o.overhead = atof(optarg); break;
         case 't': o.threads = atoi(optarg); break;
+        case 'q': o.sequences = atoi(optarg); break;
         case 's': o.timeout = atof(optarg); break;
         case 'T': o.temperature = atof(optarg); break;
         case 'e': o.exact = true; break;
@@ -188,7 +190,8 @@ static pen_status load(pen_world *world, const options *o, machinery *m) {
                                 .rows = o->rows,
                                 .logit_rows = 24,
                                 .context = o->prompt + 7 * o->requests + o->output,
-                                .kv_blocks = 4 * (o->prompt + 7 * o->requests + o->output) / PEN_KV_BLOCK,
+                                .kv_blocks = o->sequences * (o->prompt + 7 * o->requests + o->output + PEN_KV_BLOCK) /
+                                             PEN_KV_BLOCK,
                                 .slots = PEN_ENGINE_SLOTS,
                                 .progress = beat,
                                 .progress_context = world};
@@ -200,7 +203,7 @@ static pen_status load(pen_world *world, const options *o, machinery *m) {
                                  .logit_rows = limits.logit_rows,
                                  .context = limits.context,
                                  .kv_blocks = limits.kv_blocks,
-                                 .sequences = 4,
+                                 .sequences = o->sequences,
                                  .chunk_overhead = o->overhead,
                                  .step_timeout_s = o->timeout};
     return pen_engine_create(world, m->device, m->stage, &engine, &m->engine);

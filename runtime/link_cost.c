@@ -1,0 +1,84 @@
+/* What handing a microbatch on costs; see link_cost.h. */
+#include "link_cost.h"
+
+#include "clock.h"
+#include "link.h"
+#include "wait.h"
+
+#include <stdlib.h>
+
+enum { ROUNDS = 7 }; /* the first warms up */
+
+typedef struct trial {
+    pen_link *link;
+    pen_wait wait;
+    pen_world *world;
+    void *data;
+    size_t bytes;
+    double patience_s;
+} trial;
+
+static pen_status finish(trial *t, int peer, pen_transfer transfer) {
+    int64_t since = pen_clock_ns();
+    pen_wait_reset(&t->wait);
+    while (!pen_link_done(t->link, transfer, NULL)) {
+        bool moved = false;
+        PEN_TRY(pen_link_progress(t->link, &moved));
+        if (moved) continue;
+        pen_world_beat(t->world);
+        if ((double)(pen_clock_ns() - since) * 1e-9 > t->patience_s)
+            return pen_fail(PEN_PEER_LOST, "lost stage %d while timing the %s link: silent for %.0f s", peer,
+                            pen_link_name(t->link), t->patience_s);
+        pen_wait_pause(&t->wait, true);
+    }
+    return PEN_OK;
+}
+
+static pen_status send(trial *t, int peer) {
+    pen_transfer transfer;
+    PEN_TRY(pen_link_send(t->link, PEN_CHANNEL_ACTIVATION, peer, 0, t->data, t->bytes, NULL, &transfer));
+    return finish(t, peer, transfer);
+}
+
+static pen_status receive(trial *t, int peer) {
+    pen_transfer transfer;
+    PEN_TRY(pen_link_receive(t->link, PEN_CHANNEL_ACTIVATION, peer, 0, t->data, t->bytes, &transfer));
+    return finish(t, peer, transfer);
+}
+
+static int by_value(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static pen_status time_link(trial *t, double *ms) {
+    int stage = pen_world_stage(t->world), stages = pen_world_stages(t->world);
+    double samples[ROUNDS];
+    for (int i = 0; stage > 0 && i < ROUNDS; i++) {
+        PEN_TRY(receive(t, stage - 1));
+        PEN_TRY(send(t, stage - 1));
+    }
+    for (int i = 0; stage + 1 < stages && i < ROUNDS; i++) {
+        int64_t begin = pen_clock_ns();
+        PEN_TRY(send(t, stage + 1));
+        PEN_TRY(receive(t, stage + 1));
+        samples[i] = (double)(pen_clock_ns() - begin) * 1e-6 / 2;
+    }
+    if (stage + 1 == stages) return PEN_OK;
+    qsort(samples + 1, ROUNDS - 1, sizeof *samples, by_value);
+    *ms = samples[1 + (ROUNDS - 1) / 2];
+    return PEN_OK;
+}
+
+pen_status pen_link_cost(pen_world *world, size_t bytes, double patience_s, double *ms) {
+    *ms = 0;
+    if (pen_world_stages(world) == 1) return PEN_OK;
+    trial t = {.world = world, .bytes = bytes, .patience_s = patience_s, .data = calloc(1, bytes)};
+    if (!t.data) return pen_fail(PEN_NO_MEMORY, "no memory for a message of %zu bytes", bytes);
+    pen_wait_init(&t.wait, pen_world_share(world)->may_spin);
+    pen_status status = pen_link_create_mpi(world, &t.link);
+    if (status == PEN_OK) status = time_link(&t, ms);
+    pen_link_destroy(t.link);
+    free(t.data);
+    return status;
+}
