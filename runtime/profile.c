@@ -145,7 +145,7 @@ static pen_status open_bench(bench *b, int context) {
     for (size_t i = 0; i < values; i++) b->residual[i] = next_uniform(b);
 
     pen_limits limits;
-    pen_model_limits(b->model, b->rows_most, LOGIT_ROWS_MOST, context + b->rows_most, &limits);
+    pen_model_limits(b->model, b->rows_most, LOGIT_ROWS_MOST, b->contexts[1] + b->rows_most, &limits);
     PEN_TRY(pen_device_reserve(b->device, &limits));
     PEN_TRY(pen_workspace_create(b->model, b->device, b->rows_most, LOGIT_ROWS_MOST, true, &b->workspace));
     PEN_TRY(pen_buffer_create(b->device, LOGIT_ROWS_MOST * sizeof(pen_choice), &b->choices));

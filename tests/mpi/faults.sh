@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A rank is killed or stopped while the job loads, prefills or decodes: the job must be gone within seconds, all of its
-# processes with it; and of a stopped rank the others must say which it is, in one line.
+# A rank is killed or stopped while the job loads, prefills or decodes (ENGINE_RUN) or profiles (PENSTOCK): the job must be
+# gone within seconds, all of its processes with it; and of a stopped rank the others must say which it is, in one line.
 #
-#   faults.sh ENGINE_RUN kill|stop [RANKS]
+#   faults.sh ENGINE_RUN PENSTOCK kill|stop [RANKS]
 set -u
-program=$1 fault=$2 ranks=${3:-3}
+program=$1 penstock=$2 fault=$3 ranks=${4:-3}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -16,6 +16,21 @@ fail() {
     echo "FAIL: $*"
     sed 's/^/    /' "$work/out" "$work/err"
     failures=$((failures + 1))
+}
+
+model=synthetic:llama:layers=12,hidden=512,ffn=2048,heads=8,kv_heads=4,vocab=8192,context=32768,type=q4_0
+
+# announce_profiling JOB: says of PENSTOCK's processes what ENGINE_RUN says by itself.
+announce_profiling() {
+    local i pids
+    for ((i = 0; i < 200; i++)); do
+        read -ra pids <"/proc/$1/task/$1/children"
+        [ ${#pids[@]} -eq "$ranks" ] && break
+        sleep 0.05
+    done
+    for ((i = 0; i < ${#pids[@]}; i++)); do
+        echo "rank $(tr '\0' '\n' <"/proc/${pids[i]}/environ" | sed -n 's/^OMPI_COMM_WORLD_RANK=//p') pid ${pids[i]} profiling"
+    done >>"$work/out"
 }
 
 # pid_of RANK PHASE: waits until the rank has announced the phase.
@@ -34,12 +49,14 @@ try() {
     case $phase in
     loading) announced=loading delay=0.02 ;;
     decoding) prompt=20 delay=0.7 ;;
+    profiling) announced=profiling delay=1 ;;
     esac
     : >"$work/out" >"$work/err"
-    mpirun --oversubscribe -np "$ranks" "$program" --announce --timeout $timeout_s --requests 2 --prompt $prompt --output 20000 \
-        --model synthetic:llama:layers=12,hidden=512,ffn=2048,heads=8,kv_heads=4,vocab=8192,context=32768,type=q4_0 \
-        >"$work/out" 2>"$work/err" &
+    local command=("$program" --announce --timeout $timeout_s --requests 2 --prompt $prompt --output 20000 --model "$model")
+    [ "$phase" = profiling ] && command=("$penstock" run "$model" -p x -n 2 --cache - --step-timeout $timeout_s)
+    mpirun --oversubscribe -np "$ranks" "${command[@]}" >"$work/out" 2>"$work/err" &
     local job=$!
+    [ "$phase" = profiling ] && announce_profiling $job
     for ((i = 0; i < ranks; i++)); do pid_of $i "$announced" >/dev/null || break; done
     pid=$(pid_of "$rank" "$announced") || { fail "rank $rank never got to $announced"; kill $job; wait $job; return; }
     pids=$(sed -n 's/^rank [0-9]* pid \([0-9]*\) .*/\1/p' "$work/out" | sort -u)
@@ -65,14 +82,16 @@ try() {
     if [ "$fault" = stop ]; then
         [ $code -eq 7 ] || fail "stop of rank $rank while $phase: exit code $code, not 7"
         [ "$(grep -c '^penstock:' "$work/err")" = 1 ] || fail "stop of rank $rank while $phase: not one line"
-        local pattern="^penstock: rank $rank (stage $rank of $ranks, on .*) did not answer for .* link mpi, step "
-        [ "$phase" = loading ] && pattern="^penstock: lost rank $rank (stage $rank on .*silent for"
-        grep -q "$pattern" "$work/err" || fail "stop of rank $rank while $phase: the rank is not named"
+        # At start-up, to whose end the others may have come meanwhile, the wait is named; in the run the link and step.
+        local run="^penstock: rank $rank (stage $rank of $ranks, on .*) did not answer for .* link mpi, step "
+        local start="^penstock: lost rank $rank (stage $rank on .*) while .*silent for"
+        [[ $phase = loading || $phase = profiling ]] || start=$run
+        grep -q -e "$run" -e "$start" "$work/err" || fail "stop of rank $rank while $phase: the rank is not named"
     fi
     echo "$fault of rank $rank while $phase: code $code after $((SECONDS - began)) s: $(grep -m1 '^penstock:' "$work/err")"
 }
 
-for phase in loading prefilling decoding; do
+for phase in profiling loading prefilling decoding; do
     for ((r = 0; r < ranks; r++)); do try $r $phase; done
 done
 exit $((failures > 0))
