@@ -14,6 +14,7 @@
 #include "profile_cache.h"
 #include "report.h"
 
+#include <math.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,9 +68,9 @@ static pen_status plan_model(const pen_options *given, pen_plan **plan) {
                                                    .max_num_seqs = config->max_num_seqs},
                                       .stages = given->stages > 0 ? given->stages : 1,
                                       .rows = rows,
-                                      .logit_rows = rows,
                                       .context = config->max_model_len > 0 ? config->max_model_len : longest,
                                       .slots = 1};
+    options.logit_rows = (int)ceil(pen_plan_steady(&options.workload, options.stages, rows).logit_rows);
     pen_status status = pen_model_gguf(model) ? plan_measured(config, model, &options, plan)
                                               : pen_plan_from_model(model, &options, plan);
     pen_model_close(model);
