@@ -62,6 +62,6 @@ fi
 [ -z "${PENSTOCK_TEST_PYTHON:-}" ] || options+=("-DPENSTOCK_TEST_PYTHON=$PENSTOCK_TEST_PYTHON")
 
 build release all && suite release
-build asan all && suite asan -R '^unit\.|^check\.cli$'
+build asan all && suite asan -R '^unit\.|^check\.cli$|^mpi\.same_(greedy|exact)$'
 build tsan test_pool && suite tsan -R '^unit\.pool$'
 finish
