@@ -1,7 +1,6 @@
 /* Start-up; see session.h. */
 #include "session.h"
 
-#include "clock.h"
 #include "cpu.h"
 #include "link_cost.h"
 #include "log.h"
@@ -45,30 +44,17 @@ struct pen_session {
     stage_layout layout;
     pen_stage *stage;
     pen_engine *engine;
-    double load_s;
     bool settled; /* all ranks have agreed on a failure: there is nothing left to agree on */
 };
 
-const pen_config *pen_session_config(const pen_session *session) {
-    return &session->config;
-}
 const pen_model *pen_session_model(const pen_session *session) {
     return session->model;
-}
-const pen_device *pen_session_device(const pen_session *session) {
-    return session->device;
 }
 const pen_plan *pen_session_solved(const pen_session *session) {
     return session->plan;
 }
 pen_engine *pen_session_engine(pen_session *session) {
     return session->engine;
-}
-double pen_session_load_s(const pen_session *session) {
-    return session->load_s;
-}
-uint64_t pen_session_stage_bytes(const pen_session *session) {
-    return pen_device_bytes_used(session->device);
 }
 
 int pen_session_max_len(const pen_session *session) {
@@ -314,7 +300,7 @@ static pen_status plan_from_model(const pen_session *session, pen_profile *const
     return PEN_OK;
 }
 
-/* `--profile FILE` in a run: the file's unit times, and its devices' speed and memory, instead of our own. */
+/* `--profile FILE` in a run: the file's unit times, and what it says of its devices and links, instead of our own. */
 static pen_status times_from_file(const pen_session *session, pen_plan *plan) {
     const char *path = session->config.profile;
     pen_plan *file;
@@ -331,6 +317,8 @@ static pen_status times_from_file(const pen_session *session, pen_plan *plan) {
         const pen_plan_device *from = &file->devices[file->device_count == 1 ? 0 : s];
         plan->devices[s].speed = from->speed;
         plan->devices[s].memory_bytes = from->memory_bytes;
+        plan->devices[s].send_ms = from->send_ms;
+        plan->devices[s].wire_ms = from->wire_ms;
     }
     memcpy(plan->source, file->source, sizeof plan->source);
     pen_plan_destroy(file);
@@ -348,7 +336,7 @@ static pen_status solve(pen_session *session, const pen_blob *reports, pen_profi
         snprintf(plan->devices[s].name, sizeof plan->devices[s].name, "%s", from->device);
         if (plan->devices[s].memory_bytes == 0) plan->devices[s].memory_bytes = from->memory;
         /* The sender's own thread does the copying, so what the link takes it takes twice: as wire and of the stage. */
-        plan->devices[s].send_ms = plan->devices[s].wire_ms = from->link_ms;
+        if (!config->profile[0]) plan->devices[s].send_ms = plan->devices[s].wire_ms = from->link_ms;
     }
     pen_plan_options options = {
         .stages = pen_world_stages(session->world),
@@ -407,7 +395,7 @@ static pen_status collect_and_solve(pen_session *session) {
     status = agree(session, "collecting the profiles", status);
 
     report mine = {.memory = memory_limit(session)};
-    if (status == PEN_OK) status = time_link(session, &mine.link_ms);
+    if (status == PEN_OK && !session->config.profile[0]) status = time_link(session, &mine.link_ms);
     status = agree(session, "timing the links", status);
     snprintf(mine.device, sizeof mine.device, "%s", pen_device_name(session->device));
     if (status == PEN_OK) status = pen_world_gather(world, "collecting the devices", &mine, sizeof mine, reports);
@@ -548,10 +536,7 @@ static pen_status make_stage(pen_session *session) {
 }
 
 pen_status pen_session_load(pen_session *session) {
-    int64_t start = pen_clock_ns();
-    PEN_TRY(agree(session, "loading the model", make_stage(session)));
-    session->load_s = (double)(pen_clock_ns() - start) / 1e9;
-    return PEN_OK;
+    return agree(session, "loading the model", make_stage(session));
 }
 
 pen_status pen_session_measure(pen_session *session, double *ms) {

@@ -30,9 +30,7 @@ pen_status pen_session_open(pen_world *world, const pen_config *config, pen_sess
                             pen_session **session);
 void pen_session_close(pen_session *session);
 
-const pen_config *pen_session_config(const pen_session *session); /* rank 0's */
 const pen_model *pen_session_model(const pen_session *session);
-const pen_device *pen_session_device(const pen_session *session);
 int pen_session_max_len(const pen_session *session); /* longest sequence allowed */
 
 /* What the requests of this run need; counts on rank 0 only. */
@@ -48,8 +46,6 @@ const pen_plan *pen_session_solved(const pen_session *session); /* the plan; ran
 
 pen_status pen_session_load(pen_session *session);
 pen_engine *pen_session_engine(pen_session *session);
-double pen_session_load_s(const pen_session *session);
-uint64_t pen_session_stage_bytes(const pen_session *session); /* what this rank's stage takes on its device */
 
 /* Rank 0, after load: times the plan's microbatch on all stages at once, ten times; ms[stages] are the medians. */
 pen_status pen_session_measure(pen_session *session, double *ms);
