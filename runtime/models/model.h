@@ -18,7 +18,7 @@
 typedef struct pen_model pen_model;
 
 /* Opens MODEL: a GGUF path, or `synthetic:ARCH:key=value,…` (layers, hidden, heads, vocab; ffn, one width or a width
- * per layer as in 8192/4096*3/1024; and where the default will not do kv_heads, head_size, context, type, tied, seed).
+ * per layer as in 8192,4096*3,1024; and where the default will not do kv_heads, head_size, context, type, tied, seed).
  * Reads metadata only. Checks that all tensors that the rules want are there with the right shapes. */
 pen_status pen_model_open(const char *name, pen_model **model);
 void pen_model_close(pen_model *model);

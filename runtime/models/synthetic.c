@@ -98,8 +98,20 @@ static pen_status parse_item(synthetic_spec *spec, char *item) {
     return pen_fail(PEN_USAGE, "synthetic model: unknown key '%s', known are %s", item, key_list());
 }
 
+/* The widths of ffn may be separated by commas, too: ffn=8192,4096 is ffn=8192/4096. */
+static bool continue_ffn(synthetic_spec *spec, const char *item) {
+    size_t used = strlen(spec->ffn);
+    if (*item < '0' || *item > '9' || strchr(item, '=')) return false;
+    return (size_t)snprintf(spec->ffn + used, sizeof spec->ffn - used, "/%s", item) < sizeof spec->ffn - used;
+}
+
 static pen_status parse_items(synthetic_spec *spec, char *text) {
-    for (char *next = text, *item; (item = strsep(&next, ","));) PEN_TRY(parse_item(spec, item));
+    bool in_ffn = false;
+    for (char *next = text, *item; (item = strsep(&next, ","));) {
+        if (in_ffn && continue_ffn(spec, item)) continue;
+        in_ffn = strncmp(item, "ffn=", 4) == 0;
+        PEN_TRY(parse_item(spec, item));
+    }
     static const spec_key required[] = {KEY_LAYERS, KEY_HIDDEN, KEY_FFN, KEY_HEADS, KEY_VOCAB};
     for (size_t i = 0; i < sizeof required / sizeof *required; i++)
         if (!spec->given[required[i]])
@@ -120,7 +132,7 @@ static pen_status parse_ffn(const synthetic_spec *spec, pen_model *model) {
             times = layers;
         }
         if (!good || (*c && *c != '/'))
-            return pen_fail(PEN_USAGE, "synthetic model: ffn=%s is not a width, or widths as in 8192/4096*3/1024",
+            return pen_fail(PEN_USAGE, "synthetic model: ffn=%s is not a width, or widths as in 8192,4096*3,1024",
                             spec->ffn);
         if (times > layers - layer)
             return pen_fail(PEN_USAGE, "synthetic model: ffn=%s gives more widths than the %d layers", spec->ffn,

@@ -38,6 +38,15 @@ static void assert_refused(const char *name, pen_status expected, const char *pa
 
 /* ---- Specs ------------------------------------------------------------------------------------------------------- */
 
+static void test_widths_may_be_listed_with_commas(void **state) {
+    (void)state;
+    pen_model *slashes = open_good("synthetic:llama:layers=3,hidden=64,ffn=96/64*2,heads=4,vocab=160");
+    pen_model *commas = open_good("synthetic:llama:layers=3,hidden=64,ffn=96,64,64,heads=4,vocab=160");
+    assert_true(pen_model_hash(slashes) == pen_model_hash(commas));
+    pen_model_close(slashes);
+    pen_model_close(commas);
+}
+
 static void test_spec_gives_shape_units_and_bytes(void **state) {
     (void)state;
     pen_model *model = open_good(TINY ",type=q4_1");
@@ -451,6 +460,7 @@ static void test_load_reports_its_own_bytes_and_stops_when_asked(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_spec_gives_shape_units_and_bytes),
+        cmocka_unit_test(test_widths_may_be_listed_with_commas),
         cmocka_unit_test(test_tied_table_is_both_ends_own),
         cmocka_unit_test(test_hash_tells_specs_apart),
         cmocka_unit_test(test_bad_specs_are_refused_by_key),
