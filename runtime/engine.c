@@ -118,22 +118,15 @@ pen_status pen_engine_pause(pen_engine *engine, const pen_engine_wait *wait) {
 
 /* ---- Measuring -------------------------------------------------------------------------------------------------- */
 
-static int compare_doubles(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static pen_status check_measurement(const pen_engine *engine, const pen_engine_measurement *measurement) {
+static pen_status check_shape(const pen_engine *engine, const pen_engine_shape *shape) {
     const pen_wire_limits *limits = &engine->limits;
-    const pen_engine_shape *shape = &measurement->shape;
     int64_t rows = (int64_t)shape->decode_rows + shape->prompt_rows;
     int64_t end = (int64_t)shape->position + (shape->prompt_rows > 1 ? shape->prompt_rows : 1);
     if (shape->decode_rows < 0 || shape->prompt_rows < 0 || rows < 1 || rows > limits->rows || shape->position < 0 ||
         end > limits->context || shape->logit_rows < 0 || shape->logit_rows > rows ||
-        shape->logit_rows > limits->logit_rows || measurement->repeats < 1 || measurement->repeats > 10000)
-        return pen_fail(PEN_USAGE, "cannot measure %d + %d rows at position %d with %d logit rows, %d times",
-                        shape->decode_rows, shape->prompt_rows, shape->position, shape->logit_rows,
-                        measurement->repeats);
+        shape->logit_rows > limits->logit_rows)
+        return pen_fail(PEN_USAGE, "cannot measure %d + %d rows at position %d with %d logit rows", shape->decode_rows,
+                        shape->prompt_rows, shape->position, shape->logit_rows);
     return PEN_OK;
 }
 
@@ -143,7 +136,6 @@ typedef struct made_batch {
     int32_t *blocks; /* [runs][blocks of a table] */
     int32_t *tokens, *logit_rows;
     pen_pick *picks;
-    double *ms; /* [repeats] */
 } made_batch;
 
 static void free_batch(made_batch *made) {
@@ -152,21 +144,17 @@ static void free_batch(made_batch *made) {
     free(made->tokens);
     free(made->logit_rows);
     free(made->picks);
-    free(made->ms);
 }
 
-static bool make_batch(const pen_engine *engine, const pen_engine_measurement *measurement, made_batch *made,
-                       pen_batch *batch) {
-    const pen_engine_shape *shape = &measurement->shape;
+static bool make_batch(const pen_engine *engine, const pen_engine_shape *shape, made_batch *made, pen_batch *batch) {
     int runs = shape->decode_rows + (shape->prompt_rows > 0), rows = shape->decode_rows + shape->prompt_rows;
     int table = pen_kvcache_blocks_for(shape->position + (shape->prompt_rows > 1 ? shape->prompt_rows : 1));
     *made = (made_batch){.runs = calloc((size_t)runs, sizeof *made->runs),
                          .blocks = calloc((size_t)runs * (size_t)table, sizeof *made->blocks),
                          .tokens = calloc((size_t)rows, sizeof *made->tokens),
                          .logit_rows = calloc((size_t)shape->logit_rows + 1, sizeof *made->logit_rows),
-                         .picks = calloc((size_t)shape->logit_rows + 1, sizeof *made->picks),
-                         .ms = calloc((size_t)measurement->repeats, sizeof *made->ms)};
-    if (!made->runs || !made->blocks || !made->tokens || !made->logit_rows || !made->picks || !made->ms) return false;
+                         .picks = calloc((size_t)shape->logit_rows + 1, sizeof *made->picks)};
+    if (!made->runs || !made->blocks || !made->tokens || !made->logit_rows || !made->picks) return false;
     for (int i = 0; i < runs; i++) {
         int32_t *blocks = made->blocks + (size_t)i * (size_t)table;
         /* Blocks of their own as far as the pool goes; then they share, which costs the same. */
@@ -187,25 +175,19 @@ static bool make_batch(const pen_engine *engine, const pen_engine_measurement *m
     return true;
 }
 
-pen_status pen_engine_time_stage(pen_engine *engine, const pen_engine_measurement *measurement, double *ms) {
-    PEN_TRY(check_measurement(engine, measurement));
+pen_status pen_engine_time_stage(pen_engine *engine, const pen_engine_shape *shape, double *ms) {
+    PEN_TRY(check_shape(engine, shape));
     made_batch made;
     pen_batch batch;
     pen_status status = PEN_OK;
-    if (!make_batch(engine, measurement, &made, &batch))
-        status = pen_fail(PEN_NO_MEMORY, "no memory to measure %d rows", measurement->shape.decode_rows);
+    if (!make_batch(engine, shape, &made, &batch))
+        status = pen_fail(PEN_NO_MEMORY, "no memory to measure %d rows", shape->decode_rows + shape->prompt_rows);
     /* Input rows of some size or other: what the buffers hold by chance might be slow to compute with. */
     if (status == PEN_OK && engine->index > 0) {
         float *rows = pen_buffer_host(pen_stage_rows(engine->stage, 0));
         for (int i = 0; i < batch.rows * engine->options.hidden; i++) rows[i] = (float)(i % 17 - 8) * 0.0625f;
     }
     if (status == PEN_OK) status = pen_worker_time(engine->worker, &batch, made.picks, ms);
-    for (int i = 0; status == PEN_OK && i < measurement->repeats; i++)
-        status = pen_worker_time(engine->worker, &batch, made.picks, &made.ms[i]);
-    if (status == PEN_OK) {
-        qsort(made.ms, (size_t)measurement->repeats, sizeof *made.ms, compare_doubles);
-        *ms = made.ms[measurement->repeats / 2];
-    }
     free_batch(&made);
     return status;
 }

@@ -44,13 +44,8 @@ void pen_engine_moved(pen_engine *engine);
 /* Moves the links, and reports the failure of a poke. */
 pen_status pen_engine_progress(pen_engine *engine, bool *moved);
 
-/* The shape and how often, as a message's body. */
-typedef struct pen_engine_measurement {
-    pen_engine_shape shape;
-    int32_t repeats;
-} pen_engine_measurement;
-/* Times this rank's stage: the median in ms. */
-pen_status pen_engine_time_stage(pen_engine *engine, const pen_engine_measurement *measurement, double *ms);
+/* Runs a made-up step of this shape on this rank's stage: how many ms it took. */
+pen_status pen_engine_time_stage(pen_engine *engine, const pen_engine_shape *shape, double *ms);
 
 pen_status pen_leader_create(pen_engine *engine);
 void pen_leader_destroy(pen_leader *leader);

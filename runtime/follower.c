@@ -71,10 +71,10 @@ static pen_status obey(pen_engine *engine, const pen_header *header, const void 
     switch (header->type) {
     case PEN_MESSAGE_REST: follower->completed = follower->known; return PEN_OK;
     case PEN_MESSAGE_MEASURE: {
-        pen_engine_measurement measurement;
+        pen_engine_shape shape;
         double ms;
-        PEN_TRY(pen_wire_decode_plain(message, bytes, PEN_MESSAGE_MEASURE, epoch, &measurement, sizeof measurement));
-        PEN_TRY(pen_engine_time_stage(engine, &measurement, &ms));
+        PEN_TRY(pen_wire_decode_plain(message, bytes, PEN_MESSAGE_MEASURE, epoch, &shape, sizeof shape));
+        PEN_TRY(pen_engine_time_stage(engine, &shape, &ms));
         return answer(engine, PEN_MESSAGE_MEASURED, &ms, sizeof ms);
     }
     case PEN_MESSAGE_REPORT: {

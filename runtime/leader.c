@@ -447,11 +447,30 @@ static pen_status take_answers(pen_engine *engine, pen_message_type type, void *
     return PEN_OK;
 }
 
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape, int repeats, double *ms) {
-    pen_engine_measurement measurement = {*shape, repeats};
-    PEN_TRY(command(engine, PEN_MESSAGE_MEASURE, &measurement, sizeof measurement));
-    PEN_TRY(pen_engine_time_stage(engine, &measurement, &ms[0]));
-    return take_answers(engine, PEN_MESSAGE_MEASURED, ms, sizeof *ms);
+    size_t stages = (size_t)engine->stages;
+    double *rounds = calloc((size_t)repeats * stages, sizeof *rounds); /* [stage][repeats] */
+    if (!rounds) return pen_fail(PEN_NO_MEMORY, "no memory for %d measurements", repeats);
+    pen_status status = PEN_OK;
+    /* A command for each round, so that nobody is silent for longer than a step takes. The first one warms up. */
+    for (int round = -1; round < repeats && status == PEN_OK; round++) {
+        status = command(engine, PEN_MESSAGE_MEASURE, shape, sizeof *shape);
+        if (status == PEN_OK) status = pen_engine_time_stage(engine, shape, &ms[0]);
+        if (status == PEN_OK) status = take_answers(engine, PEN_MESSAGE_MEASURED, ms, sizeof *ms);
+        for (size_t s = 0; s < stages && round >= 0; s++) rounds[s * (size_t)repeats + (size_t)round] = ms[s];
+    }
+    for (size_t s = 0; s < stages; s++) {
+        double *own = rounds + s * (size_t)repeats;
+        qsort(own, (size_t)repeats, sizeof *own, compare_doubles);
+        ms[s] = own[repeats / 2];
+    }
+    free(rounds);
+    return status;
 }
 
 pen_status pen_engine_metrics(pen_engine *engine, pen_metrics *stages) {

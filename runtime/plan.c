@@ -297,6 +297,7 @@ static void compare_methods(pen_plan *plan, task *t) {
 }
 
 static void remark_on_memory(pen_plan *plan, task *t) {
+    if (strcmp(plan->method, "dp") != 0) return; /* the others do not look at memory */
     pen_partition_problem free_of_limits = t->problem;
     pen_partition_stage *stages = malloc((size_t)plan->stage_count * sizeof *stages);
     if (!stages) return;
