@@ -19,8 +19,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEFAULT_CONTEXT = 8192, DEFAULT_ROWS = 512 };
-
 static int allowed_cpus(void) {
     cpu_set_t set;
     return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
@@ -60,15 +58,13 @@ static pen_status plan_model(const pen_options *given, pen_plan **plan) {
     const pen_config *config = &given->config;
     pen_model *model;
     PEN_TRY(pen_model_open(config->model, &model));
-    int longest = pen_model_hparams(model)->context;
-    if (longest > DEFAULT_CONTEXT) longest = DEFAULT_CONTEXT;
-    int rows = config->max_num_batched_tokens > 0 ? config->max_num_batched_tokens : DEFAULT_ROWS;
+    int rows = pen_config_rows(config);
     pen_plan_model_options options = {.workload = {.prompt_tokens = config->workload_prompt,
                                                    .output_tokens = config->workload_output,
                                                    .max_num_seqs = config->max_num_seqs},
                                       .stages = given->stages > 0 ? given->stages : 1,
                                       .rows = rows,
-                                      .context = config->max_model_len > 0 ? config->max_model_len : longest,
+                                      .context = pen_config_max_len(config, pen_model_hparams(model)->context),
                                       .slots = 1};
     options.logit_rows = (int)ceil(pen_plan_steady(&options.workload, options.stages, rows).logit_rows);
     pen_status status = pen_model_gguf(model) ? plan_measured(config, model, &options, plan)

@@ -37,4 +37,15 @@ typedef struct pen_config {
     int log_level;
 } pen_config;
 
+/* Rows of a microbatch at most. */
+static inline int pen_config_rows(const pen_config *config) {
+    return config->max_num_batched_tokens ? config->max_num_batched_tokens : 512;
+}
+
+/* The longest sequence for a model of this context. */
+static inline int pen_config_max_len(const pen_config *config, int model_context) {
+    if (config->max_model_len) return config->max_model_len;
+    return model_context < 8192 ? model_context : 8192;
+}
+
 #endif

@@ -15,8 +15,6 @@
 #include <string.h>
 
 enum {
-    CONTEXT_DEFAULT = 8192,   /* longest sequence where nobody says more */
-    MICROBATCH_DEFAULT = 512, /* rows of a microbatch at most */
     MEASURE_REPEATS = 10,
     LINK_PATIENCE_S = 30,
     CHUNK_OVERHEAD_DEFAULT = 16, /* rows; where the times of a file do not say */
@@ -58,9 +56,7 @@ pen_engine *pen_session_engine(pen_session *session) {
 }
 
 int pen_session_max_len(const pen_session *session) {
-    int context = pen_model_hparams(session->model)->context;
-    if (session->config.max_model_len) return session->config.max_model_len;
-    return context < CONTEXT_DEFAULT ? context : CONTEXT_DEFAULT;
+    return pen_config_max_len(&session->config, pen_model_hparams(session->model)->context);
 }
 
 /* ---- Conversations ----------------------------------------------------------------------------------------------- */
@@ -367,15 +363,10 @@ static double chunk_overhead(const pen_session *session) {
     return overhead;
 }
 
-static int largest_microbatch(const pen_session *session) {
-    int given = session->config.max_num_batched_tokens;
-    return given ? given : MICROBATCH_DEFAULT;
-}
-
 /* What the workload's microbatch takes to the next stage. */
 static pen_status time_link(const pen_session *session, double *ms) {
     pen_plan_workload workload = workload_of(&session->config);
-    pen_steady steady = pen_plan_steady(&workload, pen_world_stages(session->world), largest_microbatch(session));
+    pen_steady steady = pen_plan_steady(&workload, pen_world_stages(session->world), pen_config_rows(&session->config));
     size_t row_bytes = (size_t)pen_model_hparams(session->model)->hidden * sizeof(float);
     double patience_s = session->config.step_timeout_s > 0 ? session->config.step_timeout_s : LINK_PATIENCE_S;
     return pen_link_cost(session->world, (size_t)ceil(steady.rows) * row_bytes, patience_s, ms);
@@ -466,7 +457,7 @@ static pen_status lay_out(pen_session *session, const pen_session_need *need) {
     }
     if (blocks > INT32_MAX / PEN_KV_BLOCK) return pen_fail(PEN_USAGE, "too many KV tokens");
     stage_layout *layout = &session->layout;
-    layout->rows = largest_microbatch(session);
+    layout->rows = pen_config_rows(&session->config);
     layout->sequences = need->sequences;
     layout->kv_blocks = (int)blocks;
     /* Besides the requests themselves, the workload's microbatch must fit, to be timed. */

@@ -211,9 +211,6 @@ int pen_world_stages(const pen_world *world) {
 int pen_world_stage(const pen_world *world) {
     return world->rank % world->stages;
 }
-int pen_world_replica(const pen_world *world) {
-    return world->rank / world->stages;
-}
 void pen_world_set_patience(pen_world *world, double seconds) {
     world->patience_s = seconds;
 }

@@ -44,8 +44,7 @@ void pen_world_set_threads(pen_world *world, int threads);
 /* Says how ranks are arranged; every rank calls it with the same numbers. PEN_USAGE unless replicas·stages = size. */
 pen_status pen_world_arrange(pen_world *world, int replicas, int stages);
 int pen_world_stages(const pen_world *world);
-int pen_world_stage(const pen_world *world);   /* of this rank */
-int pen_world_replica(const pen_world *world); /* of this rank */
+int pen_world_stage(const pen_world *world); /* of this rank */
 
 /* The links' communicator as MPI numbers it (a Fortran handle), for link_mpi.c. */
 int pen_world_links_handle(const pen_world *world);

@@ -95,7 +95,6 @@ pen_status pen_shard_load(const pen_model *model, pen_device *device, const pen_
 size_t pen_shard_bytes(const pen_model *model, const pen_device *device, const pen_shard_options *options);
 void pen_shard_destroy(pen_shard *shard);
 int pen_shard_first(const pen_shard *shard);
-int pen_shard_last(const pen_shard *shard);
 uint64_t pen_shard_file_bytes(const pen_shard *shard);
 
 /* Buffers that the operations of a unit work in, made for the largest batch. Owner: the caller. */

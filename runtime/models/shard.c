@@ -239,9 +239,6 @@ void pen_shard_destroy(pen_shard *shard) {
 int pen_shard_first(const pen_shard *shard) {
     return shard->first;
 }
-int pen_shard_last(const pen_shard *shard) {
-    return shard->last;
-}
 uint64_t pen_shard_file_bytes(const pen_shard *shard) {
     return shard->file_bytes;
 }
