@@ -192,7 +192,7 @@ void pen_type_split(pen_type type, const unsigned char *bytes, pen_block *block)
 
 /* ---- Dequantisers ---------------------------------------------------------------------------------------------- */
 
-static void dequantize_block(const pen_quant *quant, const pen_block *block, int values, float *out) {
+void pen_block_dequantize(const pen_quant *quant, const pen_block *block, int values, float *out) {
     for (int share = 0; share < values / quant->share; share++) {
         float d = block->d * (float)block->scale[share], m = block->m * (float)block->min[share];
         for (int i = share * quant->share; i < (share + 1) * quant->share; i++) {
@@ -219,7 +219,7 @@ void pen_type_dequantize_row(pen_type type, const void *row, int64_t cols, float
         for (; cols > 0; cols -= info->block_values, bytes += info->block_bytes, out += info->block_values) {
             pen_block block;
             pen_type_split(type, bytes, &block);
-            dequantize_block(&info->quant, &block, info->block_values, out);
+            pen_block_dequantize(&info->quant, &block, info->block_values, out);
         }
     }
 }

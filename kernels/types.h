@@ -52,6 +52,9 @@ typedef struct pen_block {
 
 void pen_type_split(pen_type type, const unsigned char *bytes, pen_block *block);
 
+/* out[values] = the first `values` weights of a block. */
+void pen_block_dequantize(const pen_quant *quant, const pen_block *block, int values, float *out);
+
 /* Writes the f32 values of one row of `cols` values in GGUF layout to out[cols]. Products and sums are rounded
  * separately (no FMA), which is what the `gguf` package does, so results are equal bit for bit. */
 void pen_type_dequantize_row(pen_type type, const void *row, int64_t cols, float *out);
