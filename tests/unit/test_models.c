@@ -415,7 +415,8 @@ static void test_bad_files_are_refused_by_name(void **state) {
                         "tensor blk.1.ffn_up.weight is [32][64], llama of these parameters has [64][64]");
     assert_file_refused(&(recipe){.retyped = "blk.1.ffn_up.weight"}, PEN_UNSUPPORTED,
                         "tensor blk.1.ffn_up.weight has type Q5_0");
-    assert_file_refused(&(recipe){.extra = "blk.0.attn_sinks"}, PEN_UNSUPPORTED, "has no use for tensor blk.0.attn_q");
+    assert_file_refused(&(recipe){.extra = "blk.0.attn_sinks"}, PEN_UNSUPPORTED,
+                        "has no use for tensor blk.0.attn_sinks");
     assert_file_refused(&(recipe){.heads = 6}, PEN_BAD_INPUT, "6 heads do not divide the hidden size 64");
     assert_file_refused(&(recipe){.rope_dims = 18}, PEN_BAD_INPUT, "18 rotated dimensions");
     assert_file_refused(&(recipe){.rope_dims = 7}, PEN_BAD_INPUT, "7 rotated dimensions");
