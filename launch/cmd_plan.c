@@ -58,6 +58,7 @@ static pen_status plan_model(const pen_options *given, pen_plan **plan) {
     const pen_config *config = &given->config;
     pen_model *model;
     PEN_TRY(pen_model_open(config->model, &model));
+    pen_command_warn_if_cut(pen_model_gguf(model));
     int rows = pen_config_rows(config);
     pen_plan_model_options options = {.workload = {.prompt_tokens = config->workload_prompt,
                                                    .output_tokens = config->workload_output,

@@ -135,6 +135,7 @@ static pen_status check_link(const pen_session *session) {
 static pen_status open_local(pen_session *session) {
     PEN_TRY(check_link(session));
     PEN_TRY(pen_model_open(session->config.model, &session->model));
+    if (pen_model_gguf(session->model)) PEN_TRY(pen_gguf_check_data(pen_model_gguf(session->model)));
     int context = pen_model_hparams(session->model)->context;
     if (session->config.max_model_len > context)
         return pen_fail(PEN_USAGE, "--max-model-len %d is more than the model's context of %d tokens",
