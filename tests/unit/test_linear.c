@@ -319,10 +319,11 @@ static void test_any_number_of_tokens(void **state) {
 
 /* ---- Projections: stored, added, with and without bias --------------------------------------------------------- */
 
-static void check_project(pen_type type, pen_activations activations, int rows, int cols, int tokens, bool store,
-                          bool bias, bool down) {
-    matrix w = random_matrix(type, rows, cols);
-    float *x = random_floats((size_t)tokens * (size_t)cols), *residual = random_floats((size_t)tokens * (size_t)rows);
+/* Uses up w and x[tokens][w.cols]. */
+static void check_project(matrix w, pen_activations activations, float *x, int tokens, bool store, bool bias,
+                          bool down) {
+    int rows = w.rows, cols = w.cols;
+    float *residual = random_floats((size_t)tokens * (size_t)rows);
     float *bias_values = random_floats((size_t)rows);
     float *values = allocate((size_t)tokens * (size_t)cols * sizeof(float));
     size_t bytes = (size_t)tokens * (size_t)rows * sizeof(float);
@@ -369,9 +370,70 @@ static void check_project(pen_type type, pen_activations activations, int rows, 
 static void test_projections_store_or_add(void **state) {
     (void)state;
     random_state = 2;
-    for (int i = 0; i < TYPES; i++)
-        check_project((pen_type)i, i % 3 == 0 ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST, 40 + 7 * i,
-                      columns_for(96, (pen_type)i), 1 + 3 * (i % 8), i & 1, i & 2, i & 4);
+    for (int i = 0; i < TYPES; i++) {
+        int cols = columns_for(96, (pen_type)i), tokens = 1 + 3 * (i % 8);
+        check_project(random_matrix((pen_type)i, 40 + 7 * i, cols),
+                      i % 3 == 0 ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
+                      random_floats((size_t)tokens * (size_t)cols), tokens, i & 1, i & 2, i & 4);
+    }
+}
+
+/* The largest products that there are, of either sign, all in one sum: nothing saturates on the way. */
+static void test_the_largest_integers(void **state) {
+    (void)state;
+    random_state = 9;
+    static const unsigned char fillings[] = {0x00, 0xff, 0x7f, 0x80, 0x0f, 0xf0, 0x01, 0xfe};
+    enum { FILLINGS = sizeof fillings, TOKENS = 4 };
+    for (int i = 0; i < TYPES; i++) {
+        const pen_type_info *info = pen_type_get((pen_type)i);
+        if (!info->quant.bits) continue;
+        int cols = info->block_values;
+        matrix w = random_matrix((pen_type)i, FILLINGS, cols);
+        for (int row = 0; row < FILLINGS; row++) { /* whose factors stay */
+            unsigned char *block = w.bytes + row * info->block_bytes;
+            for (int at = 0; at < info->block_bytes; at++)
+                if (at / 2 * 2 != info->quant.d && at / 2 * 2 != info->quant.m && (at > 0 || info->quant.d >= 0))
+                    block[at] = fillings[row];
+            pen_type_dequantize_row((pen_type)i, block, cols, w.values + row * cols);
+        }
+        float *x = allocate(sizeof *x * TOKENS * (size_t)cols);
+        for (int k = 0; k < cols; k++) {
+            x[k] = 1;
+            x[cols + k] = -1;
+            x[2 * cols + k] = k % 32 < 16 ? 1 : -1;
+            x[3 * cols + k] = k % 2 ? 1 : -1;
+        }
+        check_project(w, PEN_ACTIVATIONS_FAST, x, TOKENS, true, false, true);
+    }
+}
+
+static void test_packed_weights_are_as_small_as_the_file(void **state) {
+    (void)state;
+    pen_device *device = open_device((variant){PEN_CPU_PORTABLE, 1}, PEN_ACTIVATIONS_FAST);
+    for (int i = 0; i < TYPES; i++) {
+        size_t file = 160 * pen_type_row_bytes((pen_type)i, 1024);
+        size_t packed = pen_weight_bytes(device, (pen_type)i, 160, 1024);
+        assert_in_range(packed, file, file + file / 25);
+    }
+    pen_device_destroy(device);
+}
+
+static void test_rows_that_end_within_a_block_are_refused(void **state) {
+    (void)state;
+    for (int a = 0; a < 2; a++) {
+        pen_device *device = open_device((variant){PEN_CPU_PORTABLE, 1}, (pen_activations)a);
+        for (int i = 0; i < TYPES; i++) {
+            const pen_type_info *info = pen_type_get((pen_type)i);
+            int multiple = info->block_values > 32 ? info->block_values : 32;
+            pen_weight *weight;
+            char text[128];
+            assert_int_equal(pen_weight_create(device, (pen_type)i, 16, multiple / 2 * 3, &weight), PEN_UNSUPPORTED);
+            snprintf(text, sizeof text, "a %s weight of %d columns: the CPU needs a multiple of %d", info->name,
+                     multiple / 2 * 3, multiple);
+            assert_string_equal(pen_last_error(), text);
+        }
+        pen_device_destroy(device);
+    }
 }
 
 /* ---- Gate and up ----------------------------------------------------------------------------------------------- */
@@ -596,6 +658,9 @@ int main(void) {
         cmocka_unit_test(test_qkv_of_all_types_and_odd_shapes),
         cmocka_unit_test(test_any_number_of_tokens),
         cmocka_unit_test(test_projections_store_or_add),
+        cmocka_unit_test(test_the_largest_integers),
+        cmocka_unit_test(test_packed_weights_are_as_small_as_the_file),
+        cmocka_unit_test(test_rows_that_end_within_a_block_are_refused),
         cmocka_unit_test(test_gate_up_activates_and_quantises),
         cmocka_unit_test(test_logits_of_chosen_rows),
         cmocka_unit_test(test_fine_rows_are_a_hundred_times_nearer),
