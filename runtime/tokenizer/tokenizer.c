@@ -215,7 +215,7 @@ static pen_status read_roles(const pen_gguf *gguf, pen_tokenizer *tokenizer) {
 
 static pen_status read_all(const pen_gguf *gguf, pen_tokenizer *tokenizer) {
     PEN_TRY(check_kind(gguf, &tokenizer->kind));
-    PEN_TRY(pen_vocab_open(gguf, &tokenizer->vocab));
+    PEN_TRY(pen_vocab_open(gguf, PEN_SPELLING_ALPHABET, &tokenizer->vocab));
     PEN_TRY(list_specials(tokenizer));
     PEN_TRY(open_bpe(gguf, tokenizer));
     PEN_TRY(read_roles(gguf, tokenizer));
