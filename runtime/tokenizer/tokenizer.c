@@ -5,6 +5,7 @@
 #include "tokenizer.h"
 
 #include "tokenizer_private.h"
+#include "tokens.h"
 
 #include <stdlib.h>
 #include <string.h>
