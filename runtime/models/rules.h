@@ -6,10 +6,12 @@
 
 #include "arch.h"
 
-#define PEN_BLOCK_MATRIX(name, slot, rows, cols)                                                                       \
-    { name, slot, PEN_UNIT_BLOCK, PEN_FORM_MATRIX, rows, cols, PEN_REQUIRED, PEN_DIM_0, PEN_DIM_0 }
-#define PEN_BLOCK_VECTOR(name, slot, cols, presence)                                                                   \
-    { name, slot, PEN_UNIT_BLOCK, PEN_FORM_VECTOR, PEN_DIM_1, cols, presence, PEN_DIM_0, PEN_DIM_0 }
+#define PEN_MATRIX(unit, name, slot, rows, cols, presence)                                                             \
+    { name, slot, unit, PEN_FORM_MATRIX, rows, cols, presence, PEN_DIM_0, PEN_DIM_0 }
+#define PEN_VECTOR(unit, name, slot, cols, presence)                                                                   \
+    { name, slot, unit, PEN_FORM_VECTOR, PEN_DIM_1, cols, presence, PEN_DIM_0, PEN_DIM_0 }
+#define PEN_BLOCK_MATRIX(name, slot, rows, cols)     PEN_MATRIX(PEN_UNIT_BLOCK, name, slot, rows, cols, PEN_REQUIRED)
+#define PEN_BLOCK_VECTOR(name, slot, cols, presence) PEN_VECTOR(PEN_UNIT_BLOCK, name, slot, cols, presence)
 #define PEN_BLOCK_FACTORS(name, slot)                                                                                  \
     { name, slot, PEN_UNIT_BLOCK, PEN_FORM_FACTORS, PEN_DIM_1, PEN_DIM_ROPE_PAIRS, PEN_OPTIONAL, PEN_DIM_0, PEN_DIM_0 }
 /* Parts of a tensor that is `whole` long, from `begin` on. */
@@ -19,10 +21,8 @@
     { name, slot, PEN_UNIT_BLOCK, PEN_FORM_VECTOR, PEN_DIM_1, cols, PEN_REQUIRED, whole, begin }
 
 #define PEN_RULES_EMBEDDING                                                                                            \
-    {                                                                                                                  \
-        "token_embd.weight", PEN_SLOT_TOKEN_EMBEDDING, PEN_UNIT_EMBEDDING, PEN_FORM_MATRIX, PEN_DIM_VOCAB,             \
-            PEN_DIM_HIDDEN, PEN_REQUIRED, PEN_DIM_0, PEN_DIM_0                                                         \
-    }
+    PEN_MATRIX(PEN_UNIT_EMBEDDING, "token_embd.weight", PEN_SLOT_TOKEN_EMBEDDING, PEN_DIM_VOCAB, PEN_DIM_HIDDEN,       \
+               PEN_REQUIRED)
 
 #define PEN_RULES_QKV                                                                                                  \
     PEN_BLOCK_MATRIX("attn_q.weight", PEN_SLOT_Q, PEN_DIM_Q, PEN_DIM_HIDDEN),                                          \
@@ -57,11 +57,7 @@
         PEN_BLOCK_MATRIX("ffn_down.weight", PEN_SLOT_DOWN, PEN_DIM_HIDDEN, PEN_DIM_FFN)
 
 #define PEN_RULES_HEAD                                                                                                 \
-    {"output_norm.weight", PEN_SLOT_OUTPUT_NORM, PEN_UNIT_HEAD, PEN_FORM_VECTOR, PEN_DIM_1,                            \
-     PEN_DIM_HIDDEN,       PEN_REQUIRED,         PEN_DIM_0,     PEN_DIM_0},                                            \
-    {                                                                                                                  \
-        "output.weight", PEN_SLOT_OUTPUT, PEN_UNIT_HEAD, PEN_FORM_MATRIX, PEN_DIM_VOCAB, PEN_DIM_HIDDEN, PEN_OR_TIED,  \
-            PEN_DIM_0, PEN_DIM_0                                                                                       \
-    }
+    PEN_VECTOR(PEN_UNIT_HEAD, "output_norm.weight", PEN_SLOT_OUTPUT_NORM, PEN_DIM_HIDDEN, PEN_REQUIRED),               \
+        PEN_MATRIX(PEN_UNIT_HEAD, "output.weight", PEN_SLOT_OUTPUT, PEN_DIM_VOCAB, PEN_DIM_HIDDEN, PEN_OR_TIED)
 
 #endif

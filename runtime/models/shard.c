@@ -5,6 +5,9 @@
  */
 #include "arch.h"
 
+#include "log.h"
+#include "type_check.h"
+
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
@@ -12,6 +15,7 @@
 enum {
     CHUNK_BYTES = 2 << 20, /* of file data at a time: long enough to read fast, short enough to stay in the cache */
     CHUNK_ROWS = 64,       /* what chunks are a multiple of, for pen_weight_write */
+    BAD_SHOWN = 8,         /* tensors with values that are no numbers, by name */
 };
 
 typedef struct unit_tensors {
@@ -34,6 +38,8 @@ typedef struct loader {
     const pen_shard_options *options;
     unsigned char *staging;
     uint64_t total;
+    const pen_tensor *bad; /* the last one that had values that are no numbers */
+    int bad_count;
 } loader;
 
 /* ---- What a range holds ------------------------------------------------------------------------------------------ */
@@ -119,6 +125,17 @@ static pen_status report(const loader *l) {
     return pen_fail(PEN_INTERRUPTED, "interrupted while loading %s", l->shard->model->path);
 }
 
+/* Weights that are no numbers may never be used, as the rows of tokens that no text has. So this only says which tensor
+ * has them, once: should the logits be no numbers, a person knows where from. */
+static void check_values(loader *l, const pen_tensor *tensor, int rows) {
+    size_t bytes = (size_t)rows * pen_type_row_bytes(tensor->type, tensor->cols);
+    if (!tensor->file || l->options->source == PEN_SHARD_RANDOM || l->bad == tensor) return;
+    if (pen_type_all_finite(tensor->type, l->staging, bytes)) return;
+    l->bad = tensor;
+    if (++l->bad_count <= BAD_SHOWN)
+        PEN_WARN("%s: tensor %s holds NaN or infinite values", l->shard->model->path, tensor->name);
+}
+
 static pen_status load_matrix(loader *l, const pen_tensor *tensor, pen_weight **weight) {
     const pen_model *model = l->shard->model;
     pen_status status = pen_weight_create(l->shard->device, tensor->type, tensor->rows, tensor->cols, weight);
@@ -127,6 +144,7 @@ static pen_status load_matrix(loader *l, const pen_tensor *tensor, pen_weight **
     for (int first = 0; first < tensor->rows; first += chunk) {
         int rows = first + chunk <= tensor->rows ? chunk : tensor->rows - first;
         PEN_TRY(fetch(l, tensor, first, rows));
+        check_values(l, tensor, rows);
         pen_weight_write(*weight, first, rows, l->staging);
         PEN_TRY(report(l));
     }
@@ -251,6 +269,7 @@ pen_status pen_shard_load(const pen_model *model, pen_device *device, const pen_
             pen_fail(PEN_NO_MEMORY, "%s: no memory to load units %d to %d", model->path, options->first, options->last);
     for (int unit = options->first; status == PEN_OK && unit <= options->last; unit++) status = load_unit(&l, unit);
     free(l.staging);
+    if (l.bad_count > BAD_SHOWN) PEN_WARN("%s: so do %d more tensors", model->path, l.bad_count - BAD_SHOWN);
     if (status != PEN_OK) {
         pen_shard_destroy(*shard);
         *shard = NULL;
