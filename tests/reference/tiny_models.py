@@ -44,14 +44,14 @@ YARN = rope("yarn", factor=4.0, original_max_position_embeddings=128)
 def llama():
     def config(**more):
         return transformers.LlamaConfig(**{
-            "vocab_size": VOCABULARY, "hidden_size": 84, "intermediate_size": 120, "num_hidden_layers": 3, **HEADS,
-            "head_dim": 24, "max_position_embeddings": 512, **more})
+            "vocab_size": VOCABULARY, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, **HEADS,
+            "head_dim": 48, "max_position_embeddings": 512, **more})
 
     mistral = transformers.MistralConfig(
-        vocab_size=VOCABULARY, hidden_size=72, intermediate_size=136, num_hidden_layers=4, **HEADS, head_dim=32,
+        vocab_size=VOCABULARY, hidden_size=96, intermediate_size=128, num_hidden_layers=4, **HEADS, head_dim=80,
         max_position_embeddings=512, sliding_window=40)
     return [
-        Variant("plain", config(hidden_size=80, num_attention_heads=5, num_key_value_heads=5, head_dim=16)),
+        Variant("plain", config(hidden_size=160, num_attention_heads=5, num_key_value_heads=5, head_dim=32)),
         Variant("tied", config(tie_word_embeddings=True)),
         Variant("linear", config(**rope("linear", factor=4.0))),
         Variant("llama3", config(**rope("llama3", 500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
@@ -59,14 +59,14 @@ def llama():
         Variant("yarn", config(**YARN)),
         Variant("window", mistral, llama_cpp=False),  # which has no window in this architecture
         Variant("f16", config(), Type.F16),
-        Variant("q8_0", config(hidden_size=96, intermediate_size=160, head_dim=32), Type.Q8_0),
+        Variant("q8_0", config(), Type.Q8_0),
     ]
 
 
 def qwen2():
     def config(**more):
         return transformers.Qwen2Config(**{
-            "vocab_size": VOCABULARY, "hidden_size": 96, "intermediate_size": 144, "num_hidden_layers": 3, **HEADS,
+            "vocab_size": VOCABULARY, "hidden_size": 96, "intermediate_size": 224, "num_hidden_layers": 3, **HEADS,
             "max_position_embeddings": 512, "rms_norm_eps": 1e-5, **more})
 
     return [
@@ -79,12 +79,12 @@ def qwen2():
 def qwen3():
     def config(**more):
         return transformers.Qwen3Config(**{
-            "vocab_size": VOCABULARY, "hidden_size": 72, "intermediate_size": 104, "num_hidden_layers": 3, **HEADS,
+            "vocab_size": VOCABULARY, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, **HEADS,
             "head_dim": 128, "max_position_embeddings": 512, **more})
 
     return [
         Variant("plain", config(**rope("default", 1e6))),
-        Variant("tied", config(tie_word_embeddings=True, head_dim=40)),
+        Variant("tied", config(tie_word_embeddings=True, num_attention_heads=4, num_key_value_heads=1, head_dim=40)),
         Variant("yarn", config(**rope("yarn", 1e6, factor=4.0, original_max_position_embeddings=128))),
     ]
 
@@ -93,8 +93,8 @@ def gemma3():
     def config(local=None, scaling=None, **more):
         full = {"rope_type": "default", "rope_theta": 1e6, **(scaling or {})}
         return transformers.Gemma3TextConfig(**{
-            "vocab_size": VOCABULARY, "hidden_size": 84, "intermediate_size": 128, "num_hidden_layers": 8, **HEADS,
-            "head_dim": 32, "query_pre_attn_scalar": 32, "max_position_embeddings": 512, "sliding_window": 40,
+            "vocab_size": VOCABULARY, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 8, **HEADS,
+            "head_dim": 80, "query_pre_attn_scalar": 80, "max_position_embeddings": 512, "sliding_window": 40,
             "rope_parameters": {"full_attention": full,
                                 "sliding_attention": {"rope_type": "default", "rope_theta": local or 10000.0}},
             **more})
@@ -104,14 +104,14 @@ def gemma3():
         Variant("linear", config(scaling={"rope_type": "linear", "factor": 8.0})),
         Variant("local", config(local=500.0)),
         # The 27B model, known by its layers, scales scores by its own number: hidden size ÷ heads.
-        Variant("27b", config(num_hidden_layers=62, hidden_size=60, intermediate_size=72, query_pre_attn_scalar=10)),
+        Variant("27b", config(num_hidden_layers=62, intermediate_size=96, head_dim=32, query_pre_attn_scalar=16)),
     ]
 
 
 def phi3():
     def config(**more):
         return transformers.Phi3Config(**{
-            "vocab_size": VOCABULARY, "hidden_size": 96, "intermediate_size": 136, "num_hidden_layers": 3,
+            "vocab_size": VOCABULARY, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3,
             "num_attention_heads": 6, "num_key_value_heads": 6, "max_position_embeddings": 512, "pad_token_id": None,
             "eos_token_id": BOS, **more})
 
@@ -136,7 +136,7 @@ def phi3():
 
 
 def gpt2():
-    config = transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=84, n_inner=200, n_layer=3, n_head=6,
+    config = transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=96, n_inner=224, n_layer=3, n_head=6,
                                      n_positions=320, bos_token_id=BOS, eos_token_id=BOS)
     return [Variant("plain", config), Variant("output", config, output=True)]
 
