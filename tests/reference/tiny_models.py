@@ -80,7 +80,7 @@ def qwen3():
     def config(**more):
         return transformers.Qwen3Config(**{
             "vocab_size": VOCABULARY, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3, **HEADS,
-            "head_dim": 128, "max_position_embeddings": 512, **more})
+            "head_dim": 128, "rms_norm_eps": 1e-3, "max_position_embeddings": 512, **more})
 
     return [
         Variant("plain", config(**rope("default", 1e6))),
@@ -94,7 +94,7 @@ def gemma3():
         full = {"rope_type": "default", "rope_theta": 1e6, **(scaling or {})}
         return transformers.Gemma3TextConfig(**{
             "vocab_size": VOCABULARY, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 8, **HEADS,
-            "head_dim": 80, "query_pre_attn_scalar": 80, "max_position_embeddings": 512, "sliding_window": 40,
+            "head_dim": 80, "rms_norm_eps": 1e-3, "query_pre_attn_scalar": 80, "max_position_embeddings": 512, "sliding_window": 40,
             "rope_parameters": {"full_attention": full,
                                 "sliding_attention": {"rope_type": "default", "rope_theta": local or 10000.0}},
             **more})
@@ -137,7 +137,7 @@ def phi3():
 
 def gpt2():
     config = transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=96, n_inner=224, n_layer=3, n_head=6,
-                                     n_positions=320, bos_token_id=BOS, eos_token_id=BOS)
+                                     n_positions=320, layer_norm_epsilon=1e-3, bos_token_id=BOS, eos_token_id=BOS)
     return [Variant("plain", config), Variant("output", config, output=True)]
 
 
