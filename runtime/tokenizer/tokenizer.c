@@ -4,6 +4,7 @@
  */
 #include "tokenizer.h"
 
+#include "log.h"
 #include "tokenizer_private.h"
 
 #include <stdlib.h>
@@ -115,6 +116,13 @@ static pen_status check_kind(const pen_gguf *gguf, const pen_pretokenizer_kind *
     if (model.length != 4 || memcmp(model.data, "gpt2", 4))
         return pen_fail(PEN_UNSUPPORTED, "%s: tokenizer.ggml.model is \"%.*s\"; known: gpt2", pen_gguf_path(gguf),
                         model.length < 64 ? (int)model.length : 64, model.data);
+    if (!pen_gguf_has(gguf, "tokenizer.ggml.pre")) {
+        PEN_WARN(
+            "%s: key tokenizer.ggml.pre is missing; words are cut by \"default\", which may not be the model's way",
+            pen_gguf_path(gguf));
+        *kind = pen_pretokenizer_find("default", strlen("default"));
+        return PEN_OK;
+    }
     PEN_TRY(pen_gguf_str(gguf, "tokenizer.ggml.pre", &pre));
     *kind = pen_pretokenizer_find(pre.data, pre.length);
     if (*kind) return PEN_OK;
