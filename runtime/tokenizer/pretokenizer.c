@@ -1,6 +1,7 @@
 /* Pre-tokenizers over PCRE2; see pretokenizer.h. */
 #include "pretokenizer.h"
 
+#include "nfc.h"
 #include "utf8.h"
 
 #include <stdlib.h>
@@ -21,6 +22,7 @@ struct pen_pretokenizer {
     cutter steps[PEN_PRETOKENIZER_PATTERNS];
     int count;
     pcre2_match_context *limits;
+    pen_nfc *nfc; /* NULL: the text is taken as it is */
 };
 
 static const pen_pretokenizer_kind kinds[] = {
@@ -79,6 +81,7 @@ pen_status pen_pretokenizer_create(const pen_pretokenizer_kind *kind, pen_pretok
     pen_status status = PEN_OK;
     if (pretokenizer) pretokenizer->limits = pcre2_match_context_create(NULL);
     if (!pretokenizer || !pretokenizer->limits) status = pen_fail(PEN_NO_MEMORY, "no memory for a pre-tokenizer");
+    if (status == PEN_OK && kind->composes) status = pen_nfc_create(&pretokenizer->nfc);
     for (int i = 0; status == PEN_OK && i < PEN_PRETOKENIZER_PATTERNS && kind->patterns[i]; i++)
         status = add_step(pretokenizer, kind->patterns[i]);
     if (status != PEN_OK) {
@@ -100,6 +103,7 @@ void pen_pretokenizer_destroy(pen_pretokenizer *pretokenizer) {
         pcre2_code_free(pretokenizer->steps[i].code);
     }
     pcre2_match_context_free(pretokenizer->limits);
+    pen_nfc_destroy(pretokenizer->nfc);
     free(pretokenizer);
 }
 
@@ -144,7 +148,10 @@ pen_status pen_pretokenizer_split(pen_pretokenizer *pretokenizer, const char *te
     const sink out = {word, context};
     for (size_t at = 0; at < length;) {
         size_t valid = run_length(text + at, length - at, true);
-        PEN_TRY(cut(pretokenizer, 0, text + at, valid, &out));
+        const char *characters = text + at;
+        size_t count = valid;
+        if (pretokenizer->nfc) PEN_TRY(pen_nfc_compose(pretokenizer->nfc, characters, valid, &characters, &count));
+        PEN_TRY(cut(pretokenizer, 0, characters, count, &out));
         at += valid;
         size_t invalid = run_length(text + at, length - at, false);
         if (invalid) PEN_TRY(word(context, text + at, invalid));
