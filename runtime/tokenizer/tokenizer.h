@@ -1,14 +1,20 @@
 /*
  * Text to token ids and back.
  *
- * A tokenizer is made from a GGUF's metadata (byte-level BPE, `tokenizer.ggml.model` = gpt2) and copies what it needs,
- * so the file may be closed. It is used from one thread at a time: encoding works in buffers that it owns.
+ * A tokenizer is made from a GGUF's metadata (`tokenizer.ggml.model` = gpt2, byte-level BPE, or llama, SentencePiece's
+ * BPE) and copies what it needs, so the file may be closed. It is used from one thread at a time: encoding works in
+ * buffers that it owns.
  *
  * A model without a file (`synthetic:…`) has no vocabulary: its ids-only tokenizer turns each byte of a text into the
  * id byte mod vocabulary and shows token 123 as "<123>".
  *
- * Text is bytes. Bytes that are not UTF-8 are tokenised too, each run of them as a word of its own. A byte whose token
- * the vocabulary lacks (SmolLM2's lacks 21 that text hardly holds) is left out, as Hugging Face's tokenizers do.
+ * Text is bytes. Bytes that are not UTF-8 are tokenised too: in byte-level BPE each run of them as a word of its own,
+ * in SentencePiece's as byte tokens. A byte whose token the vocabulary lacks (SmolLM2's lacks 21 that text hardly
+ * holds) is left out by byte-level BPE, as Hugging Face's tokenizers do, and part of an unknown token with
+ * SentencePiece.
+ *
+ * SentencePiece and special tokens in a text: what is between control tokens is encoded as the sentencepiece library
+ * encodes a text (with a space before it where the model was trained so); user-defined tokens are part of such a text.
  */
 #ifndef PEN_TOKENIZER_H
 #define PEN_TOKENIZER_H
@@ -38,6 +44,7 @@ void pen_tokenizer_close(pen_tokenizer *tokenizer);
 enum {
     PEN_ENCODE_BOS = 1,     /* begin with BOS, where the model's metadata asks for it */
     PEN_ENCODE_SPECIAL = 2, /* recognise control tokens in the text; without it, "<|im_end|>" is ten characters */
+    PEN_ENCODE_EOS = 4,     /* end with EOS, where the model's metadata asks for it */
 };
 
 /* Appends the ids of a text. User-defined tokens are part of the vocabulary and are always recognised. */

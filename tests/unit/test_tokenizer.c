@@ -449,7 +449,11 @@ static void test_refuses_files_that_contradict_themselves(void **state) {
         pen_status status;
         const char *words;
     } cases[] = {
-        {{.model = "llama"}, PEN_UNSUPPORTED, "tokenizer.ggml.model is \"llama\"; known: gpt2"},
+        {{.model = "t5"},
+         PEN_UNSUPPORTED,
+         "tokenizer.ggml.model is \"t5\", SentencePiece unigram; known: gpt2 (byte-level BPE), llama"},
+        {{.model = "martian"}, PEN_UNSUPPORTED, "tokenizer.ggml.model is \"martian\"; known: gpt2"},
+        {{.model = "llama"}, PEN_BAD_INPUT, "key tokenizer.ggml.scores is missing"},
         {{.pre = "martian"}, PEN_UNSUPPORTED, "tokenizer.ggml.pre is \"martian\"; known: smollm, default, gpt-2"},
         {{.no_merges = true}, PEN_BAD_INPUT, "key tokenizer.ggml.merges is missing"},
         {{.instead_of_hello = "hell"}, PEN_BAD_INPUT, "tokenizer.ggml.tokens: token 259 is there twice"},
