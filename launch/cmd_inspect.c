@@ -25,14 +25,6 @@ static const char *plain(const char *text, char out[TEXT_MAX]) {
     return out;
 }
 
-/* Whether a tensor of the file belongs to a unit; the others take room in the file and nowhere else. */
-static bool is_used(const pen_model *model, const char *name) {
-    for (int u = 0; u < pen_model_unit_count(model); u++)
-        for (int i = 0; i < pen_model_tensor_count(model, u); i++)
-            if (strcmp(pen_model_tensor(model, u, i).name, name) == 0) return true;
-    return false;
-}
-
 typedef struct totals {
     uint64_t weight_bytes; /* a table that both ends share counts once */
     uint64_t kv_bytes_per_token;
@@ -88,6 +80,7 @@ static void print_text(const pen_model *model) {
     char text[TEXT_MAX], size[PEN_SIZE_TEXT];
     printf("%s: %s", plain(pen_model_name(model), text), pen_model_arch(model));
     if (gguf) printf(", GGUF %d, %s", pen_gguf_version(gguf), pen_size_text(pen_gguf_file_bytes(gguf), size));
+    if (gguf && pen_gguf_part_count(gguf) > 1) printf(" in %d files", pen_gguf_part_count(gguf));
     printf("\n%d layers, hidden %d, ffn %d, %d heads and %d of KV, each %d wide, vocabulary %d, context %d\n",
            h->layers, h->hidden, h->ffn, h->heads, h->kv_heads, h->head_size, h->vocab, h->context);
     if (gguf) print_metadata(gguf);
@@ -97,10 +90,6 @@ static void print_text(const pen_model *model) {
         uint64_t class = pen_model_unit(model, first)->class_hash;
         for (last = first; last + 1 < count && pen_model_unit(model, last + 1)->class_hash == class; last++) continue;
         print_units(model, first, last);
-    }
-    for (size_t i = 0; gguf && i < pen_gguf_tensor_count(gguf); i++) {
-        const char *name = pen_gguf_tensor_at(gguf, i)->name;
-        if (!is_used(model, name)) printf("\n%s belongs to no unit and is never read\n", plain(name, text));
     }
     totals sum = total(model);
     printf("\nAll %d units: %s", count, pen_size_text(sum.weight_bytes, size));
@@ -134,21 +123,17 @@ static json_t *json_units(const pen_model *model) {
     return units;
 }
 
-static void add_file(json_t *root, const pen_model *model, const pen_gguf *gguf) {
+static void add_file(json_t *root, const pen_gguf *gguf) {
     char key[TEXT_MAX], value[TEXT_MAX], key_text[TEXT_MAX], value_text[TEXT_MAX];
-    json_t *metadata = json_object(), *unused = json_array();
+    json_t *metadata = json_object();
     for (size_t i = 0; i < pen_gguf_key_count(gguf); i++) {
         pen_gguf_key_text(gguf, i, key, sizeof key, value, sizeof value);
         json_object_set_new(metadata, plain(key, key_text), json_string(plain(value, value_text)));
     }
-    for (size_t i = 0; i < pen_gguf_tensor_count(gguf); i++) {
-        const char *name = pen_gguf_tensor_at(gguf, i)->name;
-        if (!is_used(model, name)) json_array_append_new(unused, json_string(plain(name, key_text)));
-    }
     json_object_set_new(root, "version", json_integer(pen_gguf_version(gguf)));
+    json_object_set_new(root, "files", json_integer(pen_gguf_part_count(gguf)));
     json_object_set_new(root, "file_bytes", json_size(pen_gguf_file_bytes(gguf)));
     json_object_set_new(root, "metadata", metadata);
-    json_object_set_new(root, "unused", unused);
 }
 
 static pen_status print_json(const pen_model *model) {
@@ -162,7 +147,7 @@ static pen_status print_json(const pen_model *model) {
                              h->kv_heads, "head_size", h->head_size, "vocab", h->vocab, "context", h->context, "tied",
                              h->tied, "weight_bytes", json_size(sum.weight_bytes), "kv_bytes_per_token",
                              json_size(sum.kv_bytes_per_token), "units", json_units(model));
-    if (root && gguf) add_file(root, model, gguf);
+    if (root && gguf) add_file(root, gguf);
     int failed = !root || json_dumpf(root, stdout, JSON_INDENT(1)) != 0 || putchar('\n') == EOF;
     json_decref(root);
     return failed ? pen_fail(PEN_IO, "standard output cannot be written") : PEN_OK;
@@ -171,6 +156,7 @@ static pen_status print_json(const pen_model *model) {
 pen_status pen_cmd_inspect(const pen_options *options) {
     pen_model *model;
     PEN_TRY(pen_model_open(options->config.model, &model));
+    pen_command_warn_if_cut(pen_model_gguf(model));
     pen_status status = PEN_OK;
     if (options->json)
         status = print_json(model);

@@ -89,10 +89,16 @@ static void end_line(progress_line *display) {
 
 /* ---- The run ----------------------------------------------------------------------------------------------------- */
 
+/* Models may have more rows than tokens, which pads them; a token without a row is another model's. */
 static pen_status open_tokenizer(const pen_model *model, pen_tokenizer **tokenizer) {
     const pen_gguf *gguf = pen_model_gguf(model);
-    return gguf ? pen_tokenizer_open(gguf, tokenizer)
-                : pen_tokenizer_create_ids(pen_model_hparams(model)->vocab, tokenizer);
+    int rows = pen_model_hparams(model)->vocab;
+    if (!gguf) return pen_tokenizer_create_ids(rows, tokenizer);
+    PEN_TRY(pen_tokenizer_open(gguf, tokenizer));
+    int tokens = pen_tokenizer_vocab_size(*tokenizer);
+    if (tokens <= rows) return PEN_OK;
+    return pen_fail(PEN_BAD_INPUT, "%s: the vocabulary has %d tokens, token_embd.weight has %d rows",
+                    pen_gguf_path(gguf), tokens, rows);
 }
 
 static pen_status show_stages(pen_session *session) {

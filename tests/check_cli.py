@@ -78,7 +78,7 @@ class Program(unittest.TestCase):
         self.assertEqual(len(whole["units"]), 32)
         self.assertEqual(whole["architecture"], "llama")
         self.assertEqual(whole["metadata"]["llama.block_count"], "30")
-        self.assertEqual(whole["unused"], [])
+        self.assertEqual(whole["files"], 1)
         self.assertLess(whole["weight_bytes"], whole["file_bytes"])
         tied = whole["units"][0]["tied_bytes"]
         self.assertEqual(tied, whole["units"][-1]["tied_bytes"])
@@ -99,9 +99,15 @@ class Program(unittest.TestCase):
         data = Path(MODEL).read_bytes()
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "cut.gguf"
-            for length in (23, 5000, len(data) // 2, len(data) - 1):
+            for length in (23, 5000):
                 file.write_bytes(data[:length])
                 self.refused(BAD_INPUT, "cut.gguf", "inspect", str(file))
+            for length in (len(data) // 2, len(data) - 1):  # the header is there
+                file.write_bytes(data[:length])
+                result = run("inspect", str(file))
+                self.assertEqual(result.returncode, 0)
+                self.assertIn("cut.gguf is cut short", result.stderr)
+                self.refused(BAD_INPUT, f"{len(data) - length} are missing", "run", str(file), "-p", "x")
 
     def test_full_disk(self):
         with open("/dev/full", "w") as full:

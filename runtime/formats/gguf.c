@@ -1,12 +1,15 @@
 /*
- * GGUF reader: parses and checks a whole header, then answers questions about it; see gguf.h.
+ * GGUF reader: parses and checks the whole header of one file, then answers questions about it; see gguf.h. A model in
+ * several files is put together in gguf_split.c.
  *
  * The header's length is known only at its end, so it is read piece by piece, as far as the parser has come, into
  * memory of our own: a file that is changed or cut short later cannot pull validated bytes from under us. Everything
  * is kept as offsets until parsing is over, because that memory moves while it grows.
  *
- * pen_gguf_open does all the checking. What is reachable from an opened pen_gguf lies within the header that was read
- * and within the file as it was then; pen_gguf_read checks again what it gets. Getters are in gguf_metadata.c.
+ * Opening does all the checking. What is reachable from an opened pen_gguf lies within the header that was read.
+ * Tensors lie apart from each other and where a file can have them, but perhaps past this file's end: of a file that is
+ * still being downloaded the header is enough for many purposes, so pen_gguf_check_data is a question of its own, and
+ * pen_gguf_read checks what it gets. Getters are in gguf_metadata.c.
  */
 #include "gguf_private.h"
 
@@ -25,7 +28,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "GGUF values are copied
 
 enum {
     HEADER_STEP = 256 << 10, /* read ahead of the parser: small, so that hardly a foreign tensor's page is touched */
-    HEADER_MAX = 1 << 30,    /* real ones are below 20 MB; keeps offsets in 32 bits and a sparse file out of memory */
+    HEADER_MAX = 256 << 20,  /* real ones are below 20 MB; keeps offsets in 32 bits and a sparse file out of memory */
     KEY_MAX = 65535,         /* these two by the GGUF specification */
     TENSOR_NAME_MAX = 64,
     DIMS_MAX = 4,
@@ -33,6 +36,9 @@ enum {
     TENSOR_BYTES_MIN = 8 + 1 + 4 + 8 + 4 + 8, /* length, name, dimensions, shape, type, offset */
     ALIGNMENT_DEFAULT = 32,
 };
+
+/* No file is larger: so no sum over the tensors of many files overflows. */
+static const uint64_t file_bytes_most = UINT64_C(1) << 50;
 
 /* By pen_gguf_value; 0 where the size is not fixed. */
 const uint8_t pen_gguf_value_bytes[PEN_GGUF_VALUE_COUNT] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
@@ -130,8 +136,8 @@ static pen_status take_array(reader *r, pen_gguf_entry *entry) {
     /* The least that an element takes; a string's length field comes first. */
     size_t item_bytes = entry->item_type == PEN_GGUF_STRING ? 8 : pen_gguf_value_bytes[entry->item_type];
     if (entry->count > (r->gguf->file_bytes - r->at) / item_bytes)
-        return pen_fail(PEN_BAD_INPUT, "%s: %s has %llu elements, more than the file could hold", path, r->what,
-                        ULL(entry->count));
+        return pen_fail(PEN_BAD_INPUT, "%s: %s has %llu elements, more than the file could hold (cut short?)", path,
+                        r->what, ULL(entry->count));
     entry->value = (uint32_t)r->at;
     if (entry->item_type != PEN_GGUF_STRING) {
         PEN_TRY(need(r, entry->count * item_bytes));
@@ -253,17 +259,15 @@ static pen_status place_tensors(reader *r, const tensor_entry *entries) {
     char *name = gguf->tensor_names;
     for (size_t i = 0; i < gguf->tensor_count; i++) {
         pen_gguf_tensor *tensor = &gguf->tensors[i];
-        uint64_t room = start < gguf->file_bytes ? gguf->file_bytes - start : 0;
         describe(r, "tensor", entries[i].name, entries[i].name_length);
         if (entries[i].offset % (uint64_t)alignment)
             return pen_fail(PEN_BAD_INPUT, "%s: %s is at offset %llu, not a multiple of the alignment %lld", gguf->path,
                             r->what, ULL(entries[i].offset), (long long)alignment);
-        if (entries[i].offset >= room || tensor->bytes > room - entries[i].offset)
-            return pen_fail(
-                PEN_BAD_INPUT,
-                "%s: %s needs %llu bytes at offset %llu of the data, but the file holds %llu there (cut short?)",
-                gguf->path, r->what, ULL(tensor->bytes), ULL(entries[i].offset), ULL(room));
+        if (entries[i].offset > file_bytes_most || tensor->bytes > file_bytes_most - entries[i].offset)
+            return pen_fail(PEN_BAD_INPUT, "%s: %s has %llu bytes at offset %llu of the data, where no file reaches",
+                            gguf->path, r->what, ULL(tensor->bytes), ULL(entries[i].offset));
         tensor->offset = start + entries[i].offset;
+        if (end_of(tensor) > gguf->data_end) gguf->data_end = end_of(tensor);
         tensor->name = name;
         memcpy(name, gguf->header + entries[i].name, entries[i].name_length);
         name += entries[i].name_length + 1; /* the zeros are there */
@@ -312,7 +316,7 @@ static void directory_free(pen_gguf_directory *directory) {
     free(directory->slots);
 }
 
-static pen_status index_names(reader *r, const tensor_entry *tensors) {
+static pen_status index_keys(reader *r) {
     pen_gguf *gguf = r->gguf;
     PEN_TRY(directory_create(gguf, gguf->entry_count, &gguf->keys));
     for (size_t i = 0; i < gguf->entry_count; i++) {
@@ -321,11 +325,16 @@ static pen_status index_names(reader *r, const tensor_entry *tensors) {
         if (!directory_add(&gguf->keys, (const char *)gguf->header + entry->name, entry->name_length))
             return pen_fail(PEN_BAD_INPUT, "%s: %s is there twice", gguf->path, r->what);
     }
+    return PEN_OK;
+}
+
+pen_status pen_gguf_index_tensors(pen_gguf *gguf) {
     PEN_TRY(directory_create(gguf, gguf->tensor_count, &gguf->tensor_index));
     for (size_t i = 0; i < gguf->tensor_count; i++) {
-        describe(r, "tensor", tensors[i].name, tensors[i].name_length);
-        if (!directory_add(&gguf->tensor_index, (const char *)gguf->header + tensors[i].name, tensors[i].name_length))
-            return pen_fail(PEN_BAD_INPUT, "%s: %s is there twice", gguf->path, r->what);
+        const pen_gguf_tensor *tensor = &gguf->tensors[i];
+        if (!directory_add(&gguf->tensor_index, tensor->name, strlen(tensor->name)))
+            return pen_fail(PEN_BAD_INPUT, "%s: tensor %s is there twice", gguf->parts[tensor->part]->path,
+                            tensor->name);
     }
     return PEN_OK;
 }
@@ -380,7 +389,7 @@ static pen_status parse_counted(reader *r, tensor_entry *entries) {
     gguf->tensor_names = calloc(names_bytes, 1);
     if (!gguf->tensor_names) return pen_fail(PEN_NO_MEMORY, "%s: no memory for the tensors' names", gguf->path);
     gguf->hash = XXH3_64bits_withSeed(gguf->header, r->at, gguf->file_bytes);
-    PEN_TRY(index_names(r, entries));
+    PEN_TRY(index_keys(r));
     return place_tensors(r, entries);
 }
 
@@ -403,7 +412,7 @@ static pen_status parse(pen_gguf *gguf) {
     return status;
 }
 
-pen_status pen_gguf_open(const char *path, pen_gguf **gguf_out) {
+pen_status pen_gguf_open_file(const char *path, pen_gguf **gguf_out) {
     *gguf_out = NULL;
     pen_gguf *gguf = calloc(1, sizeof *gguf);
     if (!gguf) return pen_fail(PEN_NO_MEMORY, "%s: no memory to open it", path);
@@ -420,6 +429,8 @@ pen_status pen_gguf_open(const char *path, pen_gguf **gguf_out) {
 
 void pen_gguf_close(pen_gguf *gguf) {
     if (!gguf) return;
+    for (int i = 1; i < gguf->part_count; i++) pen_gguf_close(gguf->parts[i]);
+    free(gguf->parts);
     for (size_t i = 0; i < gguf->entry_count; i++) free(gguf->entries[i].strings);
     directory_free(&gguf->keys);
     directory_free(&gguf->tensor_index);
@@ -440,12 +451,23 @@ const char *pen_gguf_path(const pen_gguf *gguf) {
 int pen_gguf_version(const pen_gguf *gguf) {
     return gguf->version;
 }
+int pen_gguf_part_count(const pen_gguf *gguf) {
+    return gguf->part_count;
+}
+
 uint64_t pen_gguf_file_bytes(const pen_gguf *gguf) {
-    return gguf->file_bytes;
+    uint64_t bytes = 0;
+    for (int i = 0; i < gguf->part_count; i++) bytes += gguf->parts[i]->file_bytes;
+    return bytes;
 }
+
 uint64_t pen_gguf_hash(const pen_gguf *gguf) {
-    return gguf->hash;
+    uint64_t hash = gguf->hash;
+    for (int i = 1; i < gguf->part_count; i++)
+        hash = XXH3_64bits_withSeed(&gguf->parts[i]->hash, sizeof gguf->parts[i]->hash, hash);
+    return hash;
 }
+
 size_t pen_gguf_tensor_count(const pen_gguf *gguf) {
     return gguf->tensor_count;
 }
@@ -473,21 +495,40 @@ const char *pen_gguf_type_name(uint32_t gguf_type) {
     return name ? name : "unknown";
 }
 
+static const pen_gguf *part_of(const pen_gguf *gguf, const pen_gguf_tensor *tensor) {
+    return gguf->parts[tensor->part];
+}
+
+pen_status pen_gguf_check_data(const pen_gguf *gguf) {
+    const pen_gguf_tensor *first = NULL; /* whose data is not all there */
+    for (size_t i = 0; i < gguf->tensor_count; i++) {
+        const pen_gguf_tensor *tensor = &gguf->tensors[i];
+        bool whole = end_of(tensor) <= part_of(gguf, tensor)->file_bytes;
+        if (whole || (first && first->part < tensor->part)) continue;
+        if (!first || tensor->part < first->part || tensor->offset < first->offset) first = tensor;
+    }
+    if (!first) return PEN_OK;
+    const pen_gguf *part = part_of(gguf, first);
+    return pen_fail(PEN_BAD_INPUT, "%s is cut short: of %llu bytes %llu are missing, from tensor %s on", part->path,
+                    ULL(part->data_end), ULL(part->data_end - part->file_bytes), first->name);
+}
+
 pen_status pen_gguf_read(const pen_gguf *gguf, const pen_gguf_tensor *tensor, uint64_t offset, size_t bytes,
                          void *target) {
+    const pen_gguf *part = part_of(gguf, tensor);
     if (!tensor->known)
-        return pen_fail(PEN_UNSUPPORTED, "%s: tensor %s has type %s (%u)", gguf->path, tensor->name,
+        return pen_fail(PEN_UNSUPPORTED, "%s: tensor %s has type %s (%u)", part->path, tensor->name,
                         pen_gguf_type_name(tensor->gguf_type), tensor->gguf_type);
     assert(offset <= tensor->bytes && bytes <= tensor->bytes - offset);
     uint64_t position = tensor->offset + offset, end = position + bytes;
     for (char *out = target; position < end;) {
-        ssize_t got = pread(gguf->file, out, end - position, (off_t)position);
+        ssize_t got = pread(part->file, out, end - position, (off_t)position);
         if (got < 0 && errno == EINTR) continue;
         if (got < 0)
-            return pen_fail(PEN_IO, "%s: cannot read tensor %s: %s", gguf->path, tensor->name, strerror(errno));
+            return pen_fail(PEN_IO, "%s: cannot read tensor %s: %s", part->path, tensor->name, strerror(errno));
         if (got == 0)
-            return pen_fail(PEN_BAD_INPUT, "%s: tensor %s: the file now ends at byte %llu, %llu short of its data",
-                            gguf->path, tensor->name, ULL(position), ULL(end - position));
+            return pen_fail(PEN_BAD_INPUT, "%s: tensor %s: the file ends at byte %llu, %llu short of its data",
+                            part->path, tensor->name, ULL(position), ULL(end - position));
         out += got;
         position += (uint64_t)got;
     }

@@ -5,6 +5,9 @@
  * before it is used; an error names the file, the key or the tensor. Nothing is mapped: the header is read into memory
  * of our own and tensor data by pread, so that a file cut short under us is an error, not a SIGBUS, and no page of a
  * foreign tensor is touched.
+ *
+ * A model may be split into files NAME-00001-of-0000N.gguf, as llama.cpp's gguf-split does it: any of them opens all.
+ * The first has the metadata. A file that ends behind its header opens, too: what it says of the model is all there.
  */
 #ifndef PEN_GGUF_H
 #define PEN_GGUF_H
@@ -25,17 +28,22 @@ typedef struct pen_gguf_tensor {
     pen_type type;
     int dims;         /* 1 … 4 */
     int64_t shape[4]; /* GGUF order: shape[0] is the row length (K), shape[1] the number of rows (N); 1 past dims */
-    uint64_t offset;  /* from the start of the file */
+    int part;         /* the file that holds its data, from 0 … */
+    uint64_t offset;  /* … and where there */
     uint64_t bytes;   /* 0 for a type we do not know */
 } pen_gguf_tensor;
 
 pen_status pen_gguf_open(const char *path, pen_gguf **gguf);
 void pen_gguf_close(pen_gguf *gguf);
 
-const char *pen_gguf_path(const pen_gguf *gguf);
+/* PEN_BAD_INPUT, naming file and tensor, where the data of a tensor is not all there. */
+pen_status pen_gguf_check_data(const pen_gguf *gguf);
+
+const char *pen_gguf_path(const pen_gguf *gguf); /* of the file with the metadata */
 int pen_gguf_version(const pen_gguf *gguf);
-uint64_t pen_gguf_file_bytes(const pen_gguf *gguf);
-/* Hash over metadata and the table of tensors (names, types, shapes, offsets) and the file's length: equal files give
+int pen_gguf_part_count(const pen_gguf *gguf);      /* files */
+uint64_t pen_gguf_file_bytes(const pen_gguf *gguf); /* of all files */
+/* Hash over metadata and the table of tensors (names, types, shapes, offsets) and the files' lengths: equal files give
  * equal hashes, and no tensor data is read. */
 uint64_t pen_gguf_hash(const pen_gguf *gguf);
 

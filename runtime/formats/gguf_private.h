@@ -1,5 +1,6 @@
 /*
- * What gguf.c (opening and checking) and gguf_metadata.c (getters) share: the parsed header.
+ * What gguf.c (opening and checking a file), gguf_split.c (a model in several files) and gguf_metadata.c (getters)
+ * share: the parsed header.
  *
  * All offsets are into `header`, and were checked against it when the file was opened.
  */
@@ -52,6 +53,7 @@ typedef struct pen_gguf_directory {
 #define PEN_GGUF_NONE ((size_t)-1)
 size_t pen_gguf_directory_find(const pen_gguf_directory *directory, const char *name);
 
+/* A file. A model in several is its first, which has the metadata: it owns the others and lists everyone's tensors. */
 struct pen_gguf {
     char *path;
     int file;
@@ -68,8 +70,17 @@ struct pen_gguf {
 
     pen_gguf_tensor *tensors;
     size_t tensor_count;
-    char *tensor_names; /* all of them, zero-terminated */
+    char *tensor_names; /* of this file: all of them, zero-terminated */
+    uint64_t data_end;  /* where this file's last tensor ends, or will when all of it is there */
+
+    pen_gguf **parts; /* [part_count], the first is this one; NULL and 0 in the others */
+    int part_count;
     pen_gguf_directory tensor_index;
 };
+
+/* One file by itself, without parts and index. */
+pen_status pen_gguf_open_file(const char *path, pen_gguf **gguf);
+/* Refuses a name that is there twice. */
+pen_status pen_gguf_index_tensors(pen_gguf *gguf);
 
 #endif

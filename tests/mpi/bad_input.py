@@ -92,6 +92,44 @@ class BadInput(unittest.TestCase):
         for length in (0, 3, 20, 300, len(data) // 2):
             self.file_refused(BAD_INPUT, "", data[:length], ranks=[0])
 
+    def test_cut_behind_the_header(self):
+        self.file_refused(BAD_INPUT, ["cut short", "missing, from tensor output_norm.weight on"],
+                          gguf_file.model()[:-1])
+        (self.folder / "cut.gguf").write_bytes(gguf_file.model()[:-70000])
+        self.refused(BAD_INPUT, "cut short", "perplexity", "cut.gguf", "-f", "cut.gguf")
+        for command in (["plan", "cut.gguf", "--stages", "2", "--cache", str(self.folder)], ["inspect", "cut.gguf"]):
+            outcome = self.works(*command)
+            warnings = [line for line in outcome.err.splitlines() if "warning" in line]
+            self.assertEqual(len(warnings), 1, outcome.err)
+            self.assertIn("cut.gguf is cut short", warnings[0])
+
+    def test_split_files(self):
+        paths = gguf_file.split(self.folder, "split", 4)
+        (self.folder / "one.gguf").write_bytes(gguf_file.model())
+        line = ["-p", "Hello", "-n", "8", "--json", "--cache", str(self.folder)]
+        expected = self.works("run", "one.gguf", *line).json()["output_ids"]
+        for ranks, part in ((0, 0), (2, 3), (3, 0)):
+            self.assertEqual(self.works("run", paths[part].name, *line, ranks=ranks).json()["output_ids"], expected)
+        self.assertEqual(self.works("inspect", paths[0].name, "--json").json()["files"], 4)
+        self.assertTrue(self.works("plan", paths[1].name, "--stages", "2", "--cache", str(self.folder)).out)
+
+        whole = paths[3].read_bytes()
+        paths[3].write_bytes(whole[:-1])
+        self.refused(BAD_INPUT, [f"{paths[3].name} is cut short", "1 are missing"], "run", paths[0].name, "-p", "x")
+        self.assertIn(f"{paths[3].name} is cut short", self.works("inspect", paths[0].name).err)
+        self.settle()
+        paths[3].write_bytes(paths[2].read_bytes())
+        self.refused(BAD_INPUT, [paths[3].name, "part 3 of 4"], "inspect", paths[0].name, ranks=[0])
+        self.settle()
+        paths[3].unlink()
+        for command in (["run", "-p", "x"], ["plan"], ["inspect"]):
+            self.refused(IO, [paths[3].name, "No such file"], command[0], paths[0].name, *command[1:], ranks=[0])
+
+    def test_vocabulary_and_embedding_disagree(self):
+        tokens = gguf_file.alphabet() + ["more"]
+        short = gguf_file.model(shapes={"token_embd.weight": [32, 256]})
+        self.file_refused(BAD_INPUT, f"the vocabulary has {len(tokens)} tokens, token_embd.weight has 256 rows", short)
+
     def test_no_gguf(self):
         self.file_refused(BAD_INPUT, "GGUF", b"This is not a model.\n" * 1000)
         self.file_refused(BAD_INPUT, "GGUF", bytes(100000), ranks=[0])
@@ -116,6 +154,13 @@ class BadInput(unittest.TestCase):
         data = gguf_file.model()
         nan = struct.pack("<f", float("nan"))
         self.file_refused(BAD_INPUT, "output_norm.weight", data[:-4] + nan)
+        # A matrix's is said, once a tensor: perhaps it is never used. This one's makes all logits of a token NaN.
+        (self.folder / "nan.gguf").write_bytes(data)
+        start, _ = gguf_file.Reader(self.folder / "nan.gguf").tensors["token_embd.weight"]
+        (self.folder / "nan.gguf").write_bytes(data[:start] + nan * 3 + data[start + 12:])
+        outcome = self.job.run("run", "nan.gguf", "-p", "Hello", cwd=self.folder)
+        self.assertEqual(outcome.err.count("nan.gguf: tensor token_embd.weight holds NaN or infinite values"), 1)
+        self.assertEqual((outcome.code, len(outcome.complaints)), (BAD_INPUT, 1))
         self.file_refused(BAD_INPUT, "not a number", data[:-8000] + nan * 1000 + data[-4000:])
 
     def test_unknown_architecture(self):

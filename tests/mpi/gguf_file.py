@@ -1,7 +1,7 @@
 """GGUF files for the tests of this folder: small ones of a llama model, good and others; and where a file has what."""
 import struct
 
-U32, F32, STRING, ARRAY = 4, 6, 8, 9
+U16, U32, I32, F32, STRING, ARRAY = 2, 4, 5, 6, 8, 9
 TYPE_F32 = 0
 
 
@@ -27,9 +27,10 @@ def alphabet():
     return [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(len(others))]
 
 
-def model(layers=2, hidden=32, ffn=64, heads=2, keys=None, types=None, shapes=None, offsets=None, count=None):
-    """A file whose weights are all 1/64. The last five replace what is right: values of keys (None: left out), types,
-    shapes and offsets of tensors by name, the number of tensors."""
+def model(layers=2, hidden=32, ffn=64, heads=2, keys=None, types=None, shapes=None, offsets=None, count=None,
+          raw=False):
+    """A file whose weights are all 1/64. `keys` and what follows replace what is right: values of keys (None: left out), types,
+    shapes and offsets of tensors by name, the number of tensors. `raw`: the keys and the shapes instead."""
     tokens = alphabet()
     values = {
         "general.architecture": "llama",
@@ -55,17 +56,38 @@ def model(layers=2, hidden=32, ffn=64, heads=2, keys=None, types=None, shapes=No
         tensors.update({f"blk.{layer}.{name}.weight": shape for name, shape in block.items()})
     tensors["output_norm.weight"] = [hidden]
 
-    header = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors) if count is None else count, len(values))
-    header += b"".join(text(key) + value_of(value) for key, value in values.items())
+    if raw:
+        return values, tensors
+    return whole(values, tensors, types or {}, shapes or {}, offsets or {}, count)
+
+
+def whole(values, tensors, types, shapes, offsets, count=None, split=b"", split_keys=0):
+    """A file of these keys and tensors; `split` are more keys, as they stand in the file."""
+    header = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors) if count is None else count, len(values) + split_keys)
+    header += b"".join(text(key) + value_of(value) for key, value in values.items()) + split
     offset, data = 0, b""
     for name, shape in tensors.items():
         bytes_here = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
-        told = (shapes or {}).get(name, shape)
+        told = shapes.get(name, shape)
         header += text(name) + struct.pack(f"<I{len(told)}Q", len(told), *told)
-        header += struct.pack("<IQ", (types or {}).get(name, TYPE_F32), (offsets or {}).get(name, offset))
+        header += struct.pack("<IQ", types.get(name, TYPE_F32), offsets.get(name, offset))
         data += struct.pack("<f", 1 / 64) * (bytes_here // 4)
         offset += bytes_here  # a multiple of 32
     return header + bytes(-len(header) % 32) + data
+
+
+def split(folder, stem, count, **options):
+    """The model in `count` files, as gguf-split writes them; returns their paths. The first has no tensors."""
+    values, tensors = model(**options, raw=True)
+    names, paths = list(tensors), []
+    for no in range(count):
+        keys = text("split.no") + struct.pack("<IH", U16, no) + text("split.count") + struct.pack("<IH", U16, count)
+        keys += text("split.tensors.count") + struct.pack("<Ii", I32, len(names))
+        first, last = (no - 1) * len(names) // (count - 1), no * len(names) // (count - 1)
+        own = {name: tensors[name] for name in names[max(first, 0):last]}
+        paths.append(folder / f"{stem}-{no + 1:05d}-of-{count:05d}.gguf")
+        paths[-1].write_bytes(whole(values if no == 0 else {}, own, {}, {}, {}, split=keys, split_keys=3))
+    return paths
 
 
 class Reader:
