@@ -6,12 +6,14 @@
  * one of its symbols is not searched for in the heap, but recognised when it comes out: the symbols are then not those
  * of its merge.
  *
- * Most pairs of symbols have no merge, and finding that out is most of the work. So a place of the hash table holds a
- * part of the hash beside the rank: the merge itself, elsewhere in memory, is looked at only where that agrees.
+ * Looking up pairs in megabytes of merges is most of the work. So the pairs of bytes, with which every word begins,
+ * have a small table, and a place of the hash table of all pairs holds a part of the hash beside the rank: the merge
+ * itself, elsewhere in memory, is looked at only where that agrees.
  */
 #include "bpe.h"
 
 #include "heap.h"
+#include "tokens.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -28,32 +30,12 @@ struct pen_bpe {
     uint64_t *slots; /* high half of the hash of (left, right), and rank + 1; 0: empty */
     size_t mask;
     int32_t bytes[256];
+    uint32_t byte_pairs[256][256]; /* rank + 1; 0: no merge */
     /* For the word at hand; they grow to the longest seen. */
     symbol *symbols;
     size_t symbol_capacity;
     pen_heap heap;
 };
-
-/* ---- Lists of ids ---------------------------------------------------------------------------------------------- */
-
-pen_status pen_tokens_append(pen_tokens *tokens, const int32_t *ids, size_t count) {
-    if (count == 0) return PEN_OK;
-    if (tokens->capacity - tokens->count < count) {
-        size_t capacity = 2 * tokens->capacity + count + 16;
-        int32_t *grown = realloc(tokens->ids, capacity * sizeof *grown);
-        if (!grown) return pen_fail(PEN_NO_MEMORY, "no memory for %zu tokens", capacity);
-        tokens->ids = grown;
-        tokens->capacity = capacity;
-    }
-    memcpy(tokens->ids + tokens->count, ids, count * sizeof *ids);
-    tokens->count += count;
-    return PEN_OK;
-}
-
-void pen_tokens_free(pen_tokens *tokens) {
-    free(tokens->ids);
-    *tokens = (pen_tokens){0};
-}
 
 /* ---- Merges ---------------------------------------------------------------------------------------------------- */
 
@@ -103,6 +85,9 @@ pen_status pen_bpe_create(pen_merge *merges, size_t count, const int32_t bytes[2
         }
         *slot = hash(merges[rank].left, merges[rank].right) >> 32 << 32 | (rank + 1);
     }
+    for (int left = 0; left < 256; left++)
+        for (int right = 0; right < 256; right++)
+            bpe->byte_pairs[left][right] = (uint32_t)*merge_slot(bpe, bytes[left], bytes[right]);
     *bpe_out = bpe;
     return PEN_OK;
 }
@@ -156,18 +141,21 @@ static void join(pen_bpe *bpe, uint64_t proposal) {
 
 pen_status pen_bpe_encode(pen_bpe *bpe, const char *word, size_t length, pen_tokens *tokens) {
     PEN_TRY(reserve(bpe, length));
+    bpe->heap.count = 0;
     int32_t count = 0;
+    unsigned char before = 0;
     for (size_t i = 0; i < length; i++) {
-        int32_t id = bpe->bytes[(unsigned char)word[i]];
-        if (id == NONE) continue;
-        bpe->symbols[count] = (symbol){id, count - 1, count + 1};
+        unsigned char byte = (unsigned char)word[i];
+        if (bpe->bytes[byte] == NONE) continue;
+        uint64_t rank = count ? bpe->byte_pairs[before][byte] : 0;
+        if (rank) pen_heap_push(&bpe->heap, (rank - 1) << 32 | (uint32_t)(count - 1));
+        bpe->symbols[count] = (symbol){bpe->bytes[byte], count - 1, count + 1};
+        before = byte;
         count++;
     }
     if (count == 0) return PEN_OK;
     bpe->symbols[count - 1].after = NONE;
 
-    bpe->heap.count = 0;
-    for (int32_t i = 0; i < count; i++) propose(bpe, i);
     while (bpe->heap.count) join(bpe, pen_heap_pop(&bpe->heap));
     for (int32_t i = 0; i != NONE; i = bpe->symbols[i].after)
         PEN_TRY(pen_tokens_append(tokens, &bpe->symbols[i].id, 1));

@@ -15,8 +15,8 @@
  */
 #include "spm.h"
 
-#include "bpe.h"
 #include "heap.h"
+#include "tokens.h"
 #include "utf8.h"
 #include "word_cache.h"
 

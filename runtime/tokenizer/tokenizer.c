@@ -6,6 +6,7 @@
 
 #include "log.h"
 #include "tokenizer_private.h"
+#include "tokens.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -63,12 +63,18 @@ pen_text pen_tokenizer_piece(const pen_tokenizer *tokenizer, int32_t id);
 /*
  * Streaming: ids go in one by one, text comes out as soon as it is whole characters. What is no UTF-8 becomes U+FFFD,
  * one for each longest part of a character that is valid so far, as in Hugging Face's decode: all that is returned is
- * valid UTF-8, and the same however the stream was cut into calls.
+ * valid UTF-8, and the same however the stream was cut into calls. Where encoding put a space before the text, the text
+ * that comes back begins without it.
  */
 typedef struct pen_detokenizer pen_detokenizer;
 
-/* `control`: show control tokens as their names, rather than as nothing. The tokenizer outlives the detokenizer. */
-pen_status pen_detokenizer_create(const pen_tokenizer *tokenizer, bool control, pen_detokenizer **detokenizer);
+enum {
+    PEN_DECODE_CONTROL = 1,   /* show control tokens as their names, rather than as nothing */
+    PEN_DECODE_CONTINUED = 2, /* there is text before it: keep the space that SentencePiece would take for its own */
+};
+
+/* The tokenizer outlives the detokenizer. */
+pen_status pen_detokenizer_create(const pen_tokenizer *tokenizer, unsigned flags, pen_detokenizer **detokenizer);
 void pen_detokenizer_destroy(pen_detokenizer *detokenizer);
 /* The text that is complete with this token. Valid until the next call. */
 pen_text pen_detokenizer_push(pen_detokenizer *detokenizer, int32_t id);

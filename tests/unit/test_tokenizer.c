@@ -145,7 +145,7 @@ static void assert_utf8(pen_text text) {
 /* The whole text of some ids, through a stream each of whose parts is checked. The caller frees it. */
 static pen_text streamed(const pen_tokenizer *tokenizer, const int32_t *ids, size_t count, bool control) {
     pen_detokenizer *detokenizer;
-    assert_int_equal(pen_detokenizer_create(tokenizer, control, &detokenizer), PEN_OK);
+    assert_int_equal(pen_detokenizer_create(tokenizer, control ? PEN_DECODE_CONTROL : 0, &detokenizer), PEN_OK);
     char *text = malloc(1);
     size_t length = 0;
     for (size_t i = 0; i <= count; i++) {
@@ -375,7 +375,7 @@ static void test_streams_text_as_soon_as_it_is_whole(void **state) {
     (void)state;
     pen_tokenizer *t = open_tokenizer(&(variant){0});
     pen_detokenizer *d;
-    assert_int_equal(pen_detokenizer_create(t, false, &d), PEN_OK);
+    assert_int_equal(pen_detokenizer_create(t, 0, &d), PEN_OK);
     static const struct {
         int32_t id;
         const char *text;
