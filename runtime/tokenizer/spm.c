@@ -10,8 +10,9 @@
  * side in no token of the vocabulary, no token can ever reach across, and what is on either side is independent. The
  * text is cut there: into words, mostly, whose tokens are remembered.
  *
- * That does not hold where a token of kind "unused" can arise. It is taken apart again in the end, the way it was last
- * put together anywhere in the text (so does the library). Then nothing is cut.
+ * A token of kind "unused" may be made on the way, but where it is left in the end it is taken apart again into the two
+ * that made it. Those are always the same two: while a stretch of text becomes one token, its joins happen in the order
+ * of their scores, whatever is around it, and only the last of them joins two symbols to the whole.
  */
 #include "spm.h"
 
@@ -24,14 +25,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NONE = -1, UNUSED_CHECKED = 256 };
+enum { NONE = -1 };
 
 typedef struct symbol {
     uint32_t start, length; /* in the text */
     int32_t before, after;
     int32_t id;   /* NONE: a character that was not looked up */
     int32_t join; /* what it and the next symbol make; NONE: nothing, or it was joined to the one before it */
-    bool whole;   /* a user-defined token, never joined */
 } symbol;
 
 struct pen_spm {
@@ -43,7 +43,7 @@ struct pen_spm {
     size_t longest;               /* bytes of a token that joins can make */
     uint8_t beside[256][256 / 8]; /* whether a second byte follows a first one anywhere in such a token */
     bool space_prefix, removes_spaces;
-    uint32_t *splits; /* [vocabulary]: bytes of the left part when last put together; NULL: no unused token can arise */
+    uint32_t *splits; /* [vocabulary]: bytes of the left one of two that made a token; NULL: none is unused */
     pen_word_cache *cache;
     /* For the text at hand; they grow to the longest seen. */
     char *text;
@@ -75,7 +75,7 @@ static void propose(pen_spm *spm, int32_t index) {
     if (left->after == NONE) return;
     const symbol *right = &spm->symbols[left->after];
     size_t length = (size_t)left->length + right->length;
-    if (length > spm->longest || left->whole || right->whole) return;
+    if (length > spm->longest) return;
     left->join = pen_vocab_find_bytes(spm->vocab, spm->text + left->start, length);
     if (left->join == NONE) return;
     if (spm->splits) spm->splits[left->join] = left->length;
@@ -96,7 +96,7 @@ static void join(pen_spm *spm, uint64_t proposal) {
     propose(spm, index);
 }
 
-/* Takes a symbol apart the way its token was last put together. What begins at its second half was a symbol once. */
+/* Takes a symbol apart into the two that made it. What begins at its second half was a symbol once. */
 static void unjoin(pen_spm *spm, int32_t index) {
     symbol *left = &spm->symbols[index];
     uint32_t split = spm->splits[left->id];
@@ -121,23 +121,13 @@ static pen_status append_symbol(const pen_spm *spm, const symbol *s, pen_tokens 
     return PEN_OK;
 }
 
-/* Makes the symbols of text[start … end): user-defined tokens and characters, or single bytes where it is not UTF-8. */
+/* Makes the symbols of text[start … end): characters, or single bytes where it is not UTF-8. */
 static int32_t make_symbols(pen_spm *spm, size_t start, size_t end) {
     int32_t count = 0;
-    size_t special_at = start;
-    int32_t special = pen_specials_next(spm->specials, spm->text, end, false, &special_at);
     for (size_t at = start, length; at < end; at += length) {
-        int32_t id = NONE;
-        if (at == special_at) {
-            id = special;
-            length = pen_vocab_piece(spm->vocab, id).length;
-            special_at += length;
-            special = pen_specials_next(spm->specials, spm->text, end, false, &special_at);
-        } else {
-            int step = pen_utf8_next(spm->text + at, end - at);
-            length = step > 0 ? (size_t)step : 1;
-        }
-        spm->symbols[count] = (symbol){(uint32_t)at, (uint32_t)length, count - 1, count + 1, id, NONE, id != NONE};
+        int step = pen_utf8_next(spm->text + at, end - at);
+        length = step > 0 ? (size_t)step : 1;
+        spm->symbols[count] = (symbol){(uint32_t)at, (uint32_t)length, count - 1, count + 1, NONE, NONE};
         count++;
     }
     spm->symbols[count - 1].after = NONE;
@@ -196,7 +186,7 @@ static pen_status encode_words(pen_spm *spm, size_t start, size_t end, pen_token
     return PEN_OK;
 }
 
-static pen_status encode_cut(pen_spm *spm, size_t length, pen_tokens *tokens) {
+static pen_status encode_normalised(pen_spm *spm, size_t length, pen_tokens *tokens) {
     for (size_t start = 0, at = 0; start < length; start = at) {
         int32_t id = pen_specials_next(spm->specials, spm->text, length, false, &at);
         PEN_TRY(encode_words(spm, start, at, tokens));
@@ -249,7 +239,7 @@ pen_status pen_spm_encode(pen_spm *spm, const char *text, size_t length, pen_tok
     size_t count, first = tokens->count;
     PEN_TRY(normalise(spm, text, length, &count));
     if (count == 0) return PEN_OK;
-    PEN_TRY(spm->splits ? encode_span(spm, 0, count, tokens) : encode_cut(spm, count, tokens));
+    PEN_TRY(encode_normalised(spm, count, tokens));
     if (spm->bytes[0] == NONE) squeeze_unknown(spm, tokens, first);
     return PEN_OK;
 }
@@ -286,21 +276,6 @@ static pen_status read_scores(const pen_gguf *gguf, pen_spm *spm) {
     return PEN_OK;
 }
 
-/* Whether some neighbours can make an unused token; supposed of a very long one. */
-static bool can_arise(const pen_spm *spm, pen_text piece) {
-    if (piece.length > UNUSED_CHECKED) return true;
-    for (size_t split = 1; split < piece.length; split++) {
-        const char *right = piece.data + split;
-        size_t length = piece.length - split;
-        bool left_is = pen_utf8_next(piece.data, split) == (int)split ||
-                       pen_vocab_find_bytes(spm->vocab, piece.data, split) != NONE;
-        bool right_is =
-            pen_utf8_next(right, length) == (int)length || pen_vocab_find_bytes(spm->vocab, right, length) != NONE;
-        if (left_is && right_is) return true;
-    }
-    return false;
-}
-
 static pen_status read_tokens(const pen_gguf *gguf, pen_spm *spm) {
     size_t size = (size_t)pen_vocab_size(spm->vocab);
     bool unused = false;
@@ -324,7 +299,7 @@ static pen_status read_tokens(const pen_gguf *gguf, pen_spm *spm) {
             for (size_t i = 1; i < piece.length; i++)
                 set_beside(spm, (unsigned char)piece.data[i - 1], (unsigned char)piece.data[i]);
             if (piece.length > spm->longest) spm->longest = piece.length;
-            unused = unused || (kind == PEN_TOKEN_UNUSED && can_arise(spm, piece));
+            unused = unused || kind == PEN_TOKEN_UNUSED;
         }
     }
     if (!unused) return PEN_OK;
@@ -341,10 +316,9 @@ static pen_status check_bytes(const pen_gguf *gguf, const pen_spm *spm) {
         first = byte;
     }
     if (missing > 0 && missing < 256)
-        return pen_fail(PEN_BAD_INPUT,
-                        "%s: key tokenizer.ggml.tokens: of the 256 byte tokens %d are missing, such as"
-                        " <0x%02X>",
-                        pen_gguf_path(gguf), missing, (unsigned)first);
+        return pen_fail(
+            PEN_BAD_INPUT, "%s: key tokenizer.ggml.tokens: of the 256 byte tokens %d %s missing, %s<0x%02X>",
+            pen_gguf_path(gguf), missing, missing == 1 ? "is" : "are", missing == 1 ? "" : "such as ", (unsigned)first);
     if (missing == 256 && spm->unknown == NONE)
         return pen_fail(PEN_BAD_INPUT, "%s: there are neither byte tokens nor an unknown token", pen_gguf_path(gguf));
     return PEN_OK;
