@@ -432,8 +432,7 @@ static bool has_f16c(void) {
 /* The compiler's checks include that the operating system saves the registers. */
 static bool isa_present(pen_cpu_isa isa) {
 #if defined(PEN_CPU_X86)
-    if (isa == PEN_CPU_AVX2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    if (isa == PEN_CPU_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (isa == PEN_CPU_AVX512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&

@@ -65,8 +65,8 @@ static void use_plan(const uint8_t *bytes, const char *text, size_t length) {
     if (plan->stage_count > 0) check_split(plan);
     pen_plan_options options = {.stages = bytes[0] % 20,
                                 .method = methods[bytes[1] % (sizeof methods / sizeof *methods)],
-                                .memory = bytes[2] < 64 ? UINT64_C(1) << bytes[2] : 0,
-                                .kv_tokens = bytes[3] < 40 ? INT64_C(1) << bytes[3] : 0};
+                                .memory = bytes[2] <= 53 ? UINT64_C(1) << bytes[2] : 0,
+                                .kv_tokens = bytes[3] < 50 ? INT64_C(1) << bytes[3] : 0};
     if (pen_plan_solve(plan, &options) == PEN_OK) {
         check_split(plan);
         require(isfinite(plan->score.max_ms) && plan->score.max_ms >= plan->lower_bound_ms * (1 - 1e-9));
