@@ -180,8 +180,8 @@ void pen_device_set_batch(pen_device *device, const pen_batch *batch) {
     device->class->set_batch(device, batch);
 }
 
-void pen_op_embed(pen_device *device, const pen_weight *table, float scale, pen_buffer *x) {
-    device->class->embed(device, table, scale, x);
+void pen_op_embed(pen_device *device, const pen_embed_op *op) {
+    device->class->embed(device, op);
 }
 
 void pen_op_norm(pen_device *device, const pen_norm_op *op) {

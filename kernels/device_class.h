@@ -44,7 +44,7 @@ typedef struct pen_device_class {
     double (*unit_ms)(pen_device *, int);
 
     void (*set_batch)(pen_device *, const pen_batch *);
-    void (*embed)(pen_device *, const pen_weight *, float, pen_buffer *);
+    void (*embed)(pen_device *, const pen_embed_op *);
     void (*norm)(pen_device *, const pen_norm_op *);
     void (*qkv)(pen_device *, const pen_qkv_op *);
     void (*rope_kv)(pen_device *, const pen_rope_kv_op *);

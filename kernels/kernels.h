@@ -107,6 +107,7 @@ typedef struct pen_rope_options {
     int positions;        /* table length: the longest context */
     double base;          /* 10000, 100000, … */
     double scale;         /* 1, or 1/factor of linear scaling */
+    double magnitude;     /* what is rotated is multiplied by this, too: 1, or YaRN's attention factor */
     const float *factors; /* [dims/2] or NULL */
     bool interleaved;
 } pen_rope_options;
@@ -154,8 +155,14 @@ void pen_device_set_batch(pen_device *device, const pen_batch *batch);
 
 /* ---- Operations ------------------------------------------------------------------------------------------------ */
 
-/* x[T][H] = scale · table[token[t]], from a weight [V][H]. */
-void pen_op_embed(pen_device *device, const pen_weight *table, float scale, pen_buffer *x);
+/* x[T][H] = scale · table[token[t]] (+ positions[position of row t]). */
+typedef struct pen_embed_op {
+    const pen_weight *table;     /* [V][H] */
+    const pen_weight *positions; /* [context][H], of models that learned theirs, or NULL */
+    float scale;
+    pen_buffer *x; /* f32 */
+} pen_embed_op;
+void pen_op_embed(pen_device *device, const pen_embed_op *op);
 
 /* RMS norm, or layer norm where `mean` is set: v = x·rsqrt(mean(x²) + eps)·weight (+ bias), over the last dimension.
  * The result goes to `out` as activation rows [T][cols]; or, where `add_to` is given instead, it is added to those f32
@@ -175,10 +182,10 @@ void pen_op_norm(pen_device *device, const pen_norm_op *op);
 
 /* qkv[T][(Nq + 2·Nk)·D] = x·[q; k; v]ᵀ (+ bias): the three projections in one operation, results side by side. */
 typedef struct pen_qkv_op {
-    const pen_buffer *x;         /* fine activation [T][H] */
-    const pen_weight *q, *k, *v; /* [Nq·D][H], [Nk·D][H], [Nk·D][H] */
-    const pen_buffer *bias;      /* f32 [(Nq + 2·Nk)·D] or NULL */
-    pen_buffer *qkv;             /* f32 */
+    const pen_buffer *x;                        /* fine activation [T][H] */
+    const pen_weight *q, *k, *v;                /* [Nq·D][H], [Nk·D][H], [Nk·D][H] */
+    const pen_buffer *q_bias, *k_bias, *v_bias; /* f32, one value per row of the weight, or NULL */
+    pen_buffer *qkv;                            /* f32 */
 } pen_qkv_op;
 void pen_op_qkv(pen_device *device, const pen_qkv_op *op);
 

@@ -66,7 +66,9 @@ static pen_status plan_model(const pen_options *given, pen_plan **plan) {
                                       .stages = given->stages > 0 ? given->stages : 1,
                                       .rows = rows,
                                       .context = pen_config_max_len(config, pen_model_hparams(model)->context),
+                                      .positions = config->workload_prompt + config->workload_output,
                                       .slots = 1};
+    options.sequences = pen_plan_sequences(&options.workload, options.stages);
     options.logit_rows = (int)ceil(pen_plan_steady(&options.workload, options.stages, rows).logit_rows);
     pen_status status = pen_model_gguf(model) ? plan_measured(config, model, &options, plan)
                                               : pen_plan_from_model(model, &options, plan);

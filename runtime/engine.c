@@ -4,7 +4,6 @@
 #include "engine_internal.h"
 
 #include "clock.h"
-#include "kvcache.h"
 #include "log.h"
 
 #include <inttypes.h>
@@ -54,7 +53,7 @@ pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *st
                                       .logit_rows = options->logit_rows,
                                       .sequences = options->sequences,
                                       .context = options->context,
-                                      .kv_blocks = options->kv_blocks,
+                                      .kv = options->kv,
                                       .vocab = options->vocab,
                                       .plan_epoch = options->plan_epoch},
                            .index = pen_world_stage(world),
@@ -133,7 +132,7 @@ static pen_status check_shape(const pen_engine *engine, const pen_engine_shape *
 /* The arrays of a batch that is made up for measuring. */
 typedef struct made_batch {
     pen_run *runs;
-    int32_t *blocks; /* [runs][blocks of a table] */
+    int32_t *blocks; /* [runs][groups][blocks of a table] */
     int32_t *tokens, *logit_rows;
     pen_pick *picks;
 } made_batch;
@@ -148,19 +147,23 @@ static void free_batch(made_batch *made) {
 
 static bool make_batch(const pen_engine *engine, const pen_engine_shape *shape, made_batch *made, pen_batch *batch) {
     int runs = shape->decode_rows + (shape->prompt_rows > 0), rows = shape->decode_rows + shape->prompt_rows;
-    int table = pen_kvcache_blocks_for(shape->position + (shape->prompt_rows > 1 ? shape->prompt_rows : 1));
+    int groups = engine->limits.kv.count;
+    int table = pen_kv_blocks_for(shape->position + (shape->prompt_rows > 1 ? shape->prompt_rows : 1));
     *made = (made_batch){.runs = calloc((size_t)runs, sizeof *made->runs),
-                         .blocks = calloc((size_t)runs * (size_t)table, sizeof *made->blocks),
+                         .blocks = calloc((size_t)(runs * groups) * (size_t)table, sizeof *made->blocks),
                          .tokens = calloc((size_t)rows, sizeof *made->tokens),
                          .logit_rows = calloc((size_t)shape->logit_rows + 1, sizeof *made->logit_rows),
                          .picks = calloc((size_t)shape->logit_rows + 1, sizeof *made->picks)};
     if (!made->runs || !made->blocks || !made->tokens || !made->logit_rows || !made->picks) return false;
     for (int i = 0; i < runs; i++) {
-        int32_t *blocks = made->blocks + (size_t)i * (size_t)table;
-        /* Blocks of their own as far as the pool goes; then they share, which costs the same. */
-        for (int b = 0; b < table; b++) blocks[b] = (int32_t)(((int64_t)i * table + b) % engine->limits.kv_blocks);
-        made->runs[i] =
-            (pen_run){i, i < shape->decode_rows ? 1 : shape->prompt_rows, shape->position, {blocks, blocks}};
+        made->runs[i] = (pen_run){i, i < shape->decode_rows ? 1 : shape->prompt_rows, shape->position, {NULL, NULL}};
+        for (int g = 0; g < groups; g++) {
+            int32_t *blocks = made->blocks + (size_t)(i * groups + g) * (size_t)table;
+            /* Blocks of their own as far as the pool goes; then they share, which costs the same. */
+            for (int b = 0; b < table; b++)
+                blocks[b] = (int32_t)(((int64_t)i * table + b) % engine->limits.kv.blocks[g]);
+            made->runs[i].tables[g] = blocks;
+        }
     }
     for (int i = 0; i < shape->logit_rows; i++) {
         made->logit_rows[i] = i;

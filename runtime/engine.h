@@ -21,10 +21,11 @@ typedef struct pen_engine pen_engine;
 /* The same on all ranks of a replica (the engine's own part of what rank 0 broadcast). */
 typedef struct pen_engine_options {
     int hidden, vocab;
-    int rows, logit_rows, context, kv_blocks; /* as the stages were made with */
-    int sequences;                            /* running at a time at most */
-    int in_flight;                            /* 0: the schedule's choice */
-    double chunk_overhead;                    /* see schedule.h */
+    int rows, logit_rows, context; /* as the stages were made with, like the pools */
+    pen_kv_pools kv;
+    int sequences;         /* running at a time at most */
+    int in_flight;         /* 0: the schedule's choice */
+    double chunk_overhead; /* see schedule.h */
     double step_timeout_s;
     uint32_t plan_epoch;
 } pen_engine_options;

@@ -95,7 +95,7 @@ pen_status pen_leader_create(pen_engine *engine) {
     const pen_engine_options *options = &engine->options;
     pen_leader *leader = engine->leader = calloc(1, sizeof *leader);
     if (!leader) return pen_fail(PEN_NO_MEMORY, "no memory for the leader");
-    PEN_TRY(pen_kvcache_create(options->kv_blocks, options->sequences, options->context, &leader->cache));
+    PEN_TRY(pen_kvcache_create(&options->kv, options->sequences, options->context, options->rows, &leader->cache));
     pen_schedule_options schedule = {.stages = engine->stages,
                                      .in_flight = options->in_flight,
                                      .sequences = options->sequences,
@@ -167,10 +167,10 @@ static pen_status check_request(const pen_engine *engine, const pen_request *req
         return pen_fail(PEN_USAGE, "a prompt of %d tokens and %d new ones exceed the context of %d",
                         request->prompt_count, request->max_tokens, options->context);
     int positions = request->prompt_count + (request->score ? 0 : request->max_tokens - 1);
-    int blocks = pen_kvcache_blocks_for(positions);
-    if (blocks > options->kv_blocks)
-        return pen_fail(PEN_NO_MEMORY, "a request needs KV for %d tokens, and there is KV for %d", positions,
-                        options->kv_blocks * PEN_KV_BLOCK);
+    for (int g = 0; g < options->kv.count; g++)
+        if (pen_kv_blocks_held(options->kv.windows[g], options->rows, positions) > options->kv.blocks[g])
+            return pen_fail(PEN_NO_MEMORY, "a request needs KV for %d tokens, and there is KV for %d", positions,
+                            options->kv.blocks[g] * PEN_KV_BLOCK);
     for (int i = 0; i < request->prompt_count; i++)
         if (request->prompt[i] < 0 || request->prompt[i] >= options->vocab)
             return pen_fail(PEN_USAGE, "token %d of the prompt is %d, and the vocabulary has %d", i, request->prompt[i],
@@ -256,8 +256,8 @@ static void make_step(pen_engine *engine, flight *f, pen_step *step) {
     for (int i = 0; i < microbatch->run_count; i++) {
         const pen_scheduled_run *run = &microbatch->runs[i];
         const live *l = find(leader, run->sequence);
-        int first = pen_kvcache_blocks_for(run->position);
-        int count = pen_kvcache_blocks_for(run->position + run->rows) - first;
+        int first = pen_kv_blocks_for(run->position);
+        int count = pen_kv_blocks_for(run->position + run->rows) - first;
         step->runs[i] = (pen_step_run){.sequence = run->slot,
                                        .epoch = (uint32_t)run->sequence,
                                        .position = run->position,
@@ -266,10 +266,10 @@ static void make_step(pen_engine *engine, flight *f, pen_step *step) {
                                        .logit_rows = run->logit_rows,
                                        .table_first = first,
                                        .table_count = count};
-        memcpy(step->blocks + step->block_count, pen_kvcache_table(leader->cache, run->slot) + first,
-               (size_t)count * sizeof *step->blocks);
+        for (int g = 0; g < engine->options.kv.count; g++, step->block_count += count)
+            memcpy(step->blocks + step->block_count, pen_kvcache_table(leader->cache, g, run->slot) + first,
+                   (size_t)count * sizeof *step->blocks);
         memcpy(leader->row_tokens + rows, l->tokens + run->position, (size_t)run->rows * sizeof(int32_t));
-        step->block_count += count;
         rows += run->rows;
         picks += make_picks(l, run, f->picks + picks);
     }

@@ -166,7 +166,7 @@ static pen_status task_make(const pen_plan *plan, task **made) {
     for (int u = 0; u < n; u++) {
         const pen_plan_unit *unit = &plan->units[u];
         t->units[u] = (pen_partition_unit){.name = unit->name,
-                                           .weight_bytes = unit->weight_bytes,
+                                           .weight_bytes = unit->weight_bytes + unit->kv_window_bytes,
                                            .kv_bytes_per_token = unit->kv_bytes_per_token,
                                            .workspace_bytes = unit->workspace_bytes};
         for (int d = 0; d < devices; d++) t->time_ms[d * n + u] = pen_plan_unit_ms(plan, u, d);

@@ -37,6 +37,7 @@ typedef struct pen_plan_unit {
     double time_ms;           /* in the workload's microbatch, on a device of speed 1 */
     uint64_t weight_bytes;
     uint64_t kv_bytes_per_token;
+    uint64_t kv_window_bytes; /* of a layer that sees a window: what all sequences hold there, however long they get */
     uint64_t workspace_bytes;
 } pen_plan_unit;
 

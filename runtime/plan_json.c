@@ -28,10 +28,11 @@ static json_t *units_json(const pen_plan *plan) {
     json_t *units = json_array();
     for (int u = 0; u < plan->unit_count; u++) {
         const pen_plan_unit *unit = &plan->units[u];
-        json_array_append_new(units, json_pack("{s:s, s:f, s:o, s:o, s:o}", "name", unit->name, "time_ms",
+        json_array_append_new(units, json_pack("{s:s, s:f, s:o, s:o, s:o, s:o}", "name", unit->name, "time_ms",
                                                unit->time_ms, "weight_bytes", bytes_json(unit->weight_bytes),
                                                "kv_bytes_per_token", bytes_json(unit->kv_bytes_per_token),
-                                               "workspace_bytes", bytes_json(unit->workspace_bytes)));
+                                               "kv_window_bytes", bytes_json(unit->kv_window_bytes), "workspace_bytes",
+                                               bytes_json(unit->workspace_bytes)));
     }
     return units;
 }
@@ -193,6 +194,7 @@ static pen_status read_units(const place *root, const json_t *list, pen_plan *pl
         PEN_TRY(read_number(&at, "time_ms", 0, MS_MAX, &unit->time_ms));
         PEN_TRY(read_bytes(&at, "weight_bytes", &unit->weight_bytes));
         PEN_TRY(read_bytes(&at, "kv_bytes_per_token", &unit->kv_bytes_per_token));
+        PEN_TRY(read_bytes(&at, "kv_window_bytes", &unit->kv_window_bytes));
         PEN_TRY(read_bytes(&at, "workspace_bytes", &unit->workspace_bytes));
     }
     return PEN_OK;

@@ -4,7 +4,8 @@
  *     version         1
  *     source          where the times come from, for people
  *     workload        prompt_tokens, output_tokens, max_num_seqs (0: 16 per stage)
- *     units           name, time_ms, weight_bytes, kv_bytes_per_token, workspace_bytes
+ *     units           name, time_ms, weight_bytes, kv_bytes_per_token, kv_window_bytes (of all sequences, instead of
+ *                     bytes per token, where a layer sees a window), workspace_bytes
  *     tied_bytes      of weights that the first and the last unit share
  *     hidden          only read: see below
  *     devices         name, memory_bytes (0: no limit), speed; where they count send_ms, wire_ms, unit_ms: see plan.h

@@ -1,6 +1,8 @@
 /* The plan of a model; see plan_model.h. */
 #include "plan_model.h"
 
+#include "kvcache.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,6 +14,8 @@
 
 static double estimate_ms(const pen_model *model, const pen_unit *unit, const pen_steady *steady) {
     const pen_hparams *h = pen_model_hparams(model);
+    int window = h->kv_windows[unit->kv_group];
+    double seen = window > 0 ? fmin(window, steady->context) : steady->context;
     /* All matrices have about as many bits per weight as the embedding table. */
     double bytes_per_weight = (double)pen_model_unit(model, 0)->weight_bytes / ((double)h->vocab * h->hidden);
     double weights = (double)unit->weight_bytes / bytes_per_weight, bytes = (double)unit->weight_bytes, flops = 0;
@@ -19,8 +23,8 @@ static double estimate_ms(const pen_model *model, const pen_unit *unit, const pe
     case PEN_UNIT_EMBEDDING: bytes = steady->rows * h->hidden * (bytes_per_weight + sizeof(float)); break;
     case PEN_UNIT_BLOCK:
         /* Multiply and add per weight and row; the same twice per position seen, head and dimension in attention. */
-        flops = 2 * weights * steady->rows + 4 * steady->rows * steady->context * h->heads * h->head_size;
-        bytes += steady->decode_rows * steady->context * (double)unit->kv_bytes_per_token;
+        flops = 2 * weights * steady->rows + 4 * steady->rows * seen * h->heads * h->head_size;
+        bytes += steady->decode_rows * seen * (double)unit->kv_bytes_per_token;
         break;
     case PEN_UNIT_HEAD: flops = 2 * weights * steady->logit_rows; break;
     }
@@ -53,6 +57,16 @@ static void fill_on_device(const pen_model *model, const pen_plan_model_options 
         made->kv_bytes_per_token = pen_kv_bytes(options->device, h->kv_heads, h->head_size, 1) / PEN_KV_BLOCK;
 }
 
+/* Bytes per token become bytes where a layer sees a window: they do not grow with the tokens. */
+static void fill_window(const pen_model *model, const pen_plan_model_options *options, int u, pen_plan_unit *made) {
+    const pen_hparams *h = pen_model_hparams(model);
+    int window = h->kv_windows[pen_model_unit(model, u)->kv_group];
+    if (window == 0) return;
+    int64_t blocks = (int64_t)options->sequences * pen_kv_blocks_held(window, options->rows, options->positions);
+    made->kv_window_bytes = made->kv_bytes_per_token * PEN_KV_BLOCK * (uint64_t)blocks;
+    made->kv_bytes_per_token = 0;
+}
+
 pen_steady pen_plan_steady(const pen_plan_workload *workload, int stages, int rows) {
     pen_steady steady = pen_profile_steady(workload->prompt_tokens, workload->output_tokens,
                                            pen_plan_sequences(workload, stages), stages);
@@ -78,6 +92,7 @@ pen_status pen_plan_from_model(const pen_model *model, const pen_plan_model_opti
         to->kv_bytes_per_token = unit->kv_bytes_per_token;
         to->workspace_bytes = pen_plan_activation_bytes(pen_model_hparams(model)->hidden, steady.rows);
         if (options->device) fill_on_device(model, options, u, to);
+        fill_window(model, options, u, to);
         to->time_ms = profile ? pen_profile_unit_ms(profile, model, u, steady.rows, steady.logit_rows, steady.context)
                               : estimate_ms(model, unit, &steady);
     }

@@ -178,8 +178,8 @@ static void append(pen_schedule *schedule, pen_microbatch *microbatch, int slot,
                                                                     .logit_rows = logit_rows};
     microbatch->rows += rows;
     microbatch->logit_count += logit_rows;
+    pen_kvcache_grow(schedule->cache, slot, s->next, rows);
     s->next += rows;
-    pen_kvcache_grow(schedule->cache, slot, s->next);
 }
 
 /* One row of each decode that is ready, up to an even share of all decodes for every microbatch in flight. */

@@ -26,7 +26,9 @@ static const uint64_t memory_reserve = UINT64_C(256) << 20;
 
 /* What all ranks must know to make their stages alike. Plain data: it is broadcast beside the plan. */
 typedef struct stage_layout {
-    int context, logit_rows, rows, sequences, kv_blocks;
+    int context, logit_rows, rows;
+    int sequences, positions; /* that run at a time, and the longest of them */
+    int kv_blocks;            /* where layers see all positions */
     double chunk_overhead, step_timeout_s;
 } stage_layout;
 
@@ -281,6 +283,8 @@ static pen_status plan_from_model(const pen_session *session, pen_profile *const
         .rows = want->rows,
         .logit_rows = want->logit_rows,
         .context = want->context,
+        .sequences = want->sequences,
+        .positions = want->positions,
         .slots = PEN_ENGINE_SLOTS,
     };
     PEN_TRY(pen_plan_from_model(session->model, &options, plan));
@@ -461,6 +465,7 @@ static pen_status lay_out(pen_session *session, const pen_session_need *need) {
     layout->rows = pen_config_rows(&session->config);
     layout->sequences = need->sequences;
     layout->kv_blocks = (int)blocks;
+    layout->positions = need->context;
     /* Besides the requests themselves, the workload's microbatch must fit, to be timed. */
     pen_engine_shape shape = steady_shape(session, pen_world_size(session->world));
     int measured = shape.position + (shape.prompt_rows > 1 ? shape.prompt_rows : 1);
@@ -507,7 +512,7 @@ static pen_status make_stage(pen_session *session) {
         .rows = want->rows,
         .logit_rows = want->logit_rows,
         .context = want->context,
-        .kv_blocks = want->kv_blocks,
+        .kv = pen_stage_kv_pools(session->model, want->sequences, want->rows, want->positions, want->kv_blocks),
         .slots = PEN_ENGINE_SLOTS,
         .progress = load_progress,
         .progress_context = session,
@@ -519,7 +524,7 @@ static pen_status make_stage(pen_session *session) {
         .rows = want->rows,
         .logit_rows = want->logit_rows,
         .context = want->context,
-        .kv_blocks = want->kv_blocks,
+        .kv = options.kv,
         .sequences = want->sequences,
         .chunk_overhead = want->chunk_overhead,
         .step_timeout_s = want->step_timeout_s,

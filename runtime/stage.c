@@ -45,6 +45,20 @@ static size_t residual_bytes(const pen_model *model, const pen_stage_options *op
     return (size_t)options->rows * (size_t)pen_model_hparams(model)->hidden * sizeof(float);
 }
 
+static int kv_blocks(const pen_model *model, const pen_stage_options *options, int unit) {
+    return options->kv.blocks[pen_model_unit(model, unit)->kv_group];
+}
+
+pen_kv_pools pen_stage_kv_pools(const pen_model *model, int sequences, int rows, int context, int blocks) {
+    const pen_hparams *h = pen_model_hparams(model);
+    pen_kv_pools pools = {.count = h->kv_groups};
+    for (int g = 0; g < pools.count; g++) {
+        pools.windows[g] = h->kv_windows[g];
+        pools.blocks[g] = pools.windows[g] ? sequences * pen_kv_blocks_held(pools.windows[g], rows, context) : blocks;
+    }
+    return pools;
+}
+
 uint64_t pen_stage_bytes(const pen_model *model, const pen_device *device, const pen_stage_options *options) {
     const pen_hparams *h = pen_model_hparams(model);
     pen_limits limits;
@@ -55,7 +69,8 @@ uint64_t pen_stage_bytes(const pen_model *model, const pen_device *device, const
                      pen_workspace_bytes(model, device, options->rows, options->logit_rows, head) +
                      (uint64_t)(options->slots - 1) * residual_bytes(model, options);
     for (int unit = options->first; unit <= options->last; unit++)
-        if (is_block(model, unit)) bytes += pen_kv_bytes(device, h->kv_heads, h->head_size, options->kv_blocks);
+        if (is_block(model, unit))
+            bytes += pen_kv_bytes(device, h->kv_heads, h->head_size, kv_blocks(model, options, unit));
     if (head) bytes += (uint64_t)options->logit_rows * sizeof(pen_choice);
     return bytes;
 }
@@ -88,7 +103,7 @@ static pen_status fill(pen_stage *stage, const pen_stage_options *options) {
         PEN_TRY(pen_buffer_create(stage->device, (size_t)options->logit_rows * sizeof(pen_choice), &stage->choices));
     for (int unit = stage->first; unit <= stage->last; unit++)
         if (is_block(model, unit))
-            PEN_TRY(pen_kv_create(stage->device, h->kv_heads, h->head_size, options->kv_blocks,
+            PEN_TRY(pen_kv_create(stage->device, h->kv_heads, h->head_size, kv_blocks(model, options, unit),
                                   &stage->kv[unit - stage->first]));
     /* The weights last: they take the longest, and everything that can fail has been tried by then. */
     pen_shard_options shard = shard_options(options);

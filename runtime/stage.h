@@ -8,6 +8,7 @@
 #ifndef PEN_STAGE_H
 #define PEN_STAGE_H
 
+#include "kvcache.h"
 #include "model.h"
 
 typedef struct pen_stage pen_stage;
@@ -17,11 +18,15 @@ typedef struct pen_stage_options {
     int rows;        /* largest T of a microbatch */
     int logit_rows;  /* largest L */
     int context;     /* positions of a sequence */
-    int kv_blocks;   /* blocks per layer */
-    int slots;       /* residual buffers */
+    pen_kv_pools kv;
+    int slots; /* residual buffers */
     pen_shard_progress *progress;
     void *progress_context;
 } pen_stage_options;
+
+/* The pools for `sequences` sequences of `context` positions at most: `blocks` blocks where layers see all positions,
+ * what the sequences can hold at a time where they see a window. */
+pen_kv_pools pen_stage_kv_pools(const pen_model *model, int sequences, int rows, int context, int blocks);
 
 pen_status pen_stage_create(const pen_model *model, pen_device *device, const pen_stage_options *options,
                             pen_stage **stage);

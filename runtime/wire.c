@@ -1,8 +1,6 @@
 /* The wire; see wire.h. */
 #include "wire.h"
 
-#include "kvcache.h"
-
 #include <assert.h>
 #include <inttypes.h>
 #include <math.h>
@@ -28,9 +26,9 @@ typedef struct choice_body {
 static_assert(sizeof(pen_header) == 24 && sizeof(step_body) == 24, "no padding");
 static_assert(sizeof(pen_step_run) == 32 && sizeof(pen_pick) == 40 && sizeof(choice_body) == 16, "no padding");
 
-/* A run brings the blocks that its rows begin: never more than rows. */
+/* A run brings the blocks that its rows begin: never more than rows in a group. */
 static int most_blocks(const pen_wire_limits *limits) {
-    return limits->rows;
+    return limits->rows * limits->kv.count;
 }
 
 size_t pen_wire_step_bytes(const pen_wire_limits *limits) {
@@ -136,8 +134,19 @@ static bool within(int32_t value, int64_t low, int64_t high) {
     return value >= low && value <= high;
 }
 
+static pen_status check_blocks(const pen_step *step, const pen_wire_limits *limits) {
+    const int32_t *block = step->blocks;
+    for (int i = 0; i < step->run_count; i++)
+        for (int g = 0; g < limits->kv.count; g++)
+            for (int b = 0; b < step->runs[i].table_count; b++, block++)
+                if (!within(*block, 0, limits->kv.blocks[g] - 1))
+                    return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": KV block %d of %d", step->number, *block,
+                                    limits->kv.blocks[g]);
+    return PEN_OK;
+}
+
 static pen_status check_runs(const pen_step *step, const pen_wire_limits *limits) {
-    int64_t rows = 0, logits = 0, blocks = 0, table = pen_kvcache_blocks_for(limits->context);
+    int64_t rows = 0, logits = 0, blocks = 0, table = pen_kv_blocks_for(limits->context);
     for (int i = 0; i < step->run_count; i++) {
         const pen_step_run *run = &step->runs[i];
         if (!within(run->sequence, 0, limits->sequences - 1) || !within(run->rows, 1, limits->rows) ||
@@ -151,15 +160,11 @@ static pen_status check_runs(const pen_step *step, const pen_wire_limits *limits
                             run->table_first, run->table_count);
         rows += run->rows;
         logits += run->logit_rows;
-        blocks += run->table_count;
+        blocks += (int64_t)run->table_count * limits->kv.count;
     }
     if (rows != step->rows || logits != step->logit_count || blocks != step->block_count)
         return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": its runs do not add up", step->number);
-    for (int i = 0; i < step->block_count; i++)
-        if (!within(step->blocks[i], 0, limits->kv_blocks - 1))
-            return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": KV block %d of %d", step->number, step->blocks[i],
-                            limits->kv_blocks);
-    return PEN_OK;
+    return check_blocks(step, limits);
 }
 
 static pen_status check_picks(const pen_step *step, const pen_wire_limits *limits) {

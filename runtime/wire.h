@@ -8,7 +8,7 @@
 #ifndef PEN_WIRE_H
 #define PEN_WIRE_H
 
-#include "kernels.h"
+#include "kvcache.h"
 #include "status.h"
 
 typedef enum pen_message_type {
@@ -36,7 +36,8 @@ typedef struct pen_header {
 typedef struct pen_wire_limits {
     int rows, logit_rows; /* of a microbatch */
     int sequences;        /* numbers below this */
-    int context, kv_blocks, vocab;
+    int context, vocab;
+    pen_kv_pools kv;
     uint32_t plan_epoch;
 } pen_wire_limits;
 
@@ -47,8 +48,8 @@ typedef struct pen_step_run {
     int32_t position, rows;
     int32_t logit_first; /* of the run's rows, [logit_first, logit_first + logit_rows) want logits */
     int32_t logit_rows;
-    int32_t table_first; /* the sequence's table from here on … */
-    int32_t table_count; /* … gets this many new blocks, next in `blocks` */
+    int32_t table_first; /* the sequence's tables from here on … */
+    int32_t table_count; /* … get this many new blocks, next in `blocks`: the first group's, then the second's */
 } pen_step_run;
 
 /* A step as all stages know it; arrays are sized by pen_step_create. */

@@ -2,7 +2,6 @@
 #include "worker.h"
 
 #include "clock.h"
-#include "kvcache.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -25,7 +24,7 @@ typedef struct entry {
 typedef struct table {
     uint32_t epoch;
     int count;
-    int32_t *blocks;
+    int32_t *blocks[PEN_KV_GROUPS];
 } table;
 
 struct pen_worker {
@@ -75,16 +74,16 @@ static pen_status make_entry(pen_worker *worker, entry *e) {
 
 static pen_status fill(pen_worker *worker) {
     const pen_wire_limits *limits = &worker->options.limits;
-    size_t table_blocks = (size_t)pen_kvcache_blocks_for(limits->context);
+    size_t table_blocks = (size_t)pen_kv_blocks_for(limits->context), groups = (size_t)limits->kv.count;
     worker->entries = calloc((size_t)worker->options.steps, sizeof *worker->entries);
     worker->tables = calloc((size_t)limits->sequences, sizeof *worker->tables);
-    worker->table_memory = calloc((size_t)limits->sequences * table_blocks, sizeof *worker->table_memory);
+    worker->table_memory = calloc((size_t)limits->sequences * groups * table_blocks, sizeof *worker->table_memory);
     worker->runs = calloc((size_t)limits->rows, sizeof *worker->runs);
     worker->logit_rows = calloc((size_t)limits->logit_rows + 1, sizeof *worker->logit_rows);
     if (!worker->entries || !worker->tables || !worker->table_memory || !worker->runs || !worker->logit_rows)
         return pen_fail(PEN_NO_MEMORY, "no memory for the steps of a stage");
-    for (int i = 0; i < limits->sequences; i++)
-        worker->tables[i].blocks = worker->table_memory + (size_t)i * table_blocks;
+    for (size_t i = 0; i < (size_t)limits->sequences * groups; i++)
+        worker->tables[i / groups].blocks[i % groups] = worker->table_memory + i * table_blocks;
     for (int i = 0; i < worker->options.steps; i++) PEN_TRY(make_entry(worker, &worker->entries[i]));
     for (int i = 0; i < worker->options.slots; i++)
         if (!pen_buffer_host(pen_stage_rows(worker->options.stage, i)))
@@ -171,10 +170,10 @@ static pen_status apply_tables(pen_worker *worker, const pen_step *step) {
         if (run->table_first > t->count)
             return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": table of sequence %d has a hole at block %d",
                             step->number, run->sequence, t->count);
-        memcpy(t->blocks + run->table_first, blocks, (size_t)run->table_count * sizeof *blocks);
-        blocks += run->table_count;
+        for (int g = 0; g < worker->options.limits.kv.count; g++, blocks += run->table_count)
+            memcpy(t->blocks[g] + run->table_first, blocks, (size_t)run->table_count * sizeof *blocks);
         t->count = run->table_first + run->table_count;
-        if (t->count < pen_kvcache_blocks_for(run->position + run->rows))
+        if (t->count < pen_kv_blocks_for(run->position + run->rows))
             return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": table of sequence %d ends before position %d",
                             step->number, run->sequence, run->position + run->rows);
     }
@@ -187,8 +186,8 @@ static pen_status compute(pen_worker *worker, entry *e) {
     int row = 0, logits = 0;
     for (int i = 0; i < step->run_count; i++) {
         const pen_step_run *run = &step->runs[i];
-        const int32_t *blocks = worker->tables[run->sequence].blocks;
-        worker->runs[i] = (pen_run){row, run->rows, run->position, {blocks, blocks}};
+        int32_t *const *blocks = worker->tables[run->sequence].blocks;
+        worker->runs[i] = (pen_run){row, run->rows, run->position, {blocks[0], blocks[1]}};
         for (int l = 0; l < run->logit_rows; l++) worker->logit_rows[logits++] = row + run->logit_first + l;
         row += run->rows;
     }

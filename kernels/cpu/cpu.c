@@ -249,8 +249,8 @@ static pen_status rope_create(pen_device *device, const pen_rope_options *option
             double sine, cosine;
             pen_exact_sincos(p * turn, &sine, &cosine);
             float *at = made->table + (size_t)p * (size_t)options->dims + 2 * (size_t)i;
-            at[0] = (float)cosine;
-            at[1] = (float)sine;
+            at[0] = (float)(cosine * options->magnitude);
+            at[1] = (float)(sine * options->magnitude);
         }
     }
     *rope = &made->base;

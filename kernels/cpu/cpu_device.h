@@ -82,7 +82,7 @@ typedef struct pen_cpu_rope {
 typedef struct pen_cpu_device pen_cpu_device;
 
 /* The operations of linear.c: everything that multiplies by a weight. */
-void pen_cpu_embed(pen_device *device, const pen_weight *table, float scale, pen_buffer *x);
+void pen_cpu_embed(pen_device *device, const pen_embed_op *op);
 void pen_cpu_qkv(pen_device *device, const pen_qkv_op *op);
 void pen_cpu_out_project(pen_device *device, const pen_project_op *op);
 void pen_cpu_gate_up(pen_device *device, const pen_gate_up_op *op);

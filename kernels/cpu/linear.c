@@ -195,6 +195,7 @@ static void matmul(const pen_matmul *m) {
 
 void pen_cpu_qkv(pen_device *device, const pen_qkv_op *op) {
     const pen_weight *weights[3] = {op->q, op->k, op->v};
+    const pen_buffer *biases[3] = {op->q_bias, op->k_bias, op->v_bias};
     pen_matmul m = {
         .device = cpu_of(device),
         .x = pen_cpu_data(op->x),
@@ -204,10 +205,9 @@ void pen_cpu_qkv(pen_device *device, const pen_qkv_op *op) {
         .count = 3,
         .out_stride = (size_t)(op->q->rows + op->k->rows + op->v->rows),
     };
-    const float *bias = op->bias ? pen_cpu_data(op->bias) : NULL;
     float *out = pen_cpu_data(op->qkv);
     for (int i = 0, column = 0; i < 3; column += weights[i++]->rows)
-        m.products[i] = (pen_product){packed(weights[i]), bias ? bias + column : NULL, out + column};
+        m.products[i] = (pen_product){packed(weights[i]), biases[i] ? pen_cpu_data(biases[i]) : NULL, out + column};
     matmul(&m);
 }
 
@@ -338,27 +338,37 @@ void pen_cpu_logits(pen_device *device, const pen_logits_op *op) {
 
 typedef struct embed_job {
     const pen_cpu_device *device;
-    const pen_cpu_weight *table;
-    float scale;
-    float *x;
+    const pen_embed_op *op;
 } embed_job;
 
 enum { EMBED_ROWS = 16 }; /* of a task */
 
-static void embed_task(void *context, int task, int thread) {
-    (void)thread;
-    const embed_job *job = context;
-    const pen_weight *table = &job->table->base;
-    const pen_batch *batch = &job->device->batch;
-    for (int t = task * EMBED_ROWS; t < (task + 1) * EMBED_ROWS && t < batch->rows; t++) {
-        float *x = job->x + (size_t)t * (size_t)table->cols;
-        assert(batch->tokens[t] >= 0 && batch->tokens[t] < table->rows);
-        pen_pack_read_row(table->type, job->table->data, table->cols, batch->tokens[t], x);
-        for (int i = 0; i < table->cols; i++) x[i] *= job->scale;
+/* x[H] += positions[row]. */
+static void add_position(const pen_weight *positions, int row, float *x) {
+    assert(row >= 0 && row < positions->rows);
+    for (int b = 0; b < positions->cols / BLOCK; b++) {
+        float learned[BLOCK];
+        pen_pack_read_block(positions->type, packed(positions)->data, positions->cols, row, b, learned);
+        for (int i = 0; i < BLOCK; i++) x[BLOCK * b + i] += learned[i];
     }
 }
 
-void pen_cpu_embed(pen_device *device, const pen_weight *table, float scale, pen_buffer *x) {
-    embed_job job = {cpu_of(device), packed(table), scale, pen_cpu_data(x)};
+static void embed_task(void *context, int task, int thread) {
+    (void)thread;
+    const embed_job *job = context;
+    const pen_cpu_device *device = job->device;
+    const pen_weight *table = job->op->table;
+    for (int t = task * EMBED_ROWS; t < (task + 1) * EMBED_ROWS && t < device->batch.rows; t++) {
+        float *x = (float *)pen_cpu_data(job->op->x) + (size_t)t * (size_t)table->cols;
+        assert(device->batch.tokens[t] >= 0 && device->batch.tokens[t] < table->rows);
+        pen_pack_read_row(table->type, packed(table)->data, table->cols, device->batch.tokens[t], x);
+        for (int i = 0; i < table->cols; i++) x[i] *= job->op->scale;
+        const pen_run *run = &device->runs[device->row_run[t]];
+        if (job->op->positions) add_position(job->op->positions, run->position + t - run->row, x);
+    }
+}
+
+void pen_cpu_embed(pen_device *device, const pen_embed_op *op) {
+    embed_job job = {cpu_of(device), op};
     pen_pool_run(job.device->pool, embed_task, &job, divide_up(job.device->batch.rows, EMBED_ROWS));
 }

@@ -12,29 +12,51 @@
 /* What a tensor is to the operations; an architecture uses those that it has. */
 typedef enum pen_slot {
     PEN_SLOT_TOKEN_EMBEDDING,
+    PEN_SLOT_POSITION_EMBEDDING,
     PEN_SLOT_ATTENTION_NORM,
+    PEN_SLOT_ATTENTION_NORM_BIAS,
     PEN_SLOT_Q,
     PEN_SLOT_K,
     PEN_SLOT_V,
-    PEN_SLOT_ATTENTION_OUT,
+    PEN_SLOT_Q_BIAS,
+    PEN_SLOT_K_BIAS,
+    PEN_SLOT_V_BIAS,
+    PEN_SLOT_Q_NORM,
+    PEN_SLOT_K_NORM,
     PEN_SLOT_ROPE_FACTORS,
+    PEN_SLOT_ROPE_FACTORS_SHORT, /* LongRoPE: within the original context … */
+    PEN_SLOT_ROPE_FACTORS_LONG,  /* … and beyond it */
+    PEN_SLOT_ATTENTION_OUT,
+    PEN_SLOT_ATTENTION_OUT_BIAS,
+    PEN_SLOT_ATTENTION_POST_NORM, /* of what is added to the residual */
     PEN_SLOT_FFN_NORM,
+    PEN_SLOT_FFN_NORM_BIAS,
     PEN_SLOT_GATE,
     PEN_SLOT_UP,
+    PEN_SLOT_UP_BIAS,
     PEN_SLOT_DOWN,
+    PEN_SLOT_DOWN_BIAS,
+    PEN_SLOT_FFN_POST_NORM,
     PEN_SLOT_OUTPUT_NORM,
+    PEN_SLOT_OUTPUT_NORM_BIAS,
     PEN_SLOT_OUTPUT,
     PEN_SLOT_COUNT
 } pen_slot;
 
 /* A dimension of a tensor, as an expression over the hyper-parameters. */
 typedef enum pen_dim {
+    PEN_DIM_0,
     PEN_DIM_1,
     PEN_DIM_HIDDEN,
-    PEN_DIM_Q,   /* heads · head_size */
-    PEN_DIM_KV,  /* kv_heads · head_size */
-    PEN_DIM_FFN, /* the layer's own width */
+    PEN_DIM_HEAD,    /* head_size */
+    PEN_DIM_Q,       /* heads · head_size */
+    PEN_DIM_KV,      /* kv_heads · head_size */
+    PEN_DIM_QK,      /* Q + KV */
+    PEN_DIM_QKV,     /* Q + 2·KV */
+    PEN_DIM_FFN,     /* the layer's own width */
+    PEN_DIM_FFN_FFN, /* twice that */
     PEN_DIM_VOCAB,
+    PEN_DIM_CONTEXT,
     PEN_DIM_ROPE_PAIRS, /* rope_dims / 2 */
 } pen_dim;
 
@@ -57,31 +79,46 @@ typedef struct pen_rule {
     pen_form form;
     pen_dim rows, cols;
     pen_presence presence;
+    /* Where the file has several of our tensors in one: how long that is altogether (rows of a matrix, values of a
+     * vector), and where ours begins in it. PEN_DIM_0, PEN_DIM_0: it is a tensor of its own. */
+    pen_dim whole, begin;
 } pen_rule;
 
 /* ---- Operations of a unit --------------------------------------------------------------------------------------- */
 
+typedef struct pen_arch pen_arch;
+
 typedef struct pen_unit_run {
     pen_device *device;
+    const pen_arch *arch;
     const pen_hparams *hparams;
-    pen_weight *const *weights; /* [PEN_SLOT_COUNT], of this unit */
-    pen_buffer *const *vectors; /* [PEN_SLOT_COUNT], of this unit */
-    const pen_rope *rope;
+    pen_weight *const *weights; /* [PEN_SLOT_COUNT], of this unit; NULL where the file has none */
+    pen_buffer *const *vectors; /* [PEN_SLOT_COUNT], of this unit; likewise */
+    const pen_rope *rope;       /* this and the following: of a block */
     pen_kv *kv;
+    int kv_group, window;
     const pen_workspace *workspace;
 } pen_unit_run;
 
-typedef struct pen_arch {
+typedef enum pen_rope_style {
+    PEN_ROPE_NONE,
+    PEN_ROPE_INTERLEAVED, /* pairs are neighbours, as in GGUF's llama files */
+    PEN_ROPE_NEOX,        /* a pair's halves lie half the rotated dimensions apart */
+} pen_rope_style;
+
+struct pen_arch {
     const char *name;
     const pen_rule *rules;
     int rule_count;
-    bool rope_interleaved;
-    /* Fills hyper-parameters and the width of each layer (pen_model_set_layers first); pen_model_open checks them. */
-    pen_status (*read)(const pen_gguf *gguf, pen_model *model);
+    bool layer_norm; /* instead of RMS norm */
+    pen_rope_style rope;
+    int sliding_period;                  /* where layers slide, all do but each one that ends a period; 0: all do */
+    double local_rope_base;              /* of sliding layers, where it is not that of the others */
+    void (*adapt)(pen_hparams *hparams); /* what is particular in them, after the common ones are known; or NULL */
     void (*embedding)(const pen_unit_run *run);
     void (*block)(const pen_unit_run *run);
     void (*head)(const pen_unit_run *run);
-} pen_arch;
+};
 
 #define PEN_ARCH(name) extern const pen_arch pen_arch_##name;
 #include "arch.def"
@@ -101,9 +138,15 @@ typedef struct pen_tensor {
     char name[PEN_TENSOR_NAME_MAX];
     pen_type type;
     int rows, cols;
+    int begin;                   /* where it begins in the file's tensor: a row of a matrix, a value of a vector */
     bool tied;                   /* the table that embedding and head have in common */
     const pen_gguf_tensor *file; /* NULL in a synthetic model */
 } pen_tensor;
+
+typedef struct pen_layer {
+    int ffn;
+    bool sliding;
+} pen_layer;
 
 struct pen_model {
     const pen_arch *arch;
@@ -114,15 +157,29 @@ struct pen_model {
     uint64_t seed; /* of a synthetic model */
     uint64_t hash;
     pen_hparams hparams;
-    int *layer_ffn; /* [layers] */
+    pen_layer *layers; /* [hparams.layers] */
     pen_unit *units;
     int unit_count;
     pen_tensor *tensors; /* in unit order; unit u has [tensor_first[u], tensor_first[u + 1]) */
     int *tensor_first;
 };
 
-/* Sets hparams.layers, checked, and makes layer_ffn. */
-pen_status pen_model_set_layers(pen_model *model, int64_t layers);
+/* ---- Hyper-parameters (hparams.c) -------------------------------------------------------------------------------- */
+
+/* Sets hparams.layers, checked, and makes the layers. */
+pen_status pen_hparams_set_layers(pen_model *model, int64_t layers);
+/* Reads those that all architectures have, from the keys `<architecture>.…`. */
+pen_status pen_hparams_read(pen_model *model);
+/* The rest of a model's hyper-parameters where a synthetic spec has given the shape. */
+void pen_hparams_default(pen_model *model);
+/* Checks them all, and sets what follows from them (the widest ffn, the KV groups). */
+pen_status pen_hparams_finish(pen_model *model);
+int pen_layer_kv_group(const pen_model *model, int layer);
+
+/* ---- Rotation (rope.c) ------------------------------------------------------------------------------------------- */
+
+/* YaRN's factors[dims/2] of a rotation with `yarn` set. */
+void pen_rope_yarn(const pen_rotation *rotation, int dims, int original_context, float *factors);
 
 uint64_t pen_tensor_bytes(const pen_tensor *tensor);
 

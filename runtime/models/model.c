@@ -34,59 +34,23 @@ const char *pen_arch_names(void) {
     return names + 1;
 }
 
-/* ---- Hyper-parameters -------------------------------------------------------------------------------------------- */
-
-pen_status pen_model_set_layers(pen_model *model, int64_t layers) {
-    if (layers < 1 || layers > PEN_UNITS_MAX - 2)
-        return pen_fail(PEN_BAD_INPUT, "%s: %lld layers, there may be 1 to %d", model->path, (long long)layers,
-                        PEN_UNITS_MAX - 2);
-    model->hparams.layers = (int)layers;
-    model->layer_ffn = calloc((size_t)layers, sizeof *model->layer_ffn);
-    return model->layer_ffn ? PEN_OK : pen_fail(PEN_NO_MEMORY, "%s: no memory for its layers", model->path);
-}
-
-/* Sizes far above any model's, so that no product of two of them and a type's bytes overflows. */
-static pen_status check_size(const pen_model *model, const char *what, int value, int most) {
-    if (value >= 1 && value <= most) return PEN_OK;
-    return pen_fail(PEN_BAD_INPUT, "%s: %s is %d, it may be 1 to %d", model->path, what, value, most);
-}
-
-static pen_status check_hparams(pen_model *model) {
-    pen_hparams *h = &model->hparams;
-    PEN_TRY(check_size(model, "hidden size", h->hidden, 1 << 18));
-    PEN_TRY(check_size(model, "number of heads", h->heads, 1 << 13));
-    PEN_TRY(check_size(model, "number of KV heads", h->kv_heads, h->heads));
-    PEN_TRY(check_size(model, "head size", h->head_size, 1 << 10));
-    PEN_TRY(check_size(model, "vocabulary", h->vocab, 1 << 24));
-    PEN_TRY(check_size(model, "context", h->context, 1 << 26));
-    h->ffn = 0;
-    for (int layer = 0; layer < h->layers; layer++) {
-        PEN_TRY(check_size(model, "feed-forward size", model->layer_ffn[layer], 1 << 20));
-        if (model->layer_ffn[layer] > h->ffn) h->ffn = model->layer_ffn[layer];
-    }
-    if (h->heads % h->kv_heads)
-        return pen_fail(PEN_BAD_INPUT, "%s: %d KV heads do not divide %d heads", model->path, h->kv_heads, h->heads);
-    if (h->rope_dims < 2 || h->rope_dims > h->head_size || h->rope_dims % 2)
-        return pen_fail(PEN_BAD_INPUT, "%s: %d rotated dimensions, it must be an even number up to the head size %d",
-                        model->path, h->rope_dims, h->head_size);
-    if (!(h->rope_base > 1 && h->rope_base < 1e12))
-        return pen_fail(PEN_BAD_INPUT, "%s: rotation base %g is not between 1 and 1e12", model->path, h->rope_base);
-    if (!(h->norm_eps >= 0 && h->norm_eps < 1))
-        return pen_fail(PEN_BAD_INPUT, "%s: norm epsilon %g is not between 0 and 1", model->path, (double)h->norm_eps);
-    return PEN_OK;
-}
-
 /* ---- From rules to tensors --------------------------------------------------------------------------------------- */
 
 static int dim(const pen_model *model, pen_dim expression, int layer) {
     const pen_hparams *h = &model->hparams;
     switch (expression) {
+    case PEN_DIM_0: return 0;
     case PEN_DIM_1: return 1;
     case PEN_DIM_HIDDEN: return h->hidden;
+    case PEN_DIM_HEAD: return h->head_size;
     case PEN_DIM_Q: return h->heads * h->head_size;
     case PEN_DIM_KV: return h->kv_heads * h->head_size;
-    case PEN_DIM_FFN: return model->layer_ffn[layer];
+    case PEN_DIM_QK: return (h->heads + h->kv_heads) * h->head_size;
+    case PEN_DIM_QKV: return (h->heads + 2 * h->kv_heads) * h->head_size;
+    case PEN_DIM_FFN: return model->layers[layer].ffn;
+    case PEN_DIM_FFN_FFN: return 2 * model->layers[layer].ffn;
     case PEN_DIM_VOCAB: return h->vocab;
+    case PEN_DIM_CONTEXT: return h->context;
     case PEN_DIM_ROPE_PAIRS: return h->rope_dims / 2;
     }
     assert(!"a dimension of pen_dim");
@@ -104,22 +68,31 @@ static void set_name(pen_tensor *tensor, const pen_rule *rule, int layer) {
         snprintf(tensor->name, sizeof tensor->name, "%s", rule->name);
 }
 
-static pen_status check_tensor(const pen_model *model, pen_tensor *tensor) {
+/* Where ours is a part of the file's tensor, that one's rows, or a vector's values, are `whole`; else 0. */
+static pen_status check_tensor(const pen_model *model, pen_tensor *tensor, int whole) {
     const pen_gguf_tensor *file = tensor->file;
+    bool vector = tensor->rule->form == PEN_FORM_VECTOR;
+    int rows = whole && !vector ? whole : tensor->rows, cols = whole && vector ? whole : tensor->cols;
     if (!file->known)
         return pen_fail(PEN_UNSUPPORTED, "%s: tensor %s has type %s, which is not supported", model->path, tensor->name,
                         pen_gguf_type_name(file->gguf_type));
-    if (file->shape[0] != tensor->cols || file->shape[1] != tensor->rows || file->shape[2] != 1 || file->shape[3] != 1)
+    if (file->shape[0] != cols || file->shape[1] != rows || file->shape[2] != 1 || file->shape[3] != 1)
         return pen_fail(PEN_BAD_INPUT, "%s: tensor %s is [%lld][%lld], %s of these parameters has [%d][%d]",
                         model->path, tensor->name, (long long)file->shape[1], (long long)file->shape[0],
-                        model->arch->name, tensor->rows, tensor->cols);
+                        model->arch->name, rows, cols);
+    if (whole && vector && pen_type_get(file->type)->block_values > 1)
+        return pen_fail(PEN_UNSUPPORTED, "%s: tensor %s has type %s, which cannot be divided", model->path,
+                        tensor->name, pen_type_get(file->type)->name);
     tensor->type = file->type;
     return PEN_OK;
 }
 
 /* Finds what `rule` asks for; `*found` is false where an optional tensor is not there. */
 static pen_status resolve(pen_model *model, const pen_rule *rule, int layer, pen_tensor *tensor, bool *found) {
-    *tensor = (pen_tensor){.rule = rule, .rows = dim(model, rule->rows, layer), .cols = dim(model, rule->cols, layer)};
+    *tensor = (pen_tensor){.rule = rule,
+                           .rows = dim(model, rule->rows, layer),
+                           .cols = dim(model, rule->cols, layer),
+                           .begin = dim(model, rule->begin, layer)};
     set_name(tensor, rule, layer);
     *found = true;
     if (!model->gguf) {
@@ -138,7 +111,7 @@ static pen_status resolve(pen_model *model, const pen_rule *rule, int layer, pen
         set_name(tensor, &model->arch->rules[0], -1);
         tensor->file = pen_gguf_tensor_find(model->gguf, tensor->name);
     }
-    if (tensor->file) return check_tensor(model, tensor);
+    if (tensor->file) return check_tensor(model, tensor, dim(model, rule->whole, layer));
     *found = false;
     if (rule->presence == PEN_OPTIONAL) return PEN_OK;
     return pen_fail(PEN_BAD_INPUT, "%s: there is no tensor %s", model->path, tensor->name);
@@ -196,6 +169,10 @@ static void sum_up(pen_model *model) {
     for (int u = 0; u < model->unit_count; u++) {
         pen_unit *unit = &model->units[u];
         uint64_t hash = XXH64(shape, sizeof shape, (uint64_t)unit->kind);
+        if (unit->kind == PEN_UNIT_BLOCK) { /* attention costs what it sees */
+            int window = h->kv_windows[pen_layer_kv_group(model, u - 1)];
+            hash = XXH64(&window, sizeof window, hash);
+        }
         for (int i = model->tensor_first[u]; i < model->tensor_first[u + 1]; i++) {
             const pen_tensor *tensor = &model->tensors[i];
             /* The factors are the model's, not a block's: no stage without them, and a few hundred bytes. */
@@ -212,6 +189,7 @@ static void sum_up(pen_model *model) {
         case PEN_UNIT_HEAD: snprintf(unit->name, sizeof unit->name, "head"); break;
         case PEN_UNIT_BLOCK:
             snprintf(unit->name, sizeof unit->name, "block %d", unit->layer);
+            unit->kv_group = pen_layer_kv_group(model, unit->layer);
             unit->kv_bytes_per_token = (uint64_t)h->kv_heads * (uint64_t)h->head_size * 2 * sizeof(uint16_t);
             break;
         }
@@ -236,7 +214,7 @@ static pen_status open_gguf(const char *path, pen_model *model) {
         const char *slash = strrchr(path, '/');
         snprintf(model->name, sizeof model->name, "%s", slash ? slash + 1 : path);
     }
-    return model->arch->read(model->gguf, model);
+    return pen_hparams_read(model);
 }
 
 static pen_status open_model(const char *name, pen_model *model) {
@@ -247,7 +225,7 @@ static pen_status open_model(const char *name, pen_model *model) {
         PEN_TRY(pen_synthetic_parse(name + strlen(prefix), model));
     else
         PEN_TRY(open_gguf(name, model));
-    PEN_TRY(check_hparams(model));
+    PEN_TRY(pen_hparams_finish(model));
     PEN_TRY(resolve_all(model));
     if (model->gguf) PEN_TRY(check_no_others(model));
     sum_up(model);
@@ -269,7 +247,7 @@ void pen_model_close(pen_model *model) {
     if (!model) return;
     if (model->gguf) pen_gguf_close(model->gguf);
     free(model->path);
-    free(model->layer_ffn);
+    free(model->layers);
     free(model->units);
     free(model->tensors);
     free(model->tensor_first);

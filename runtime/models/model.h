@@ -18,18 +18,37 @@
 typedef struct pen_model pen_model;
 
 /* Opens MODEL: a GGUF path, or `synthetic:ARCH:key=value,…` (layers, hidden, heads, vocab; ffn, one width or a width
- * per layer as in 8192,4096*3,1024; and where the default will not do kv_heads, head_size, context, type, tied, seed).
+ * per layer as in 8192,4096*3,1024; and where the default will not do kv_heads, head_size, context, window, type, tied,
+ * seed).
  * Reads metadata only. Checks that all tensors that the rules want are there with the right shapes. */
 pen_status pen_model_open(const char *name, pen_model **model);
 void pen_model_close(pen_model *model);
+
+/* How positions turn queries and keys (pen_rope_options, without the factors). */
+typedef struct pen_rotation {
+    double base;
+    double scale;                /* of the angles: 1, or 1/factor of linear scaling */
+    double magnitude;            /* of what is rotated: 1, or the attention factor of YaRN and LongRoPE */
+    double yarn;                 /* YaRN's factor, or 0 */
+    double beta_fast, beta_slow; /* YaRN: pairs that turn more often than this in the original context keep their angle,
+                                  * those that turn less often than that have it divided by the factor */
+} pen_rotation;
+
+enum { PEN_ROTATIONS = 2 }; /* of the layers, and of sliding layers where they have one of their own */
 
 typedef struct pen_hparams {
     int layers, hidden, heads, kv_heads, head_size, vocab, context;
     int ffn; /* the widest layer's */
     float norm_eps;
-    double rope_base, rope_scale;
-    int rope_dims;
-    bool tied; /* the LM head is the embedding table */
+    float embedding_scale; /* of the token embeddings */
+    float attention_scale; /* of q·k */
+    int rope_dims;         /* 0: positions do not rotate */
+    int original_context;  /* that the model was trained with before its rotation was stretched; context: it was not */
+    pen_rotation rotations[PEN_ROTATIONS];
+    int window;                    /* positions that a sliding layer sees, or 0 where there is none */
+    int kv_groups;                 /* 1 … PEN_KV_GROUPS kinds of layers, each with block tables of its own … */
+    int kv_windows[PEN_KV_GROUPS]; /* … and the positions that they see; 0: all */
+    bool tied;                     /* the LM head is the embedding table */
 } pen_hparams;
 
 const pen_hparams *pen_model_hparams(const pen_model *model);
@@ -46,6 +65,7 @@ typedef struct pen_unit {
     int layer;                   /* of a block, else −1 */
     uint64_t weight_bytes;       /* of its tensors, in the file's types */
     uint64_t tied_bytes;         /* of those, bytes shared with the other end: counted once where one stage has both */
+    int kv_group;                /* of a block: which of the model's block tables it uses */
     uint64_t kv_bytes_per_token; /* in f16 */
     uint64_t class_hash;         /* equal for units of the same shapes and types: measured once */
 } pen_unit;
@@ -103,6 +123,7 @@ typedef struct pen_workspace {
     pen_buffer *h;      /* normalised rows, fine activation [T][H], or activation [T][Nq·D] */
     pen_buffer *qkv;    /* f32 [T][(Nq + 2·Nk)·D] */
     pen_buffer *ffn;    /* activation [T][F] */
+    pen_buffer *branch; /* f32 [T][H], what a post-norm reads; only of models that have those */
     pen_buffer *logits; /* f32 [L][V]; only where the range has the head */
 } pen_workspace;
 pen_status pen_workspace_create(const pen_model *model, pen_device *device, int rows, int logit_rows, bool has_head,

@@ -27,8 +27,8 @@ struct pen_shard {
     const pen_model *model;
     pen_device *device;
     int first, last;
-    unit_tensors *units; /* [last − first + 1] */
-    pen_rope *rope;      /* NULL without blocks */
+    unit_tensors *units;            /* [last − first + 1] */
+    pen_rope *ropes[PEN_ROTATIONS]; /* those that the range's layers need */
     uint64_t file_bytes;
 };
 
@@ -59,18 +59,27 @@ static size_t chunk_bytes(const pen_tensor *tensor) {
     return (size_t)rows_per_chunk(tensor) * pen_type_row_bytes(tensor->type, tensor->cols);
 }
 
-static bool has_blocks(const pen_model *model, int first, int last) {
-    return first < model->unit_count - 1 && last > 0;
+/* The rotation of a unit, or −1. */
+static int rotation_of(const pen_model *model, int unit) {
+    if (model->units[unit].kind != PEN_UNIT_BLOCK || model->arch->rope == PEN_ROPE_NONE) return -1;
+    return model->arch->local_rope_base > 0 && model->layers[model->units[unit].layer].sliding;
 }
 
-static pen_rope_options rope_options(const pen_model *model, int context) {
+static bool range_has_rotation(const pen_model *model, const pen_shard_options *options, int rotation) {
+    for (int unit = options->first; unit <= options->last; unit++)
+        if (rotation_of(model, unit) == rotation) return true;
+    return false;
+}
+
+static pen_rope_options rope_options(const pen_model *model, int rotation, int context) {
     const pen_hparams *h = &model->hparams;
     return (pen_rope_options){
         .dims = h->rope_dims,
         .positions = context,
-        .base = h->rope_base,
-        .scale = h->rope_scale,
-        .interleaved = model->arch->rope_interleaved,
+        .base = h->rotations[rotation].base,
+        .scale = h->rotations[rotation].scale,
+        .magnitude = h->rotations[rotation].magnitude,
+        .interleaved = model->arch->rope == PEN_ROPE_INTERLEAVED,
     };
 }
 
@@ -83,9 +92,9 @@ size_t pen_shard_bytes(const pen_model *model, const pen_device *device, const p
         else if (tensor->rule->form == PEN_FORM_MATRIX && !is_second_end(tensor, options->first))
             bytes += pen_weight_bytes(device, tensor->type, tensor->rows, tensor->cols);
     }
-    if (has_blocks(model, options->first, options->last)) {
-        pen_rope_options rope = rope_options(model, options->context);
-        bytes += pen_rope_bytes(device, &rope);
+    for (int rotation = 0; rotation < PEN_ROTATIONS; rotation++) {
+        pen_rope_options rope = rope_options(model, rotation, options->context);
+        if (range_has_rotation(model, options, rotation)) bytes += pen_rope_bytes(device, &rope);
     }
     return bytes;
 }
@@ -96,11 +105,13 @@ size_t pen_shard_bytes(const pen_model *model, const pen_device *device, const p
 static pen_status fetch(loader *l, const pen_tensor *tensor, int first, int rows) {
     const pen_model *model = l->shard->model;
     size_t row_bytes = pen_type_row_bytes(tensor->type, tensor->cols), bytes = (size_t)rows * row_bytes;
+    bool vector = tensor->rule->form == PEN_FORM_VECTOR;
+    size_t begin = (size_t)tensor->begin * (vector ? pen_type_row_bytes(tensor->type, 1) : row_bytes);
     if (l->options->source == PEN_SHARD_RANDOM) {
         /* Only shapes and types matter: the first chunk serves for all. */
         if (first == 0) pen_synthetic_rows(tensor, &model->hparams, model->seed, 0, rows, l->staging);
     } else if (tensor->file) {
-        PEN_TRY(pen_gguf_read(model->gguf, tensor->file, (uint64_t)first * row_bytes, bytes, l->staging));
+        PEN_TRY(pen_gguf_read(model->gguf, tensor->file, begin + (uint64_t)first * row_bytes, bytes, l->staging));
     } else {
         pen_synthetic_rows(tensor, &model->hparams, model->seed, first, rows, l->staging);
     }
@@ -168,19 +179,44 @@ static pen_status load_vector(loader *l, const pen_tensor *tensor, pen_buffer **
     return status;
 }
 
-/* The rotation table, once per shard; `tensor` holds its factors, or is NULL. */
-static pen_status make_rope(loader *l, const pen_tensor *tensor) {
-    pen_rope_options options = rope_options(l->shard->model, l->options->context);
+static pen_status read_factors(loader *l, const pen_tensor *tensor, float **factors) {
+    PEN_TRY(read_vector(l, tensor, factors));
+    for (int i = 0; i < tensor->cols; i++)
+        if (!((*factors)[i] > 0))
+            return pen_fail(PEN_BAD_INPUT, "%s: value %d of tensor %s is %g, a rotation factor is above 0",
+                            l->shard->model->path, i, tensor->name, (double)(*factors)[i]);
+    return PEN_OK;
+}
+
+static pen_status yarn_factors(const pen_model *model, const pen_rotation *rotation, float **factors) {
+    const pen_hparams *h = &model->hparams;
+    *factors = malloc((size_t)h->rope_dims / 2 * sizeof **factors);
+    if (!*factors) return pen_fail(PEN_NO_MEMORY, "%s: no memory for a rotation table", model->path);
+    pen_rope_yarn(rotation, h->rope_dims, h->original_context, *factors);
+    return PEN_OK;
+}
+
+/* A rotation table, once per shard; `tensor` holds its factors, or is NULL. */
+static pen_status make_rope(loader *l, int rotation, const pen_tensor *tensor) {
+    const pen_model *model = l->shard->model;
+    pen_rope_options options = rope_options(model, rotation, l->options->context);
     float *factors = NULL;
-    pen_status status = tensor ? read_vector(l, tensor, &factors) : PEN_OK;
-    for (int i = 0; factors && status == PEN_OK && i < tensor->cols; i++)
-        if (!(factors[i] > 0))
-            status = pen_fail(PEN_BAD_INPUT, "%s: value %d of tensor %s is %g, a rotation factor is above 0",
-                              l->shard->model->path, i, tensor->name, (double)factors[i]);
+    pen_status status = PEN_OK;
+    if (model->hparams.rotations[rotation].yarn > 0)
+        status = yarn_factors(model, &model->hparams.rotations[rotation], &factors);
+    else if (tensor)
+        status = read_factors(l, tensor, &factors);
     options.factors = factors;
-    if (status == PEN_OK) status = pen_rope_create(l->shard->device, &options, &l->shard->rope);
+    if (status == PEN_OK) status = pen_rope_create(l->shard->device, &options, &l->shard->ropes[rotation]);
     free(factors);
     return status;
+}
+
+/* LongRoPE has two tensors of factors; a whole run uses one of them, so that what a sequence's first tokens are turned
+ * by does not depend on how long it gets. */
+static bool is_right_factors(const loader *l, pen_slot slot) {
+    bool beyond = l->options->context > l->shard->model->hparams.original_context;
+    return slot != (beyond ? PEN_SLOT_ROPE_FACTORS_SHORT : PEN_SLOT_ROPE_FACTORS_LONG);
 }
 
 static pen_status load_unit(loader *l, int unit) {
@@ -192,7 +228,9 @@ static pen_status load_unit(loader *l, int unit) {
         const pen_tensor *tensor = &model->tensors[i];
         pen_slot slot = tensor->rule->slot;
         switch (tensor->rule->form) {
-        case PEN_FORM_FACTORS: factors = tensor; break;
+        case PEN_FORM_FACTORS:
+            if (is_right_factors(l, slot)) factors = tensor;
+            break;
         case PEN_FORM_VECTOR: PEN_TRY(load_vector(l, tensor, &target->vectors[slot])); break;
         case PEN_FORM_MATRIX:
             if (is_second_end(tensor, shard->first))
@@ -202,8 +240,9 @@ static pen_status load_unit(loader *l, int unit) {
             break;
         }
     }
-    if (model->units[unit].kind == PEN_UNIT_BLOCK && !shard->rope) PEN_TRY(make_rope(l, factors));
-    return PEN_OK;
+    int rotation = rotation_of(model, unit);
+    if (rotation < 0 || shard->ropes[rotation]) return PEN_OK;
+    return make_rope(l, rotation, factors);
 }
 
 pen_status pen_shard_load(const pen_model *model, pen_device *device, const pen_shard_options *options,
@@ -250,7 +289,7 @@ void pen_shard_destroy(pen_shard *shard) {
             pen_buffer_destroy(unit->vectors[slot]);
         }
     }
-    pen_rope_destroy(shard->rope);
+    for (int i = 0; i < PEN_ROTATIONS; i++) pen_rope_destroy(shard->ropes[i]);
     free(shard->units);
     free(shard);
 }
@@ -268,13 +307,17 @@ void pen_shard_run(pen_shard *shard, int unit, const pen_workspace *workspace, p
     assert(unit >= shard->first && unit <= shard->last);
     const pen_model *model = shard->model;
     const unit_tensors *own = &shard->units[unit - shard->first];
+    int rotation = rotation_of(model, unit), group = model->units[unit].kv_group;
     const pen_unit_run run = {
         .device = shard->device,
+        .arch = model->arch,
         .hparams = &model->hparams,
         .weights = own->weights,
         .vectors = own->vectors,
-        .rope = shard->rope,
+        .rope = rotation < 0 ? NULL : shard->ropes[rotation],
         .kv = kv,
+        .kv_group = group,
+        .window = model->hparams.kv_windows[group],
         .workspace = workspace,
     };
     pen_device_unit_begin(shard->device, unit);
@@ -289,8 +332,14 @@ void pen_shard_run(pen_shard *shard, int unit, const pen_workspace *workspace, p
 /* ---- Workspace --------------------------------------------------------------------------------------------------- */
 
 typedef struct workspace_sizes {
-    size_t x, h, qkv, ffn, logits;
+    size_t x, h, qkv, ffn, branch, logits;
 } workspace_sizes;
+
+static bool has_post_norms(const pen_model *model) {
+    for (int i = 0; i < model->arch->rule_count; i++)
+        if (model->arch->rules[i].slot == PEN_SLOT_ATTENTION_POST_NORM) return true;
+    return false;
+}
 
 static workspace_sizes sizes_of(const pen_model *model, const pen_device *device, int rows, int logit_rows,
                                 bool has_head) {
@@ -302,13 +351,14 @@ static workspace_sizes sizes_of(const pen_model *model, const pen_device *device
         .h = normed > attended ? normed : attended,
         .qkv = (size_t)rows * (size_t)(p->heads + 2 * p->kv_heads) * (size_t)p->head_size * sizeof(float),
         .ffn = pen_device_activation_bytes(device, rows, p->ffn),
+        .branch = has_post_norms(model) ? (size_t)rows * (size_t)p->hidden * sizeof(float) : 0,
         .logits = has_head ? (size_t)logit_rows * (size_t)p->vocab * sizeof(float) : 0,
     };
 }
 
 size_t pen_workspace_bytes(const pen_model *model, const pen_device *device, int rows, int logit_rows, bool has_head) {
     workspace_sizes s = sizes_of(model, device, rows, logit_rows, has_head);
-    return s.x + s.h + s.qkv + s.ffn + s.logits;
+    return s.x + s.h + s.qkv + s.ffn + s.branch + s.logits;
 }
 
 pen_status pen_workspace_create(const pen_model *model, pen_device *device, int rows, int logit_rows, bool has_head,
@@ -319,6 +369,7 @@ pen_status pen_workspace_create(const pen_model *model, pen_device *device, int 
     if (status == PEN_OK) status = pen_buffer_create(device, s.h, &workspace->h);
     if (status == PEN_OK) status = pen_buffer_create(device, s.qkv, &workspace->qkv);
     if (status == PEN_OK) status = pen_buffer_create(device, s.ffn, &workspace->ffn);
+    if (status == PEN_OK && s.branch) status = pen_buffer_create(device, s.branch, &workspace->branch);
     if (status == PEN_OK && s.logits) status = pen_buffer_create(device, s.logits, &workspace->logits);
     if (status != PEN_OK) pen_workspace_destroy(workspace);
     return status;
@@ -326,6 +377,7 @@ pen_status pen_workspace_create(const pen_model *model, pen_device *device, int 
 
 void pen_workspace_destroy(pen_workspace *workspace) {
     pen_buffer_destroy(workspace->logits);
+    pen_buffer_destroy(workspace->branch);
     pen_buffer_destroy(workspace->ffn);
     pen_buffer_destroy(workspace->qkv);
     pen_buffer_destroy(workspace->h);

@@ -25,6 +25,7 @@ typedef enum spec_key {
     KEY_HEAD_SIZE,
     KEY_VOCAB,
     KEY_CONTEXT,
+    KEY_WINDOW,
     KEY_TIED,
     KEY_SEED,
     KEY_NUMBERS, /* the keys above are plain numbers */
@@ -35,8 +36,8 @@ typedef enum spec_key {
 
 static const char *const key_names[KEY_COUNT] = {
     [KEY_LAYERS] = "layers",       [KEY_HIDDEN] = "hidden", [KEY_HEADS] = "heads",     [KEY_KV_HEADS] = "kv_heads",
-    [KEY_HEAD_SIZE] = "head_size", [KEY_VOCAB] = "vocab",   [KEY_CONTEXT] = "context", [KEY_TIED] = "tied",
-    [KEY_SEED] = "seed",           [KEY_FFN] = "ffn",       [KEY_TYPE] = "type",
+    [KEY_HEAD_SIZE] = "head_size", [KEY_VOCAB] = "vocab",   [KEY_CONTEXT] = "context", [KEY_WINDOW] = "window",
+    [KEY_TIED] = "tied",           [KEY_SEED] = "seed",     [KEY_FFN] = "ffn",         [KEY_TYPE] = "type",
 };
 
 typedef struct synthetic_spec {
@@ -76,7 +77,7 @@ static pen_status set_value(synthetic_spec *spec, int key, const char *value) {
         if (pen_type_by_name(value, &spec->type) == 0) return PEN_OK;
         return pen_fail(PEN_USAGE, "synthetic model: type=%s is not a weight type", value);
     }
-    int64_t least = key == KEY_TIED || key == KEY_SEED ? 0 : 1;
+    int64_t least = key == KEY_TIED || key == KEY_SEED || key == KEY_WINDOW ? 0 : 1;
     int64_t most = key == KEY_TIED ? 1 : key == KEY_SEED ? INT64_MAX : 1 << 30;
     const char *end = value;
     if (!read_number(&end, &spec->number[key]) || *end || spec->number[key] < least || spec->number[key] > most)
@@ -137,7 +138,7 @@ static pen_status parse_ffn(const synthetic_spec *spec, pen_model *model) {
         if (times > layers - layer)
             return pen_fail(PEN_USAGE, "synthetic model: ffn=%s gives more widths than the %d layers", spec->ffn,
                             layers);
-        while (times-- > 0) model->layer_ffn[layer++] = (int)width;
+        while (times-- > 0) model->layers[layer++].ffn = (int)width;
         if (!*c) break;
     }
     if (layer < layers)
@@ -151,7 +152,7 @@ static pen_status apply(const synthetic_spec *spec, pen_model *model) {
     if (!spec->given[KEY_HEAD_SIZE] && n[KEY_HIDDEN] % n[KEY_HEADS])
         return pen_fail(PEN_USAGE, "synthetic model: heads=%lld does not divide hidden=%lld, and there is no head_size",
                         (long long)n[KEY_HEADS], (long long)n[KEY_HIDDEN]);
-    PEN_TRY(pen_model_set_layers(model, n[KEY_LAYERS]));
+    PEN_TRY(pen_hparams_set_layers(model, n[KEY_LAYERS]));
     PEN_TRY(parse_ffn(spec, model));
     h->hidden = (int)n[KEY_HIDDEN];
     h->heads = (int)n[KEY_HEADS];
@@ -160,10 +161,8 @@ static pen_status apply(const synthetic_spec *spec, pen_model *model) {
     h->vocab = (int)n[KEY_VOCAB];
     h->context = (int)n[KEY_CONTEXT];
     h->tied = n[KEY_TIED];
-    h->rope_dims = h->head_size;
-    h->rope_base = 10000;
-    h->rope_scale = 1;
-    h->norm_eps = 1e-5f;
+    h->window = (int)n[KEY_WINDOW];
+    pen_hparams_default(model);
     model->synthetic_type = spec->type;
     model->seed = (uint64_t)n[KEY_SEED];
     return PEN_OK;
@@ -171,9 +170,11 @@ static pen_status apply(const synthetic_spec *spec, pen_model *model) {
 
 static uint64_t hash_spec(const synthetic_spec *spec, const pen_model *model) {
     const pen_hparams *h = &model->hparams;
-    uint64_t hash = XXH64(model->layer_ffn, (size_t)h->layers * sizeof *model->layer_ffn, (uint64_t)spec->type);
-    const int64_t fields[] = {h->layers, h->hidden,  h->heads, h->kv_heads,         h->head_size,
-                              h->vocab,  h->context, h->tied,  (int64_t)model->seed};
+    uint64_t hash = XXH64(model->arch->name, strlen(model->arch->name), (uint64_t)spec->type);
+    for (int layer = 0; layer < h->layers; layer++)
+        hash = XXH64(&model->layers[layer].ffn, sizeof model->layers[layer].ffn, hash);
+    const int64_t fields[] = {h->layers, h->hidden,  h->heads,  h->kv_heads, h->head_size,
+                              h->vocab,  h->context, h->window, h->tied,     (int64_t)model->seed};
     return XXH64(fields, sizeof fields, hash);
 }
 

@@ -190,11 +190,11 @@ static pen_status load(pen_world *world, const options *o, machinery *m) {
                                 .rows = o->rows,
                                 .logit_rows = 24,
                                 .context = o->prompt + 7 * o->requests + o->output,
-                                .kv_blocks = o->sequences * (o->prompt + 7 * o->requests + o->output + PEN_KV_BLOCK) /
-                                             PEN_KV_BLOCK,
                                 .slots = PEN_ENGINE_SLOTS,
                                 .progress = beat,
                                 .progress_context = world};
+    int blocks = o->sequences * pen_kv_blocks_for(limits.context + PEN_KV_BLOCK);
+    limits.kv = pen_stage_kv_pools(m->model, o->sequences, o->rows, limits.context, blocks);
     PEN_TRY(pen_stage_create(m->model, m->device, &limits, &m->stage));
     const pen_hparams *h = pen_model_hparams(m->model);
     pen_engine_options engine = {.hidden = h->hidden,
@@ -202,7 +202,7 @@ static pen_status load(pen_world *world, const options *o, machinery *m) {
                                  .rows = limits.rows,
                                  .logit_rows = limits.logit_rows,
                                  .context = limits.context,
-                                 .kv_blocks = limits.kv_blocks,
+                                 .kv = limits.kv,
                                  .sequences = o->sequences,
                                  .chunk_overhead = o->overhead,
                                  .step_timeout_s = o->timeout};

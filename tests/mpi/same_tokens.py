@@ -40,8 +40,8 @@ class Model:
     options: list = field(default_factory=list)
 
 
-def synthetic(type_name, shape, layers, *options):
-    name = f"synthetic:llama:layers={layers},type={type_name},context=512,{shape}"
+def synthetic(type_name, shape, layers, *options, arch="llama"):
+    name = f"synthetic:{arch}:layers={layers},type={type_name},context=512,{shape}"
     return Model(name, layers + 2, 5, list(options))
 
 
@@ -53,6 +53,11 @@ SYNTHETIC = [
     synthetic("f16", "hidden=96,ffn=64/128/256,heads=6,kv_heads=1,vocab=299", 3),
     synthetic("f32", "hidden=64,ffn=32/192/96,heads=8,kv_heads=4,vocab=257", 3),
     synthetic("q4_0", "hidden=128,ffn=96/512,heads=2,vocab=320", 2, "--activations", "f32"),
+    # Windows that the text outgrows: of all layers, and of some.
+    synthetic("q8_0", "hidden=96,ffn=160,heads=6,kv_heads=2,vocab=331,window=21", 3),
+    synthetic("q4_0", "hidden=64,ffn=96,heads=4,kv_heads=1,vocab=300,window=33", 7, arch="gemma3"),
+    synthetic("q8_0", "hidden=96,ffn=128,heads=3,vocab=280", 3, arch="gpt2"),
+    synthetic("q4_1", "hidden=64,ffn=96,heads=4,kv_heads=2,vocab=271,window=48", 3, arch="phi3"),
 ]
 
 

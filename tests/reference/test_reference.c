@@ -41,12 +41,15 @@ static double number(json_t *list, size_t i) {
 }
 
 static void open_model(pipeline *p, pen_activations activations, int stages, int threads) {
-    pipeline_options o = {
-        .model = getenv("PENSTOCK_TEST_MODEL"),
-        .stages = stages,
-        .first = {0, 9, 20},
-        .cpu = {.activations = activations, .threads = threads},
-        .stage = {.rows = CHUNK, .logit_rows = CHUNK, .context = CONTEXT, .kv_blocks = KV_BLOCKS, .slots = 1}};
+    pipeline_options o = {.model = getenv("PENSTOCK_TEST_MODEL"),
+                          .stages = stages,
+                          .first = {0, 9, 20},
+                          .cpu = {.activations = activations, .threads = threads},
+                          .stage = {.rows = CHUNK,
+                                    .logit_rows = CHUNK,
+                                    .context = CONTEXT,
+                                    .kv = {.count = 1, .blocks = {KV_BLOCKS}},
+                                    .slots = 1}};
     open_pipeline(p, &o);
 }
 

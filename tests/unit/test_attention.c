@@ -102,8 +102,12 @@ static unsigned char *attend(const test_shape *shape, const test_setup *setup, c
     for (int b = 0; b < blocks; b++) tables[b % SEQUENCES][b / SEQUENCES] = (b * 37 + 11) % blocks; /* 37 ∤ blocks */
 
     pen_rope *rope;
-    pen_rope_options rope_options = {
-        .dims = shape->rope_dims, .positions = LONGEST, .base = 1e4, .scale = 1, .interleaved = shape->interleaved};
+    pen_rope_options rope_options = {.dims = shape->rope_dims,
+                                     .positions = LONGEST,
+                                     .base = 1e4,
+                                     .scale = 1,
+                                     .magnitude = 1,
+                                     .interleaved = shape->interleaved};
     assert_int_equal(pen_rope_create(device, &rope_options, &rope), PEN_OK);
     *row_bytes = pen_device_activation_bytes(device, 1, shape->heads * shape->head_size);
     pen_buffer *qkv, *out, *norm;

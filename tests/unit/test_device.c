@@ -75,7 +75,7 @@ static void test_memory_is_accounted_for_and_given_back(void **state) {
     pen_weight *weight;
     pen_kv *kv;
     pen_rope *rope;
-    pen_rope_options options = {.dims = 64, .positions = 100, .base = 1e4, .scale = 1};
+    pen_rope_options options = {.dims = 64, .positions = 100, .base = 1e4, .scale = 1, .magnitude = 1};
     assert_int_equal(pen_buffer_create(device, 5 << 20, &buffer), PEN_OK);
     assert_int_equal(pen_weight_create(device, PEN_TYPE_Q4_1, 100, 64, &weight), PEN_OK);
     assert_int_equal(pen_kv_create(device, 3, 64, 10, &kv), PEN_OK);
@@ -178,13 +178,15 @@ static void test_rotation_tables(void **state) {
     pen_device *device = open_device(PEN_CPU_AUTO, 1, PEN_ACTIVATIONS_FAST);
     const float factors[] = {1, 1.5F, 2, 8};
     pen_rope *rope;
-    pen_rope_options options = {.dims = 8, .positions = 9000, .base = 1e5, .scale = 0.25, .factors = factors};
+    pen_rope_options options = {
+        .dims = 8, .positions = 9000, .base = 1e5, .scale = 0.25, .magnitude = 1.5, .factors = factors};
     assert_int_equal(pen_rope_create(device, &options, &rope), PEN_OK);
     for (int p = 0; p < 9000; p += 7)
         for (int i = 0; i < 4; i++) {
             double angle = p * pow(1e5, -2.0 * i / 8) * 0.25 / (double)factors[i];
             const float *turn = ((pen_cpu_rope *)rope)->table + p * 8 + 2 * i;
-            assert_true(fabs((double)turn[0] - cos(angle)) < 7e-8 && fabs((double)turn[1] - sin(angle)) < 7e-8);
+            assert_true(fabs((double)turn[0] - 1.5 * cos(angle)) < 1e-7);
+            assert_true(fabs((double)turn[1] - 1.5 * sin(angle)) < 1e-7);
         }
     pen_rope_destroy(rope);
     pen_device_destroy(device);

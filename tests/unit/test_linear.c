@@ -233,7 +233,9 @@ static void check_qkv(product_case c) {
         if (!device) continue;
         pen_weight *weights[3];
         for (int i = 0; i < 3; i++) weights[i] = weight_of(device, w[i]);
-        pen_buffer *bias_buffer = buffer_of(device, bias, (size_t)columns * sizeof(float));
+        pen_buffer *biases[3] = {NULL, NULL, NULL};
+        for (int i = 0, column = 0; c.bias && i < 3; column += c.rows[i++])
+            biases[i] = buffer_of(device, bias + column, (size_t)c.rows[i] * sizeof(float));
         for (int split = 0; split < 2; split++) {
             memset(result, 0xff, bytes);
             for (int t = 0, n; t < c.tokens; t += n) {
@@ -243,8 +245,8 @@ static void check_qkv(product_case c) {
                 pen_buffer *out;
                 assert_int_equal(pen_buffer_create(device, (size_t)n * (size_t)columns * sizeof(float), &out), PEN_OK);
                 set_batch(device, n, NULL, 0, NULL);
-                pen_op_qkv(device,
-                           &(pen_qkv_op){rows, weights[0], weights[1], weights[2], c.bias ? bias_buffer : NULL, out});
+                pen_op_qkv(device, &(pen_qkv_op){rows, weights[0], weights[1], weights[2], biases[0], biases[1],
+                                                 biases[2], out});
                 pen_buffer_read(out, 0, result + (size_t)t * (size_t)columns,
                                 (size_t)n * (size_t)columns * sizeof(float));
                 pen_buffer_destroy(rows);
@@ -262,7 +264,7 @@ static void check_qkv(product_case c) {
                                 limit * (size + 1), pen_type_get(c.types[i])->name, variants[v]);
                 }
         for (int i = 0; i < 3; i++) pen_weight_destroy(weights[i]);
-        pen_buffer_destroy(bias_buffer);
+        for (int i = 0; i < 3; i++) pen_buffer_destroy(biases[i]);
         pen_device_destroy(device);
     }
     for (int i = 0; i < 3; i++) matrix_free(w[i]);
@@ -513,7 +515,7 @@ static void test_embedding_reads_the_packed_rows(void **state) {
             float result[TOKENS][HIDDEN];
             pen_buffer *x = buffer_of(device, result, sizeof result);
             set_batch(device, TOKENS, tokens, 0, NULL);
-            pen_op_embed(device, weight, 1.5F, x);
+            pen_op_embed(device, &(pen_embed_op){.table = weight, .scale = 1.5F, .x = x});
             pen_buffer_read(x, 0, result, sizeof result);
             for (int t = 0; t < TOKENS; t++)
                 for (int k = 0; k < HIDDEN; k++) {

@@ -106,7 +106,7 @@ static void test_hash_tells_specs_apart(void **state) {
 static void test_bad_specs_are_refused_by_key(void **state) {
     (void)state;
 #define SHAPE "layers=2,hidden=64,heads=4,vocab=32"
-    assert_refused("synthetic:mamba:layers=2", PEN_UNSUPPORTED, "architecture 'mamba', known are: llama");
+    assert_refused("synthetic:mamba:layers=2", PEN_UNSUPPORTED, "architecture 'mamba', known are: gemma3 gpt2 llama");
     assert_refused("synthetic:llama", PEN_USAGE, "no shape");
     assert_refused("synthetic:llama:" SHAPE, PEN_USAGE, "ffn is missing");
     assert_refused("synthetic:llama:" SHAPE ",ffn=64,layer=3", PEN_USAGE, "unknown key 'layer', known are layers, ");
@@ -242,7 +242,7 @@ static void put_keys(writer *w, const pen_hparams *h) {
     key_u32(w, "llama.attention.head_count", r->heads ? r->heads : h->heads);
     key_u32(w, "llama.attention.head_count_kv", h->kv_heads);
     key_f32(w, "llama.attention.layer_norm_rms_epsilon", h->norm_eps);
-    key_f32(w, "llama.rope.freq_base", (float)h->rope_base);
+    key_f32(w, "llama.rope.freq_base", (float)h->rotations[0].base);
     if (r->rope_dims) key_u32(w, "llama.rope.dimension_count", r->rope_dims);
     if (r->experts) key_u32(w, "llama.expert_count", 8);
     if (r->scaling) {
@@ -349,17 +349,62 @@ static void test_rope_keys_and_factors(void **state) {
     writer w;
     pen_model *model = open_good(TINY);
     pen_model *file = open_good(write_file(&w, model, &(recipe){.scaling = "linear", .rope_dims = 8, .factor = 2}));
-    assert_true(pen_model_hparams(file)->rope_scale == 0.25);
+    assert_true(pen_model_hparams(file)->rotations[0].scale == 0.25);
     assert_int_equal(pen_model_hparams(file)->rope_dims, 8);
     pen_model_close(file);
     unlink(w.path);
+
+    file = open_good(write_file(&w, model, &(recipe){.scaling = "yarn"}));
+    const pen_rotation *yarn = &pen_model_hparams(file)->rotations[0];
+    assert_true(yarn->scale == 1 && yarn->yarn == 4 && fabs(yarn->magnitude - (1 + 0.1 * log(4))) < 1e-12);
+    pen_model_close(file);
+    unlink(w.path);
     pen_model_close(model);
-    assert_file_refused(&(recipe){.scaling = "yarn"}, PEN_UNSUPPORTED, "llama.rope.scaling.type is 'yarn'");
+    assert_file_refused(&(recipe){.scaling = "dynamic"}, PEN_UNSUPPORTED, "llama.rope.scaling.type is 'dynamic'");
+}
+
+/* Between pairs that keep their angle and pairs that turn four times as slowly lies a ramp; base 10000 over 64
+ * dimensions and 4096 positions puts it between the pairs 10 and 23. */
+static void test_yarn_blends_along_a_ramp(void **state) {
+    (void)state;
+    const pen_rotation rotation = {.base = 10000, .yarn = 4, .beta_fast = 32, .beta_slow = 1};
+    float factors[32];
+    pen_rope_yarn(&rotation, 64, 4096, factors);
+    for (int i = 0; i <= 10; i++) assert_true(factors[i] == 1);
+    for (int i = 11; i < 23; i++) assert_true(factors[i] > factors[i - 1] && factors[i] < 4);
+    for (int i = 23; i < 32; i++) assert_true(factors[i] == 4);
+}
+
+/* Which layers slide decides on the KV groups. */
+static void test_windows_make_kv_groups(void **state) {
+    (void)state;
+#define SHAPE ":layers=7,hidden=64,ffn=64,heads=4,vocab=32,context=128"
+    static const struct {
+        const char *spec;
+        int groups, windows[2], group_of_layer_0, group_of_layer_5;
+    } cases[] = {
+        {"synthetic:llama" SHAPE, 1, {0, 0}, 0, 0},
+        {"synthetic:llama" SHAPE ",window=16", 1, {16, 0}, 0, 0},
+        {"synthetic:llama" SHAPE ",window=128", 1, {0, 0}, 0, 0},
+        {"synthetic:gemma3" SHAPE ",window=16", 2, {0, 16}, 1, 0},
+        {"synthetic:gemma3" SHAPE, 1, {0, 0}, 0, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        pen_model *model = open_good(cases[i].spec);
+        const pen_hparams *h = pen_model_hparams(model);
+        assert_int_equal(h->kv_groups, cases[i].groups);
+        assert_memory_equal(h->kv_windows, cases[i].windows, sizeof h->kv_windows);
+        assert_int_equal(pen_model_unit(model, 1)->kv_group, cases[i].group_of_layer_0);
+        assert_int_equal(pen_model_unit(model, 6)->kv_group, cases[i].group_of_layer_5);
+        pen_model_close(model);
+    }
+#undef SHAPE
 }
 
 static void test_bad_files_are_refused_by_name(void **state) {
     (void)state;
-    assert_file_refused(&(recipe){.arch = "mamba"}, PEN_UNSUPPORTED, "architecture 'mamba', known are: llama");
+    assert_file_refused(&(recipe){.arch = "mamba"}, PEN_UNSUPPORTED,
+                        "architecture 'mamba', known are: gemma3 gpt2 llama");
     assert_file_refused(&(recipe){.without_key = "block_count"}, PEN_BAD_INPUT, "llama.block_count");
     assert_file_refused(&(recipe){.without_key = "rms_epsilon"}, PEN_BAD_INPUT, "layer_norm_rms_epsilon");
     assert_file_refused(&(recipe){.without_key = "feed_forward"}, PEN_BAD_INPUT, "llama.feed_forward_length");
@@ -370,7 +415,8 @@ static void test_bad_files_are_refused_by_name(void **state) {
                         "tensor blk.1.ffn_up.weight is [32][64], llama of these parameters has [64][64]");
     assert_file_refused(&(recipe){.retyped = "blk.1.ffn_up.weight"}, PEN_UNSUPPORTED,
                         "tensor blk.1.ffn_up.weight has type Q5_0");
-    assert_file_refused(&(recipe){.extra = "blk.0.attn_q.bias"}, PEN_UNSUPPORTED, "has no use for tensor blk.0.attn_q");
+    assert_file_refused(&(recipe){.extra = "blk.0.attn_sinks"}, PEN_UNSUPPORTED,
+                        "has no use for tensor blk.0.attn_sinks");
     assert_file_refused(&(recipe){.heads = 6}, PEN_BAD_INPUT, "6 heads do not divide the hidden size 64");
     assert_file_refused(&(recipe){.rope_dims = 18}, PEN_BAD_INPUT, "18 rotated dimensions");
     assert_file_refused(&(recipe){.rope_dims = 7}, PEN_BAD_INPUT, "7 rotated dimensions");
@@ -467,6 +513,8 @@ int main(void) {
         cmocka_unit_test(test_synthetic_rows_are_sane_and_addressable),
         cmocka_unit_test(test_file_reads_as_the_model_it_was_made_from),
         cmocka_unit_test(test_rope_keys_and_factors),
+        cmocka_unit_test(test_yarn_blends_along_a_ramp),
+        cmocka_unit_test(test_windows_make_kv_groups),
         cmocka_unit_test(test_bad_files_are_refused_by_name),
         cmocka_unit_test(test_value_that_is_no_number_names_its_tensor),
         cmocka_unit_test(test_load_reports_its_own_bytes_and_stops_when_asked),

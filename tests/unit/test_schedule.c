@@ -51,7 +51,7 @@ static void check_microbatch(const pen_schedule_options *options, pen_kvcache *c
             if (o != run->sequence && !models[o].done && models[o].next > 0)
                 assert_int_not_equal(models[o].slot, run->slot);
         for (int k = 0; k < i; k++) assert_int_not_equal(m->runs[k].sequence, run->sequence);
-        assert_true(pen_kvcache_table_blocks(cache, run->slot) >= pen_kvcache_blocks_for(run->position + run->rows));
+        assert_true(pen_kvcache_table_end(cache, run->slot) >= pen_kv_blocks_for(run->position + run->rows));
         int want_first = 0, want = 0;
         if (run->position >= s->prompt) {
             assert_int_equal(run->rows, 1);
@@ -116,8 +116,10 @@ static void run_load(unsigned seed) {
     if (rand() % 4 == 0) options.in_flight = 1 + rand() % 8;
     pen_kvcache *cache;
     pen_schedule *schedule;
-    int blocks = 25 + rand() % 100;
-    assert_int_equal(pen_kvcache_create(blocks, options.sequences, options.context, &cache), PEN_OK);
+    int blocks = 25 + rand() % 100, window = 1 + rand() % 100;
+    int held = pen_kv_blocks_held(window, options.rows, options.context);
+    pen_kv_pools pools = {2, {blocks, held * (1 + rand() % options.sequences)}, {0, window}};
+    assert_int_equal(pen_kvcache_create(&pools, options.sequences, options.context, options.rows, &cache), PEN_OK);
     assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
     int limit = pen_schedule_limit(schedule);
     assert_in_range(limit, 1, FLIGHTS);
@@ -159,7 +161,7 @@ static void run_load(unsigned seed) {
         for (int i = 0; i < added; i++) done += models[i].done;
     }
     while (f.count > 0) land(schedule, models, &f);
-    assert_int_equal(pen_kvcache_free_blocks(cache), blocks);
+    assert_int_equal(pen_kvcache_free_blocks(cache, 0), blocks);
     for (int i = 0; i < FLIGHTS; i++) free(f.ring[i].runs);
     pen_schedule_destroy(schedule);
     pen_kvcache_destroy(cache);
@@ -183,7 +185,7 @@ static void test_a_long_prompt_is_in_flight_on_all_stages_at_once(void **state) 
     pen_kvcache *cache;
     pen_schedule *schedule;
     int64_t number;
-    assert_int_equal(pen_kvcache_create(64, 1, 1024, &cache), PEN_OK);
+    assert_int_equal(pen_kvcache_create(&(pen_kv_pools){1, {64}, {0}}, 1, 1024, 256, &cache), PEN_OK);
     assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
     assert_int_equal(pen_schedule_add(schedule, 512, 8, false, &number), PEN_OK);
     pen_microbatch m = make_microbatch();
@@ -230,7 +232,7 @@ static void test_decodes_are_spread_over_the_microbatches(void **state) {
     pen_kvcache *cache;
     pen_schedule *schedule;
     int64_t number;
-    assert_int_equal(pen_kvcache_create(48, 12, 64, &cache), PEN_OK);
+    assert_int_equal(pen_kvcache_create(&(pen_kv_pools){1, {48}, {0}}, 12, 64, 64, &cache), PEN_OK);
     assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
     for (int i = 0; i < 12; i++) assert_int_equal(pen_schedule_add(schedule, 1, 20, false, &number), PEN_OK);
     pen_microbatch m = make_microbatch();

@@ -61,11 +61,14 @@ static pen_pick pick_at(int position) {
 }
 
 static void open_setup(pipeline *p, const setup *s) {
-    pipeline_options o = {
-        .model = s->model,
-        .stages = s->stages,
-        .cpu = {.isa = s->isa, .activations = s->activations, .threads = s->threads},
-        .stage = {.rows = 2 * TOKENS, .logit_rows = TOKENS, .context = 128, .kv_blocks = KV_BLOCKS, .slots = SLOTS}};
+    pipeline_options o = {.model = s->model,
+                          .stages = s->stages,
+                          .cpu = {.isa = s->isa, .activations = s->activations, .threads = s->threads},
+                          .stage = {.rows = 2 * TOKENS,
+                                    .logit_rows = TOKENS,
+                                    .context = 128,
+                                    .kv = {.count = 1, .blocks = {KV_BLOCKS}},
+                                    .slots = SLOTS}};
     memcpy(o.first, s->first, sizeof o.first);
     open_pipeline(p, &o);
 }

@@ -14,8 +14,13 @@
 #include "kvcache.h"
 #include "wire.h"
 
-static const pen_wire_limits limits = {
-    .rows = 64, .logit_rows = 16, .sequences = 5, .context = 300, .kv_blocks = 70, .vocab = 1000, .plan_epoch = 3};
+static const pen_wire_limits limits = {.rows = 64,
+                                       .logit_rows = 16,
+                                       .sequences = 5,
+                                       .context = 300,
+                                       .kv = {.count = 2, .blocks = {70, 20}},
+                                       .vocab = 1000,
+                                       .plan_epoch = 3};
 
 static int below(int n) {
     return rand() % n;
@@ -31,11 +36,12 @@ static void make_step(pen_step *step) {
         int position = below(limits.context - rows), first = below(rows), logits = below(4);
         if (logits > rows - first) logits = rows - first;
         if (step->logit_count + logits > limits.logit_rows) logits = 0;
-        int table = pen_kvcache_blocks_for(position);
-        int count = pen_kvcache_blocks_for(position + rows) - table;
+        int table = pen_kv_blocks_for(position);
+        int count = pen_kv_blocks_for(position + rows) - table;
         step->runs[i] =
             (pen_step_run){below(limits.sequences), (uint32_t)rand(), position, rows, first, logits, table, count};
-        for (int b = 0; b < count; b++) step->blocks[step->block_count++] = below(limits.kv_blocks);
+        for (int b = 0; b < 2 * count; b++)
+            step->blocks[step->block_count++] = below(limits.kv.blocks[b < count ? 0 : 1]);
         for (int l = 0; l < logits; l++)
             step->picks[step->logit_count++] = (pen_pick){.temperature = 0.5f,
                                                           .top_p = 1,
@@ -67,15 +73,15 @@ static void assert_within_limits(const pen_step *step) {
         assert_true(run->position >= 0 && run->position + run->rows <= limits.context);
         assert_true(run->logit_first >= 0 && run->logit_rows >= 0 && run->logit_first + run->logit_rows <= run->rows);
         assert_true(run->table_first >= 0 && run->table_count >= 0 &&
-                    run->table_first + run->table_count <= pen_kvcache_blocks_for(limits.context));
+                    run->table_first + run->table_count <= pen_kv_blocks_for(limits.context));
         rows += run->rows;
         logits += run->logit_rows;
-        blocks += run->table_count;
+        for (int b = 0; b < 2 * run->table_count; b++, blocks++)
+            assert_in_range(step->blocks[blocks], 0, limits.kv.blocks[b < run->table_count ? 0 : 1] - 1);
     }
     assert_true(rows == step->rows && rows <= limits.rows);
     assert_true(logits == step->logit_count && logits <= limits.logit_rows);
     assert_int_equal(blocks, step->block_count);
-    for (int i = 0; i < blocks; i++) assert_in_range(step->blocks[i], 0, limits.kv_blocks - 1);
     for (int i = 0; i < logits; i++) {
         assert_true(step->picks[i].target >= -1 && step->picks[i].target < limits.vocab);
         assert_in_range(step->picks[i].top_logprobs, 0, PEN_TOP_LOGPROBS);
