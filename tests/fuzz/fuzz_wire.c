@@ -25,13 +25,13 @@ static pen_wire_limits read_limits(const uint8_t *data) {
                              .logit_rows = data[1],
                              .sequences = 1 + data[2] % 16,
                              .context = 16 * (1 + data[3]),
-                             .kv_blocks = 1 + data[4],
                              .vocab = 1 + 4 * data[5],
+                             .kv = {.count = 1 + data[4] % 2, .blocks = {1 + data[4], 1 + data[4] / 2}},
                              .plan_epoch = EPOCH};
 }
 
 static void check_step(const pen_step *step, const pen_wire_limits *limits) {
-    int rows = 0, logits = 0, blocks = 0, table = pen_kvcache_blocks_for(limits->context);
+    int rows = 0, logits = 0, block = 0, table = pen_kv_blocks_for(limits->context);
     for (int i = 0; i < step->run_count; i++) {
         const pen_step_run *run = &step->runs[i];
         require(run->sequence >= 0 && run->sequence < limits->sequences && run->rows > 0 && run->position >= 0);
@@ -40,11 +40,12 @@ static void check_step(const pen_step *step, const pen_wire_limits *limits) {
         require(run->table_first >= 0 && run->table_count >= 0 && run->table_first + run->table_count <= table);
         rows += run->rows;
         logits += run->logit_rows;
-        blocks += run->table_count;
+        for (int g = 0; g < limits->kv.count; g++)
+            for (int b = 0; b < run->table_count; b++, block++)
+                require(step->blocks[block] >= 0 && step->blocks[block] < limits->kv.blocks[g]);
     }
     require(rows == step->rows && rows <= limits->rows && step->completed <= step->number);
-    require(logits == step->logit_count && logits <= limits->logit_rows && blocks == step->block_count);
-    for (int b = 0; b < blocks; b++) require(step->blocks[b] >= 0 && step->blocks[b] < limits->kv_blocks);
+    require(logits == step->logit_count && logits <= limits->logit_rows && block == step->block_count);
     for (int l = 0; l < logits; l++) require(step->picks[l].target >= -1 && step->picks[l].target < limits->vocab);
     for (int l = 0; l < logits; l++) require(step->picks[l].top_logprobs <= PEN_TOP_LOGPROBS);
 }

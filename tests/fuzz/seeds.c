@@ -120,8 +120,13 @@ static void put_shape(image *f, const char *arch) {
         {"feed_forward_length", FFN},
         {"attention.head_count", HEADS},
         {"attention.head_count_kv", KV_HEADS},
+        {"attention.key_length", HIDDEN / HEADS},
+        {"attention.value_length", HIDDEN / HEADS},
+        {"attention.sliding_window", CONTEXT / 2},
+        {"attention.sliding_window_pattern", 2},
         {"rope.dimension_count", HIDDEN / HEADS},
-        {"vocab_size", VOCAB},
+        {"rope.scaling.original_context_length", CONTEXT / 2},
+        {"expert_count", 0},
     };
     static const struct {
         const char *name;
@@ -130,6 +135,11 @@ static void put_shape(image *f, const char *arch) {
         {"attention.layer_norm_rms_epsilon", 1e-5f},
         {"attention.layer_norm_epsilon", 1e-5f},
         {"rope.freq_base", 10000},
+        {"rope.freq_base_swa", 10000},
+        {"rope.scaling.factor", 2},
+        {"rope.scaling.attn_factor", 1},
+        {"rope.scaling.yarn_beta_fast", 32},
+        {"rope.scaling.yarn_beta_slow", 1},
     };
     char name[80];
     key_string(f, "general.architecture", arch);
@@ -143,6 +153,8 @@ static void put_shape(image *f, const char *arch) {
         key(f, name, F32);
         put(f, &reals[i].value, 4);
     }
+    snprintf(name, sizeof name, "%s.rope.scaling.type", arch);
+    key_string(f, name, "yarn");
 }
 
 /* Tensors [first, last) of the model's, without their data; returns how many there are. */
@@ -150,9 +162,16 @@ static int put_tensors(image *f, const pen_model *model, int first, int last) {
     uint64_t offset = 0;
     int count = 0;
     for (int u = 0; u < pen_model_unit_count(model); u++)
-        for (int i = 0; i < pen_model_tensor_count(model, u); i++) {
+        for (int i = 0, next; i < pen_model_tensor_count(model, u); i = next) {
             pen_tensor_info t = pen_model_tensor(model, u, i);
+            next = i + 1;
             if (t.tied && u > 0) continue;
+            for (; next < pen_model_tensor_count(model, u); next++) { /* one in the file, several here */
+                pen_tensor_info part = pen_model_tensor(model, u, next);
+                if (strcmp(part.name, t.name) != 0) break;
+                *(t.rows > 1 ? &t.rows : &t.cols) += t.rows > 1 ? part.rows : part.cols;
+                t.bytes += part.bytes;
+            }
             if (count >= first && count < last) {
                 tensor(f, t.name, (uint32_t)pen_type_get(t.type)->gguf, offset, t.rows > 1 ? 2 : 1,
                        (uint64_t[]){(uint64_t)t.cols, (uint64_t)t.rows});
@@ -276,7 +295,13 @@ static void write_profile(void) {
 static void write_messages(void) {
     enum { EPOCH = 3 };                                       /* fuzz_wire.c's */
     static const uint8_t shape[6] = {63, 16, 4, 20, 70, 250}; /* its limits: 64 rows, 5 sequences, context 336, … */
-    const pen_wire_limits limits = {64, 16, 5, 336, 71, 1001, EPOCH};
+    const pen_wire_limits limits = {.rows = 64,
+                                    .logit_rows = 16,
+                                    .sequences = 5,
+                                    .context = 336,
+                                    .vocab = 1001,
+                                    .kv = {.count = 1, .blocks = {71}},
+                                    .plan_epoch = EPOCH};
     static unsigned char message[1 << 16];
     pen_step step;
     check(pen_step_create(&limits, &step) == PEN_OK, "step");
