@@ -48,7 +48,7 @@ static pen_status prepare(void *context, const pen_session *session, pen_tokeniz
                         " (the model's context is %d)",
                         run->prompt.count, room, max_len, pen_model_hparams(pen_session_model(session))->context);
     PEN_TRY(find_stop_ids(run));
-    PEN_TRY(pen_detokenizer_create(tokenizer, false, &run->detokenizer));
+    PEN_TRY(pen_detokenizer_create(tokenizer, PEN_DECODE_CONTINUED, &run->detokenizer));
     *need = (pen_session_need){.context = (int)run->prompt.count + room, .logit_rows = 1, .sequences = 1};
     return PEN_OK;
 }

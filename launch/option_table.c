@@ -21,6 +21,7 @@ const pen_command_info pen_command_table[PEN_COMMAND_COUNT] = {
 #define COMMANDS    (ALL & ~ON(none))
 #define MODELS      (ON(run) | ON(perplexity))
 #define PLANS       (MODELS | ON(plan))
+#define TEXTS       (MODELS | ON(tokenize))
 
 #define RANGE(low, high) .min = (low), .max = (high)
 

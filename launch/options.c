@@ -287,6 +287,8 @@ static pen_status check(parser *p) {
         return pen_fail(PEN_USAGE, "run needs a prompt: -p TEXT or -f FILE");
     if (options->command == PEN_COMMAND_perplexity && !options->file)
         return pen_fail(PEN_USAGE, "perplexity needs a text: -f FILE");
+    if (options->command == PEN_COMMAND_tokenize && !options->prompt && !options->file)
+        return pen_fail(PEN_USAGE, "tokenize needs a text: -p TEXT or -f FILE");
     if ((options->logprobs > 0 || options->token_logprobs) && !options->json)
         return pen_fail(PEN_USAGE, "--%slogprobs is part of the JSON object: add --json",
                         options->token_logprobs ? "token-" : "");

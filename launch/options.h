@@ -25,7 +25,7 @@ typedef struct pen_options {
     pen_command command;
     pen_config config;
 
-    /* run, perplexity: the text, and what is made of it. */
+    /* run, perplexity, tokenize: the text, and what is made of it. */
     const char *prompt; /* NULL where a file is given */
     const char *file;   /* "-" is stdin; NULL where a prompt is given */
     int max_tokens;
@@ -35,6 +35,9 @@ typedef struct pen_options {
     int logprobs;        /* best K to report per token; 0: none */
     int tokens;          /* perplexity: score the first N; 0: all */
     bool token_logprobs; /* perplexity: also one per token */
+
+    /* tokenize. */
+    bool no_bos, no_parse_special;
 
     /* Planning. */
     int stages;      /* 0: the world's size, or the devices of the profile */

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Every test, from a bare Debian 12 with nothing but git: run.sh
 #
-# Installs what is missing, fetches the model, then runs everything in the release build, unit tests and the command
+# Installs what is missing, fetches the models, then runs everything in the release build, unit tests and the command
 # line under ASan and UBSan, the thread pool under TSan, and each fuzzer for half a minute. The last line is 'N passed, N
-# failed, N skipped'; failures make the exit status non-zero. Offline, what needs the model or Python packages is skipped
-# or left out, and it says so.
+# failed, N skipped'; failures make the exit status non-zero. Offline, what needs the models or Python packages is
+# skipped or left out, and it says so.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -57,9 +57,10 @@ fuzz() {
 
 launch/setup.sh --tests || { fail "packages are missing"; finish; }
 
-# What the tests need besides: the model, and Python packages that serve as oracles. Both are optional.
+# What the tests need besides: the models, and Python packages that serve as oracles. All are optional.
 options=(-DBUILD_TESTING=ON)
 if model=${PENSTOCK_TEST_MODEL:-$(launch/fetch-model.sh)}; then options+=("-DPENSTOCK_TEST_MODEL=$model"); fi
+if gemma=${PENSTOCK_TEST_GEMMA:-$(launch/fetch-model.sh gemma3)}; then options+=("-DPENSTOCK_TEST_GEMMA=$gemma"); fi
 if [ -z "${PENSTOCK_TEST_PYTHON:-}" ]; then
   say "Python packages in .venv"
   if { [ -x .venv/bin/python ] || python3 -m venv .venv; } >"$log" 2>&1 &&

@@ -4,63 +4,35 @@
  * The symbols of a word are a linked list in an array. A heap holds the joins that are possible, as rank << 32 | index
  * of the left symbol, so the smallest number is the earliest merge and the leftmost place. A join that meanwhile lost
  * one of its symbols is not searched for in the heap, but recognised when it comes out: the symbols are then not those
- * of its merge. Most words of a text have been seen before and are short: a small cache has their tokens.
+ * of its merge. Most words of a text have been seen before: a small cache has their tokens.
  */
 #include "bpe.h"
+
+#include "heap.h"
+#include "tokens.h"
+#include "word_cache.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
-enum { NONE = -1, CACHE_SLOTS = 1 << 14, CACHE_WORD = 22, CACHE_TOKENS = 6 };
+enum { NONE = -1 };
 
 typedef struct symbol {
     int32_t id; /* NONE: joined to the symbol before it */
     int32_t before, after;
 } symbol;
 
-typedef struct cached {
-    uint8_t length; /* 0: empty */
-    uint8_t count;
-    char word[CACHE_WORD];
-    int32_t ids[CACHE_TOKENS];
-} cached;
-
 struct pen_bpe {
     pen_merge *merges;
     uint32_t *slots; /* rank + 1, by hash of (left, right) */
     size_t mask;
     int32_t bytes[256];
-    cached *cache; /* [CACHE_SLOTS], one place per hash */
+    pen_word_cache *cache;
     /* For the word at hand; they grow to the longest seen. */
     symbol *symbols;
     size_t symbol_capacity;
-    uint64_t *heap;
-    size_t heap_count;
+    pen_heap heap;
 };
-
-/* ---- Lists of ids ---------------------------------------------------------------------------------------------- */
-
-pen_status pen_tokens_append(pen_tokens *tokens, const int32_t *ids, size_t count) {
-    if (count == 0) return PEN_OK;
-    if (tokens->capacity - tokens->count < count) {
-        size_t capacity = 2 * tokens->capacity + count + 16;
-        int32_t *grown = realloc(tokens->ids, capacity * sizeof *grown);
-        if (!grown) return pen_fail(PEN_NO_MEMORY, "no memory for %zu tokens", capacity);
-        tokens->ids = grown;
-        tokens->capacity = capacity;
-    }
-    memcpy(tokens->ids + tokens->count, ids, count * sizeof *ids);
-    tokens->count += count;
-    return PEN_OK;
-}
-
-void pen_tokens_free(pen_tokens *tokens) {
-    free(tokens->ids);
-    *tokens = (pen_tokens){0};
-}
 
 /* ---- Merges ---------------------------------------------------------------------------------------------------- */
 
@@ -86,7 +58,7 @@ pen_status pen_bpe_create(pen_merge *merges, size_t count, const int32_t bytes[2
         bpe->merges = merges;
         bpe->mask = slots - 1;
         bpe->slots = calloc(slots, sizeof *bpe->slots);
-        bpe->cache = calloc(CACHE_SLOTS, sizeof *bpe->cache);
+        bpe->cache = pen_word_cache_create();
         memcpy(bpe->bytes, bytes, sizeof bpe->bytes);
     }
     if (!bpe || !bpe->slots || !bpe->cache) {
@@ -111,30 +83,10 @@ void pen_bpe_destroy(pen_bpe *bpe) {
     if (!bpe) return;
     free(bpe->merges);
     free(bpe->slots);
-    free(bpe->cache);
+    pen_word_cache_destroy(bpe->cache);
     free(bpe->symbols);
-    free(bpe->heap);
+    free(bpe->heap.items);
     free(bpe);
-}
-
-/* ---- The heap: smallest first ---------------------------------------------------------------------------------- */
-
-static void heap_push(pen_bpe *bpe, uint64_t join) {
-    size_t at = bpe->heap_count++;
-    for (; at && bpe->heap[(at - 1) / 2] > join; at = (at - 1) / 2) bpe->heap[at] = bpe->heap[(at - 1) / 2];
-    bpe->heap[at] = join;
-}
-
-static uint64_t heap_pop(pen_bpe *bpe) {
-    uint64_t smallest = bpe->heap[0], last = bpe->heap[--bpe->heap_count];
-    size_t at = 0;
-    for (size_t child; (child = 2 * at + 1) < bpe->heap_count; at = child) {
-        if (child + 1 < bpe->heap_count && bpe->heap[child + 1] < bpe->heap[child]) child++;
-        if (last <= bpe->heap[child]) break;
-        bpe->heap[at] = bpe->heap[child];
-    }
-    bpe->heap[at] = last;
-    return smallest;
 }
 
 /* ---- A word ---------------------------------------------------------------------------------------------------- */
@@ -145,10 +97,10 @@ static pen_status reserve(pen_bpe *bpe, size_t length) {
     if (length > INT32_MAX) return pen_fail(PEN_UNSUPPORTED, "a word of %zu bytes cannot be tokenised", length);
     size_t capacity = length + 64;
     free(bpe->symbols);
-    free(bpe->heap);
+    free(bpe->heap.items);
     bpe->symbols = malloc(capacity * sizeof *bpe->symbols);
-    bpe->heap = malloc(3 * capacity * sizeof *bpe->heap);
-    bpe->symbol_capacity = bpe->symbols && bpe->heap ? capacity : 0;
+    bpe->heap.items = malloc(3 * capacity * sizeof *bpe->heap.items);
+    bpe->symbol_capacity = bpe->symbols && bpe->heap.items ? capacity : 0;
     return bpe->symbol_capacity ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for a word of %zu bytes", length);
 }
 
@@ -156,7 +108,7 @@ static pen_status reserve(pen_bpe *bpe, size_t length) {
 static void propose(pen_bpe *bpe, int32_t left) {
     if (left == NONE || bpe->symbols[left].after == NONE) return;
     uint32_t found = bpe->slots[merge_slot(bpe, bpe->symbols[left].id, bpe->symbols[bpe->symbols[left].after].id)];
-    if (found) heap_push(bpe, (uint64_t)(found - 1) << 32 | (uint32_t)left);
+    if (found) pen_heap_push(&bpe->heap, (uint64_t)(found - 1) << 32 | (uint32_t)left);
 }
 
 static void join(pen_bpe *bpe, uint64_t proposal) {
@@ -187,27 +139,19 @@ static pen_status encode(pen_bpe *bpe, const char *word, size_t length, pen_toke
     if (count == 0) return PEN_OK;
     bpe->symbols[count - 1].after = NONE;
 
-    bpe->heap_count = 0;
+    bpe->heap.count = 0;
     for (int32_t i = 0; i < count; i++) propose(bpe, i);
-    while (bpe->heap_count) join(bpe, heap_pop(bpe));
+    while (bpe->heap.count) join(bpe, pen_heap_pop(&bpe->heap));
     for (int32_t i = 0; i != NONE; i = bpe->symbols[i].after)
         PEN_TRY(pen_tokens_append(tokens, &bpe->symbols[i].id, 1));
     return PEN_OK;
 }
 
 pen_status pen_bpe_encode(pen_bpe *bpe, const char *word, size_t length, pen_tokens *tokens) {
-    if (length > CACHE_WORD) return encode(bpe, word, length, tokens);
-    cached *entry = &bpe->cache[XXH3_64bits(word, length) % CACHE_SLOTS];
-    if (entry->length == length && !memcmp(entry->word, word, length))
-        return pen_tokens_append(tokens, entry->ids, entry->count);
-
+    const pen_cached_word *cached = pen_word_cache_find(bpe->cache, word, length);
+    if (cached) return pen_tokens_append(tokens, cached->ids, cached->count);
     size_t first = tokens->count;
     PEN_TRY(encode(bpe, word, length, tokens));
-    size_t count = tokens->count - first;
-    if (count == 0 || count > CACHE_TOKENS) return PEN_OK;
-    entry->length = (uint8_t)length;
-    entry->count = (uint8_t)count;
-    memcpy(entry->word, word, length);
-    memcpy(entry->ids, tokens->ids + first, count * sizeof *entry->ids);
+    pen_word_cache_keep(bpe->cache, word, length, tokens->ids + first, tokens->count - first);
     return PEN_OK;
 }

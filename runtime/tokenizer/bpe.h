@@ -22,7 +22,4 @@ void pen_bpe_destroy(pen_bpe *bpe);
 /* Appends the tokens of a word. */
 pen_status pen_bpe_encode(pen_bpe *bpe, const char *word, size_t length, pen_tokens *tokens);
 
-/* Appends ids to a list. */
-pen_status pen_tokens_append(pen_tokens *tokens, const int32_t *ids, size_t count);
-
 #endif

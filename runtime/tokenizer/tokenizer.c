@@ -1,68 +1,14 @@
 /*
- * The tokenizer: reads a GGUF's tokenizer keys, finds special tokens in a text, and hands what is between them to the
- * pre-tokenizer and its words to BPE; see tokenizer.h.
+ * The tokenizer: reads a GGUF's tokenizer keys, finds special tokens in a text, and hands what is between them to
+ * SentencePiece's BPE, or to the pre-tokenizer and its words to byte-level BPE; see tokenizer.h.
  */
 #include "tokenizer.h"
 
 #include "tokenizer_private.h"
+#include "tokens.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-/* ---- Special tokens -------------------------------------------------------------------------------------------- */
-
-static int by_piece(const void *a, const void *b, void *vocab) {
-    pen_text x = pen_vocab_piece(vocab, *(const int32_t *)a), y = pen_vocab_piece(vocab, *(const int32_t *)b);
-    size_t common = x.length < y.length ? x.length : y.length;
-    int order = common ? memcmp(x.data, y.data, common) : 0;
-    return order ? order : (x.length > y.length) - (x.length < y.length);
-}
-
-static pen_status list_specials(pen_tokenizer *tokenizer) {
-    const pen_vocab *vocab = tokenizer->vocab;
-    int size = pen_vocab_size(vocab);
-    tokenizer->specials = malloc((size_t)size * sizeof *tokenizer->specials);
-    if (!tokenizer->specials) return pen_fail(PEN_NO_MEMORY, "no memory for special tokens");
-    for (int32_t id = 0; id < size; id++) {
-        pen_token_kind kind = pen_vocab_kind(vocab, id);
-        pen_text piece = pen_vocab_piece(vocab, id);
-        if ((kind != PEN_TOKEN_CONTROL && kind != PEN_TOKEN_USER_DEFINED) || piece.length == 0) continue;
-        tokenizer->specials[tokenizer->special_count++] = id;
-        tokenizer->begins_special[(unsigned char)piece.data[0]] = true;
-    }
-    qsort_r(tokenizer->specials, tokenizer->special_count, sizeof *tokenizer->specials, by_piece, tokenizer->vocab);
-    return PEN_OK;
-}
-
-/* The first of specials[low, high), which agree in their first `depth` bytes and go on, whose next byte is ≥ `byte`. */
-static size_t bound(const pen_tokenizer *tokenizer, size_t low, size_t high, size_t depth, int byte) {
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if ((unsigned char)pen_vocab_piece(tokenizer->vocab, tokenizer->specials[middle]).data[depth] < byte)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low;
-}
-
-/* The longest special token that the text begins with, or −1. */
-static int32_t special_at(const pen_tokenizer *tokenizer, const char *text, size_t length, bool control) {
-    int32_t longest = -1;
-    size_t low = 0, high = tokenizer->special_count;
-    for (size_t depth = 0; low < high; depth++) {
-        int32_t shortest = tokenizer->specials[low]; /* sorted: the one that ends here, if one does, comes first */
-        if (pen_vocab_piece(tokenizer->vocab, shortest).length == depth) {
-            if (control || pen_vocab_kind(tokenizer->vocab, shortest) == PEN_TOKEN_USER_DEFINED) longest = shortest;
-            low++;
-        }
-        if (depth == length) break;
-        int byte = (unsigned char)text[depth];
-        low = bound(tokenizer, low, high, depth, byte);
-        high = bound(tokenizer, low, high, depth, byte + 1);
-    }
-    return longest;
-}
 
 /* ---- Encoding -------------------------------------------------------------------------------------------------- */
 
@@ -86,35 +32,56 @@ static pen_status encode_ids_only(const pen_tokenizer *tokenizer, const char *te
     return PEN_OK;
 }
 
+/* What is between special tokens. */
+static pen_status encode_plain(pen_tokenizer *tokenizer, const char *text, size_t length, pen_tokens *tokens) {
+    if (tokenizer->spm) return pen_spm_encode(tokenizer->spm, text, length, tokens);
+    return pen_pretokenizer_split(tokenizer->pretokenizer, text, length, encode_word, &(target){tokenizer, tokens});
+}
+
+static pen_status encode_text(pen_tokenizer *tokenizer, const char *text, size_t length, bool control,
+                              pen_tokens *tokens) {
+    if (tokenizer->ids_only) return encode_ids_only(tokenizer, text, length, tokens);
+    for (size_t start = 0, at = 0;;) {
+        int32_t id = pen_specials_next(tokenizer->specials, text, length, control, &at);
+        size_t bytes = id < 0 ? 0 : pen_vocab_piece(tokenizer->vocab, id).length;
+        /* SentencePiece finds user-defined tokens itself, once the text is normalised. */
+        bool cuts = id < 0 || !tokenizer->spm || pen_tokenizer_is_control(tokenizer, id);
+        if (cuts) PEN_TRY(encode_plain(tokenizer, text + start, at - start, tokens));
+        if (id < 0) return PEN_OK;
+        if (cuts) PEN_TRY(pen_tokens_append(tokens, &id, 1));
+        at += bytes;
+        if (cuts) start = at;
+    }
+}
+
 pen_status pen_tokenizer_encode(pen_tokenizer *tokenizer, const char *text, size_t length, unsigned flags,
                                 pen_tokens *tokens) {
-    if (tokenizer->ids_only) return encode_ids_only(tokenizer, text, length, tokens);
-    target t = {tokenizer, tokens};
     if ((flags & PEN_ENCODE_BOS) && tokenizer->adds_bos) PEN_TRY(pen_tokens_append(tokens, &tokenizer->bos, 1));
-    size_t start = 0; /* of the text since the last special token */
-    for (size_t at = 0; at < length;) {
-        int32_t id = -1;
-        if (tokenizer->begins_special[(unsigned char)text[at]])
-            id = special_at(tokenizer, text + at, length - at, flags & PEN_ENCODE_SPECIAL);
-        if (id < 0) {
-            at++;
-            continue;
-        }
-        PEN_TRY(pen_pretokenizer_split(tokenizer->pretokenizer, text + start, at - start, encode_word, &t));
-        PEN_TRY(pen_tokens_append(tokens, &id, 1));
-        start = at += pen_vocab_piece(tokenizer->vocab, id).length;
-    }
-    return pen_pretokenizer_split(tokenizer->pretokenizer, text + start, length - start, encode_word, &t);
+    PEN_TRY(encode_text(tokenizer, text, length, flags & PEN_ENCODE_SPECIAL, tokens));
+    if ((flags & PEN_ENCODE_EOS) && tokenizer->adds_eos) PEN_TRY(pen_tokens_append(tokens, &tokenizer->eos, 1));
+    return PEN_OK;
 }
 
 /* ---- Opening --------------------------------------------------------------------------------------------------- */
 
-static pen_status check_kind(const pen_gguf *gguf, const pen_pretokenizer_kind **kind) {
-    pen_gguf_string model, pre;
-    PEN_TRY(pen_gguf_str(gguf, "tokenizer.ggml.model", &model));
-    if (model.length != 4 || memcmp(model.data, "gpt2", 4))
-        return pen_fail(PEN_UNSUPPORTED, "%s: tokenizer.ggml.model is \"%.*s\"; known: gpt2", pen_gguf_path(gguf),
-                        model.length < 64 ? (int)model.length : 64, model.data);
+static bool is(pen_gguf_string string, const char *text) {
+    return string.length == strlen(text) && !memcmp(string.data, text, string.length);
+}
+
+static pen_status unknown_model(const pen_gguf *gguf, pen_gguf_string model) {
+    static const char *const others[][2] = {
+        {"bert", "WordPiece"}, {"t5", "SentencePiece unigram"}, {"rwkv", "RWKV"}, {"plamo2", "PLaMo-2"}};
+    const char *about = NULL;
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (is(model, others[i][0])) about = others[i][1];
+    return pen_fail(PEN_UNSUPPORTED,
+                    "%s: tokenizer.ggml.model is \"%.*s\"%s%s; known: gpt2 (byte-level BPE), llama (SentencePiece BPE)",
+                    pen_gguf_path(gguf), model.length < 64 ? (int)model.length : 64, model.data, about ? ", " : "",
+                    about ? about : "");
+}
+
+static pen_status find_pretokenizer(const pen_gguf *gguf, const pen_pretokenizer_kind **kind) {
+    pen_gguf_string pre;
     PEN_TRY(pen_gguf_str(gguf, "tokenizer.ggml.pre", &pre));
     *kind = pen_pretokenizer_find(pre.data, pre.length);
     if (*kind) return PEN_OK;
@@ -186,6 +153,19 @@ static void add_end(pen_tokenizer *tokenizer, int32_t id) {
         tokenizer->ends[tokenizer->end_count++] = id;
 }
 
+/* SentencePiece's own name for a role, where the file does not give it to a token; −1: none. */
+static int32_t named_role(const pen_tokenizer *tokenizer, const char *name) {
+    int32_t id = tokenizer->spm ? pen_vocab_find_name(tokenizer->vocab, name, strlen(name)) : -1;
+    return pen_tokenizer_is_control(tokenizer, id) ? id : -1;
+}
+
+static pen_status read_adds(const pen_gguf *gguf, const char *key, bool by_default, const char *id_key, int32_t id,
+                            bool *adds) {
+    PEN_TRY(pen_gguf_bool_or(gguf, key, by_default, adds));
+    if (!*adds || id >= 0) return PEN_OK;
+    return pen_fail(PEN_BAD_INPUT, "%s: %s without %s", pen_gguf_path(gguf), key, id_key);
+}
+
 /* BOS, EOS, and the tokens at which generation ends: those that the file names, and control tokens that models use so
  * without saying it. */
 static pen_status read_roles(const pen_gguf *gguf, pen_tokenizer *tokenizer) {
@@ -194,10 +174,10 @@ static pen_status read_roles(const pen_gguf *gguf, pen_tokenizer *tokenizer) {
     static const char *const end_names[] = {"<|endoftext|>", "<|im_end|>",    "<|end_of_text|>", "<|eot_id|>",
                                             "<|eom_id|>",    "<end_of_turn>", "<|end|>",         "</s>"};
     int64_t id, last = pen_vocab_size(tokenizer->vocab) - 1;
-    PEN_TRY(pen_gguf_i64_or(gguf, "tokenizer.ggml.bos_token_id", 0, last, -1, &id));
+    PEN_TRY(pen_gguf_i64_or(gguf, "tokenizer.ggml.bos_token_id", 0, last, named_role(tokenizer, "<s>"), &id));
     tokenizer->bos = (int32_t)id;
     for (size_t i = 0; i < sizeof end_keys / sizeof *end_keys; i++) {
-        PEN_TRY(pen_gguf_i64_or(gguf, end_keys[i], 0, last, -1, &id));
+        PEN_TRY(pen_gguf_i64_or(gguf, end_keys[i], 0, last, i == 0 ? named_role(tokenizer, "</s>") : -1, &id));
         if (i == 0) tokenizer->eos = (int32_t)id;
         add_end(tokenizer, (int32_t)id);
     }
@@ -205,21 +185,35 @@ static pen_status read_roles(const pen_gguf *gguf, pen_tokenizer *tokenizer) {
         int32_t named = pen_vocab_find_name(tokenizer->vocab, end_names[i], strlen(end_names[i]));
         if (pen_tokenizer_is_control(tokenizer, named)) add_end(tokenizer, named);
     }
-    bool by_default = tokenizer->kind->adds_bos && tokenizer->bos >= 0;
-    PEN_TRY(pen_gguf_bool_or(gguf, "tokenizer.ggml.add_bos_token", by_default, &tokenizer->adds_bos));
-    if (tokenizer->adds_bos && tokenizer->bos < 0)
-        return pen_fail(PEN_BAD_INPUT, "%s: tokenizer.ggml.add_bos_token without tokenizer.ggml.bos_token_id",
-                        pen_gguf_path(gguf));
-    return PEN_OK;
+    bool by_default = tokenizer->bos >= 0 && (tokenizer->spm || tokenizer->kind->adds_bos);
+    PEN_TRY(read_adds(gguf, "tokenizer.ggml.add_bos_token", by_default, "tokenizer.ggml.bos_token_id", tokenizer->bos,
+                      &tokenizer->adds_bos));
+    return read_adds(gguf, "tokenizer.ggml.add_eos_token", false, "tokenizer.ggml.eos_token_id", tokenizer->eos,
+                     &tokenizer->adds_eos);
 }
 
-static pen_status read_all(const pen_gguf *gguf, pen_tokenizer *tokenizer) {
-    PEN_TRY(check_kind(gguf, &tokenizer->kind));
-    PEN_TRY(pen_vocab_open(gguf, &tokenizer->vocab));
-    PEN_TRY(list_specials(tokenizer));
+static pen_status open_sentencepiece(const pen_gguf *gguf, pen_tokenizer *tokenizer) {
+    PEN_TRY(pen_vocab_open(gguf, PEN_SPELLING_SENTENCEPIECE, &tokenizer->vocab));
+    PEN_TRY(pen_specials_create(tokenizer->vocab, &tokenizer->specials));
+    PEN_TRY(pen_spm_open(gguf, tokenizer->vocab, tokenizer->specials, &tokenizer->spm));
+    return read_roles(gguf, tokenizer);
+}
+
+static pen_status open_byte_level(const pen_gguf *gguf, pen_tokenizer *tokenizer) {
+    PEN_TRY(find_pretokenizer(gguf, &tokenizer->kind));
+    PEN_TRY(pen_vocab_open(gguf, PEN_SPELLING_ALPHABET, &tokenizer->vocab));
+    PEN_TRY(pen_specials_create(tokenizer->vocab, &tokenizer->specials));
     PEN_TRY(open_bpe(gguf, tokenizer));
     PEN_TRY(read_roles(gguf, tokenizer));
     return pen_pretokenizer_create(tokenizer->kind, &tokenizer->pretokenizer);
+}
+
+static pen_status read_all(const pen_gguf *gguf, pen_tokenizer *tokenizer) {
+    pen_gguf_string model;
+    PEN_TRY(pen_gguf_str(gguf, "tokenizer.ggml.model", &model));
+    if (is(model, "gpt2")) return open_byte_level(gguf, tokenizer);
+    if (is(model, "llama")) return open_sentencepiece(gguf, tokenizer);
+    return unknown_model(gguf, model);
 }
 
 /* Without a file: only ids. */
@@ -250,7 +244,8 @@ void pen_tokenizer_close(pen_tokenizer *tokenizer) {
     pen_vocab_close(tokenizer->vocab);
     pen_pretokenizer_destroy(tokenizer->pretokenizer);
     pen_bpe_destroy(tokenizer->bpe);
-    free(tokenizer->specials);
+    pen_spm_close(tokenizer->spm);
+    pen_specials_destroy(tokenizer->specials);
     free(tokenizer);
 }
 

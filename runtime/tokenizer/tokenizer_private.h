@@ -4,7 +4,7 @@
 
 #include "bpe.h"
 #include "pretokenizer.h"
-#include "vocab.h"
+#include "spm.h"
 
 enum { PEN_TOKENIZER_ENDS = 16 };
 
@@ -13,15 +13,14 @@ struct pen_tokenizer {
 
     /* The rest is unused where there are only ids. */
     bool ids_only;
+    pen_specials *specials;
+    pen_spm *spm; /* NULL: byte-level BPE, which has the next three */
     const pen_pretokenizer_kind *kind;
     pen_pretokenizer *pretokenizer;
     pen_bpe *bpe;
-    int32_t *specials; /* control and user-defined tokens, by the order of their bytes */
-    size_t special_count;
-    bool begins_special[256]; /* by byte */
 
     int32_t bos, eos; /* −1: none */
-    bool adds_bos;
+    bool adds_bos, adds_eos;
     int32_t ends[PEN_TOKENIZER_ENDS];
     int end_count;
 };

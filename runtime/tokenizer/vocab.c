@@ -11,7 +11,8 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-enum { ALPHABET_END = 0x144 }; /* its characters are below */
+#define UNKNOWN " \u2047 " /* SentencePiece's " ⁇ " */
+enum { ALPHABET_END = 0x144 /* its characters are below */, UNKNOWN_BYTES = sizeof UNKNOWN - 1 };
 
 typedef struct token {
     uint32_t start, length; /* of its piece in the arena */
@@ -20,6 +21,7 @@ typedef struct token {
 } token;
 
 struct pen_vocab {
+    pen_spelling spelling;
     int size;
     token *tokens; /* [size] */
     char *arena;
@@ -44,8 +46,7 @@ static void make_alphabet(int16_t byte_of[ALPHABET_END]) {
     assert(next == ALPHABET_END);
 }
 
-/* Writes the bytes that a name spells (never more than the name has); false where it is not in the alphabet. */
-static bool spell(const pen_vocab *vocab, const char *name, size_t length, char *bytes, size_t *count) {
+static bool spell_alphabet(const pen_vocab *vocab, const char *name, size_t length, char *bytes, size_t *count) {
     *count = 0;
     for (size_t i = 0; i < length;) {
         int step = pen_utf8_next(name + i, length - i);
@@ -56,6 +57,22 @@ static bool spell(const pen_vocab *vocab, const char *name, size_t length, char 
         i += (size_t)step;
     }
     return true;
+}
+
+static bool spell_sentencepiece(const char *name, size_t length, char *bytes, size_t *count) {
+    *count = 0;
+    for (size_t i = 0; i < length; i++) {
+        bool space = length - i >= 3 && !memcmp(name + i, "\u2581", 3);
+        if (space) i += 2;
+        bytes[(*count)++] = space ? ' ' : name[i];
+    }
+    return !memchr(name, ' ', length);
+}
+
+/* Writes the bytes that a name spells (never more than the name has); false where it is not spelt as it should be. */
+static bool spell(const pen_vocab *vocab, const char *name, size_t length, char *bytes, size_t *count) {
+    return vocab->spelling == PEN_SPELLING_ALPHABET ? spell_alphabet(vocab, name, length, bytes, count)
+                                                    : spell_sentencepiece(name, length, bytes, count);
 }
 
 /* ---- Finding --------------------------------------------------------------------------------------------------- */
@@ -123,6 +140,46 @@ static pen_status read_kind(const pen_gguf *gguf, bool has_kinds, size_t i, pen_
     return PEN_OK;
 }
 
+/* SentencePiece's byte token "<0x0A>": its byte, or −1. */
+static int named_byte(pen_gguf_string name) {
+    static const char digits[] = "0123456789ABCDEF";
+    if (name.length != 6 || memcmp(name.data, "<0x", 3) || name.data[5] != '>') return -1;
+    const char *high = memchr(digits, name.data[3], 16), *low = memchr(digits, name.data[4], 16);
+    return high && low ? (int)(high - digits) << 4 | (int)(low - digits) : -1;
+}
+
+/* SentencePiece's tokens of a byte and of what is unknown stand for something that their names do not spell: they are
+ * added with it. */
+static pen_status add_unspelt(const pen_gguf *gguf, pen_vocab *vocab, size_t start, pen_token_kind kind,
+                              pen_gguf_string name, size_t *length) {
+    int byte = named_byte(name);
+    if (kind == PEN_TOKEN_BYTE && byte < 0)
+        return pen_fail(PEN_BAD_INPUT, "%s: key tokenizer.ggml.tokens: token %d is of a byte but not named \"<0x00>\"",
+                        pen_gguf_path(gguf), vocab->size);
+    *length = kind == PEN_TOKEN_BYTE ? 1 : UNKNOWN_BYTES;
+    memcpy(vocab->arena + start, kind == PEN_TOKEN_BYTE ? &(char){(char)byte} : UNKNOWN, *length);
+    vocab->tokens[vocab->size++] = (token){(uint32_t)start, (uint32_t)*length, (uint8_t)kind, true};
+    if (*length > vocab->longest) vocab->longest = *length;
+    return PEN_OK;
+}
+
+/* Adds the next token, whose name is `name`, at `start` in the arena. */
+static pen_status add_named(const pen_gguf *gguf, pen_vocab *vocab, size_t start, pen_token_kind kind,
+                            pen_gguf_string name, size_t *length) {
+    bool sentencepiece = vocab->spelling == PEN_SPELLING_SENTENCEPIECE;
+    if (sentencepiece && (kind == PEN_TOKEN_BYTE || kind == PEN_TOKEN_UNKNOWN))
+        return add_unspelt(gguf, vocab, start, kind, name, length);
+    char *piece = vocab->arena + start;
+    int32_t twin = pen_vocab_find_name(vocab, name.data, name.length);
+    bool spelt = spell(vocab, name.data, name.length, piece, length);
+    bool literal = kind == PEN_TOKEN_CONTROL || kind == PEN_TOKEN_USER_DEFINED || !spelt;
+    if (literal && !(sentencepiece && kind == PEN_TOKEN_USER_DEFINED)) memcpy(piece, name.data, *length = name.length);
+    if (twin >= 0 || !add(vocab, start, *length, kind, literal))
+        return pen_fail(PEN_BAD_INPUT, "%s: key tokenizer.ggml.tokens: token %d is there twice", pen_gguf_path(gguf),
+                        vocab->size);
+    return PEN_OK;
+}
+
 static pen_status read_tokens(const pen_gguf *gguf, pen_vocab *vocab) {
     const char *names = "tokenizer.ggml.tokens", *path = pen_gguf_path(gguf);
     size_t size, kinds = 0, arena_bytes = 0, longest = 0, used = 0;
@@ -136,23 +193,19 @@ static pen_status read_tokens(const pen_gguf *gguf, pen_vocab *vocab) {
     pen_gguf_string name;
     for (size_t i = 0; i < size; i++) {
         PEN_TRY(pen_gguf_array_str(gguf, names, i, &name));
-        arena_bytes += name.length;
+        arena_bytes += name.length < UNKNOWN_BYTES ? UNKNOWN_BYTES : name.length;
         if (name.length > longest) longest = name.length;
     }
+    if (arena_bytes > UINT32_MAX)
+        return pen_fail(PEN_UNSUPPORTED, "%s: key %s: %zu bytes of names", path, names, arena_bytes);
     PEN_TRY(allocate(vocab, size, arena_bytes, longest));
 
     for (size_t i = 0; i < size; i++) {
         pen_token_kind kind = PEN_TOKEN_NORMAL;
         size_t length;
-        char *piece = vocab->arena + used;
         PEN_TRY(pen_gguf_array_str(gguf, names, i, &name));
         PEN_TRY(read_kind(gguf, has_kinds, i, &kind));
-        int32_t twin = pen_vocab_find_name(vocab, name.data, name.length);
-        bool literal = kind == PEN_TOKEN_CONTROL || kind == PEN_TOKEN_USER_DEFINED ||
-                       !spell(vocab, name.data, name.length, piece, &length);
-        if (literal) memcpy(piece, name.data, length = name.length);
-        if (twin >= 0 || !add(vocab, used, length, kind, literal))
-            return pen_fail(PEN_BAD_INPUT, "%s: key %s: token %zu is there twice", path, names, i);
+        PEN_TRY(add_named(gguf, vocab, used, kind, name, &length));
         used += length;
     }
     return PEN_OK;
@@ -172,10 +225,11 @@ static pen_status number_tokens(pen_vocab *vocab, int size) {
     return PEN_OK;
 }
 
-static pen_status create(const pen_gguf *gguf, int size, pen_vocab **vocab_out) {
+static pen_status create(const pen_gguf *gguf, pen_spelling spelling, int size, pen_vocab **vocab_out) {
     *vocab_out = NULL;
     pen_vocab *vocab = calloc(1, sizeof *vocab);
     if (!vocab) return pen_fail(PEN_NO_MEMORY, "no memory for a vocabulary");
+    vocab->spelling = spelling;
     make_alphabet(vocab->byte_of);
     pen_status status = gguf ? read_tokens(gguf, vocab) : number_tokens(vocab, size);
     if (status == PEN_OK)
@@ -185,11 +239,11 @@ static pen_status create(const pen_gguf *gguf, int size, pen_vocab **vocab_out) 
     return status;
 }
 
-pen_status pen_vocab_open(const pen_gguf *gguf, pen_vocab **vocab) {
-    return create(gguf, 0, vocab);
+pen_status pen_vocab_open(const pen_gguf *gguf, pen_spelling spelling, pen_vocab **vocab) {
+    return create(gguf, spelling, 0, vocab);
 }
 pen_status pen_vocab_create_ids(int size, pen_vocab **vocab) {
-    return create(NULL, size, vocab);
+    return create(NULL, PEN_SPELLING_ALPHABET, size, vocab);
 }
 
 void pen_vocab_close(pen_vocab *vocab) {

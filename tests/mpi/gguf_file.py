@@ -1,7 +1,7 @@
 """GGUF files for the tests of this folder: small ones of a llama model, good and others; and where a file has what."""
 import struct
 
-U16, U32, I32, F32, STRING, ARRAY = 2, 4, 5, 6, 8, 9
+U16, U32, I32, F32, BOOL, STRING, ARRAY = 2, 4, 5, 6, 7, 8, 9
 TYPE_F32 = 0
 
 
@@ -13,11 +13,11 @@ def text(value):
 def value_of(value):
     if isinstance(value, str):
         return struct.pack("<I", STRING) + text(value)
-    if isinstance(value, float):
-        return struct.pack("<If", F32, value)
     if isinstance(value, list):
-        return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(text, value))
-    return struct.pack("<II", U32, value)
+        items = [value_of(item) for item in value]  # all of one type, each with the type's number before it
+        return struct.pack("<I", ARRAY) + items[0][:4] + struct.pack("<Q", len(value)) + b"".join(i[4:] for i in items)
+    form, kind = {float: ("f", F32), bool: ("?", BOOL), int: ("I", U32)}[type(value)]
+    return struct.pack("<I" + form, kind, value)
 
 
 def alphabet():

@@ -31,7 +31,7 @@ static pen_status run(const char *path) {
     PEN_TRY(pen_gguf_open(path, &gguf));
     PEN_TRY(pen_tokenizer_open(gguf, &tokenizer));
     pen_gguf_close(gguf);
-    PEN_TRY(pen_detokenizer_create(tokenizer, true, &detokenizer));
+    PEN_TRY(pen_detokenizer_create(tokenizer, PEN_DECODE_CONTROL, &detokenizer));
     uint32_t length;
     while (fread(&length, sizeof length, 1, stdin) == 1) {
         char *text = malloc(length + 1);

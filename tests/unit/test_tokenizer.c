@@ -10,12 +10,8 @@
 
 #include <cmocka.h>
 
-#include <stdio.h>
-#include <utf8proc.h>
-
-#include "clock.h"
 #include "gguf_image.h"
-#include "tokenizer.h"
+#include "tokenizer_checks.h"
 
 /* ---- The vocabulary -------------------------------------------------------------------------------------------- */
 
@@ -110,61 +106,6 @@ static pen_tokenizer *open_tokenizer(const variant *v) {
     return tokenizer;
 }
 
-/* ---- Helpers --------------------------------------------------------------------------------------------------- */
-
-static pen_tokens encoded(pen_tokenizer *tokenizer, const char *text, size_t length, unsigned flags) {
-    pen_tokens tokens = {0};
-    if (pen_tokenizer_encode(tokenizer, text, length, flags, &tokens) != PEN_OK) fail_msg("%s", pen_last_error());
-    return tokens;
-}
-
-static void assert_encodes(pen_tokenizer *tokenizer, const char *text, unsigned flags, size_t count,
-                           const int32_t *ids) {
-    for (int again = 0; again < 2; again++) { /* the second time from the cache */
-        pen_tokens tokens = encoded(tokenizer, text, strlen(text), flags);
-        assert_int_equal(tokens.count, count);
-        if (count) assert_memory_equal(tokens.ids, ids, count * sizeof *ids);
-        pen_tokens_free(&tokens);
-    }
-}
-#define ASSERT_ENCODES(tokenizer, text, flags, ...)                                                                    \
-    assert_encodes(tokenizer, text, flags, sizeof((int32_t[]){__VA_ARGS__}) / sizeof(int32_t), (int32_t[]){__VA_ARGS__})
-
-static void assert_utf8(pen_text text) {
-    utf8proc_int32_t character;
-    for (size_t at = 0; at < text.length;) {
-        utf8proc_ssize_t step = utf8proc_iterate((const utf8proc_uint8_t *)text.data + at,
-                                                 (utf8proc_ssize_t)(text.length - at), &character);
-        assert_true(step > 0);
-        at += (size_t)step;
-    }
-}
-
-/* The whole text of some ids, through a stream each of whose parts is checked. The caller frees it. */
-static pen_text streamed(const pen_tokenizer *tokenizer, const int32_t *ids, size_t count, bool control) {
-    pen_detokenizer *detokenizer;
-    assert_int_equal(pen_detokenizer_create(tokenizer, control, &detokenizer), PEN_OK);
-    char *text = malloc(1);
-    size_t length = 0;
-    for (size_t i = 0; i <= count; i++) {
-        pen_text part = i < count ? pen_detokenizer_push(detokenizer, ids[i]) : pen_detokenizer_finish(detokenizer);
-        assert_utf8(part);
-        text = realloc(text, length + part.length + 1);
-        if (part.length) memcpy(text + length, part.data, part.length);
-        length += part.length;
-    }
-    pen_detokenizer_destroy(detokenizer);
-    return (pen_text){text, length};
-}
-
-static void assert_streams(const pen_tokenizer *tokenizer, const int32_t *ids, size_t count, bool control,
-                           const char *expected, size_t length) {
-    pen_text text = streamed(tokenizer, ids, count, control);
-    assert_int_equal(text.length, length);
-    assert_memory_equal(text.data, expected, length);
-    free((char *)text.data);
-}
-
 /* ---- Encoding -------------------------------------------------------------------------------------------------- */
 
 static void test_merges_in_order_of_rank_then_place(void **state) {
@@ -256,19 +197,6 @@ static void test_bytes_without_a_token_are_left_out(void **state) {
 
 /* ---- Round trips ----------------------------------------------------------------------------------------------- */
 
-static size_t random_text(uint64_t *seed, char *text) {
-    size_t length = 0;
-    for (size_t i = next_random(seed) % 40; i; i--) {
-        utf8proc_int32_t character;
-        do {
-            static const int ends[] = {0x80, 0x80, 0x100, 0x800, 0x3000, 0x10000, 0x110000};
-            character = (utf8proc_int32_t)(next_random(seed) % (uint64_t)ends[next_random(seed) % 7]);
-        } while (!utf8proc_codepoint_valid(character));
-        length += (size_t)utf8proc_encode_char(character, (utf8proc_uint8_t *)text + length);
-    }
-    return length;
-}
-
 static void test_valid_text_comes_back_as_it_was(void **state) {
     (void)state;
     pen_tokenizer *t = open_tokenizer(&(variant){0});
@@ -349,7 +277,7 @@ static void test_streams_text_as_soon_as_it_is_whole(void **state) {
     (void)state;
     pen_tokenizer *t = open_tokenizer(&(variant){0});
     pen_detokenizer *d;
-    assert_int_equal(pen_detokenizer_create(t, false, &d), PEN_OK);
+    assert_int_equal(pen_detokenizer_create(t, 0, &d), PEN_OK);
     static const struct {
         int32_t id;
         const char *text;
@@ -371,28 +299,6 @@ static void test_streams_text_as_soon_as_it_is_whole(void **state) {
 #undef U
 
 /* ---- Time ------------------------------------------------------------------------------------------------------ */
-
-static double seconds_to_encode(pen_tokenizer *t, const char *text, size_t length) {
-    int64_t start = pen_clock_thread_cpu_ns();
-    pen_tokens tokens = encoded(t, text, length, PEN_ENCODE_SPECIAL);
-    double seconds = (double)(pen_clock_thread_cpu_ns() - start) / 1e9;
-    assert_true(tokens.count >= length / 16);
-    pen_tokens_free(&tokens);
-    return seconds;
-}
-
-/* Twice the text takes about twice the time: a quadratic method would take four times, and hours. */
-static void assert_linear(pen_tokenizer *t, const char *text, size_t length) {
-    alarm(120); /* ends the program */
-    double half = 1e9, whole = 1e9;
-    for (int repeat = 0; repeat < 2; repeat++) {
-        double a = seconds_to_encode(t, text, length / 2), b = seconds_to_encode(t, text, length);
-        if (a < half) half = a;
-        if (b < whole) whole = b;
-    }
-    alarm(0);
-    if (whole > 4 * half) fail_msg("%.3f s for half, %.3f s for the whole text", half, whole);
-}
 
 static void test_long_words_take_linear_time(void **state) {
     (void)state;
@@ -423,7 +329,11 @@ static void test_refuses_files_that_contradict_themselves(void **state) {
         pen_status status;
         const char *words;
     } cases[] = {
-        {{.model = "llama"}, PEN_UNSUPPORTED, "tokenizer.ggml.model is \"llama\"; known: gpt2"},
+        {{.model = "t5"},
+         PEN_UNSUPPORTED,
+         "tokenizer.ggml.model is \"t5\", SentencePiece unigram; known: gpt2 (byte-level BPE), llama"},
+        {{.model = "martian"}, PEN_UNSUPPORTED, "tokenizer.ggml.model is \"martian\"; known: gpt2"},
+        {{.model = "llama"}, PEN_BAD_INPUT, "key tokenizer.ggml.scores is missing"},
         {{.pre = "martian"}, PEN_UNSUPPORTED, "tokenizer.ggml.pre is \"martian\"; known: smollm, gpt-2"},
         {{.no_pre = true}, PEN_BAD_INPUT, "key tokenizer.ggml.pre is missing"},
         {{.no_merges = true}, PEN_BAD_INPUT, "key tokenizer.ggml.merges is missing"},
