@@ -4,13 +4,16 @@
  * The symbols of a word are a linked list in an array. A heap holds the joins that are possible, as rank << 32 | index
  * of the left symbol, so the smallest number is the earliest merge and the leftmost place. A join that meanwhile lost
  * one of its symbols is not searched for in the heap, but recognised when it comes out: the symbols are then not those
- * of its merge. Most words of a text have been seen before: a small cache has their tokens.
+ * of its merge.
+ *
+ * Looking up pairs in megabytes of merges is most of the work. So the pairs of bytes, with which every word begins,
+ * have a small table, and a place of the hash table of all pairs holds a part of the hash beside the rank: the merge
+ * itself, elsewhere in memory, is looked at only where that agrees.
  */
 #include "bpe.h"
 
 #include "heap.h"
 #include "tokens.h"
-#include "word_cache.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -24,10 +27,10 @@ typedef struct symbol {
 
 struct pen_bpe {
     pen_merge *merges;
-    uint32_t *slots; /* rank + 1, by hash of (left, right) */
+    uint64_t *slots; /* high half of the hash of (left, right), and rank + 1; 0: empty */
     size_t mask;
     int32_t bytes[256];
-    pen_word_cache *cache;
+    uint32_t byte_pairs[256][256]; /* rank + 1; 0: no merge */
     /* For the word at hand; they grow to the longest seen. */
     symbol *symbols;
     size_t symbol_capacity;
@@ -36,15 +39,23 @@ struct pen_bpe {
 
 /* ---- Merges ---------------------------------------------------------------------------------------------------- */
 
-/* The slot of the pair, or the empty one where it belongs. */
-static size_t merge_slot(const pen_bpe *bpe, int32_t left, int32_t right) {
+/* Every bit of the pair takes part in every bit of the high half. */
+static uint64_t hash(int32_t left, int32_t right) {
     uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
-    size_t slot = (size_t)((pair * UINT64_C(0x9E3779B97F4A7C15)) >> 32) & bpe->mask;
-    for (; bpe->slots[slot]; slot = (slot + 1) & bpe->mask) {
-        const pen_merge *merge = &bpe->merges[bpe->slots[slot] - 1];
+    pair = (pair ^ pair >> 29) * UINT64_C(0x9E3779B97F4A7C15);
+    return (pair ^ pair >> 32) * UINT64_C(0xD6E8FEB86659FD93);
+}
+
+/* The slot of the pair, or the empty one where it belongs. */
+static uint64_t *merge_slot(const pen_bpe *bpe, int32_t left, int32_t right) {
+    uint64_t pair = hash(left, right);
+    size_t at = (size_t)(pair >> 20) & bpe->mask;
+    for (; bpe->slots[at]; at = (at + 1) & bpe->mask) {
+        if ((bpe->slots[at] ^ pair) >> 32) continue;
+        const pen_merge *merge = &bpe->merges[(uint32_t)bpe->slots[at] - 1];
         if (merge->left == left && merge->right == right) break;
     }
-    return slot;
+    return &bpe->slots[at];
 }
 
 pen_status pen_bpe_create(pen_merge *merges, size_t count, const int32_t bytes[256], pen_bpe **bpe_out,
@@ -58,23 +69,25 @@ pen_status pen_bpe_create(pen_merge *merges, size_t count, const int32_t bytes[2
         bpe->merges = merges;
         bpe->mask = slots - 1;
         bpe->slots = calloc(slots, sizeof *bpe->slots);
-        bpe->cache = pen_word_cache_create();
         memcpy(bpe->bytes, bytes, sizeof bpe->bytes);
     }
-    if (!bpe || !bpe->slots || !bpe->cache) {
+    if (!bpe || !bpe->slots) {
         if (!bpe) free(merges);
         pen_bpe_destroy(bpe);
         return pen_fail(PEN_NO_MEMORY, "no memory for %zu merges", count);
     }
     for (size_t rank = 0; rank < count; rank++) {
-        size_t slot = merge_slot(bpe, merges[rank].left, merges[rank].right);
-        if (bpe->slots[slot]) {
+        uint64_t *slot = merge_slot(bpe, merges[rank].left, merges[rank].right);
+        if (*slot) {
             *repeated = (int64_t)rank;
             pen_bpe_destroy(bpe);
             return PEN_OK;
         }
-        bpe->slots[slot] = (uint32_t)rank + 1;
+        *slot = hash(merges[rank].left, merges[rank].right) >> 32 << 32 | (rank + 1);
     }
+    for (int left = 0; left < 256; left++)
+        for (int right = 0; right < 256; right++)
+            bpe->byte_pairs[left][right] = (uint32_t)*merge_slot(bpe, bytes[left], bytes[right]);
     *bpe_out = bpe;
     return PEN_OK;
 }
@@ -83,7 +96,6 @@ void pen_bpe_destroy(pen_bpe *bpe) {
     if (!bpe) return;
     free(bpe->merges);
     free(bpe->slots);
-    pen_word_cache_destroy(bpe->cache);
     free(bpe->symbols);
     free(bpe->heap.items);
     free(bpe);
@@ -107,8 +119,8 @@ static pen_status reserve(pen_bpe *bpe, size_t length) {
 /* Puts the join of a symbol with the one after it on the heap, if there is a merge for it. */
 static void propose(pen_bpe *bpe, int32_t left) {
     if (left == NONE || bpe->symbols[left].after == NONE) return;
-    uint32_t found = bpe->slots[merge_slot(bpe, bpe->symbols[left].id, bpe->symbols[bpe->symbols[left].after].id)];
-    if (found) pen_heap_push(&bpe->heap, (uint64_t)(found - 1) << 32 | (uint32_t)left);
+    uint64_t found = *merge_slot(bpe, bpe->symbols[left].id, bpe->symbols[bpe->symbols[left].after].id);
+    if (found) pen_heap_push(&bpe->heap, (found - 1) << 32 | (uint32_t)left);
 }
 
 static void join(pen_bpe *bpe, uint64_t proposal) {
@@ -127,31 +139,25 @@ static void join(pen_bpe *bpe, uint64_t proposal) {
     propose(bpe, index);
 }
 
-static pen_status encode(pen_bpe *bpe, const char *word, size_t length, pen_tokens *tokens) {
+pen_status pen_bpe_encode(pen_bpe *bpe, const char *word, size_t length, pen_tokens *tokens) {
     PEN_TRY(reserve(bpe, length));
+    bpe->heap.count = 0;
     int32_t count = 0;
+    unsigned char before = 0;
     for (size_t i = 0; i < length; i++) {
-        int32_t id = bpe->bytes[(unsigned char)word[i]];
-        if (id == NONE) continue;
-        bpe->symbols[count] = (symbol){id, count - 1, count + 1};
+        unsigned char byte = (unsigned char)word[i];
+        if (bpe->bytes[byte] == NONE) continue;
+        uint64_t rank = count ? bpe->byte_pairs[before][byte] : 0;
+        if (rank) pen_heap_push(&bpe->heap, (rank - 1) << 32 | (uint32_t)(count - 1));
+        bpe->symbols[count] = (symbol){bpe->bytes[byte], count - 1, count + 1};
+        before = byte;
         count++;
     }
     if (count == 0) return PEN_OK;
     bpe->symbols[count - 1].after = NONE;
 
-    bpe->heap.count = 0;
-    for (int32_t i = 0; i < count; i++) propose(bpe, i);
     while (bpe->heap.count) join(bpe, pen_heap_pop(&bpe->heap));
     for (int32_t i = 0; i != NONE; i = bpe->symbols[i].after)
         PEN_TRY(pen_tokens_append(tokens, &bpe->symbols[i].id, 1));
-    return PEN_OK;
-}
-
-pen_status pen_bpe_encode(pen_bpe *bpe, const char *word, size_t length, pen_tokens *tokens) {
-    const pen_cached_word *cached = pen_word_cache_find(bpe->cache, word, length);
-    if (cached) return pen_tokens_append(tokens, cached->ids, cached->count);
-    size_t first = tokens->count;
-    PEN_TRY(encode(bpe, word, length, tokens));
-    pen_word_cache_keep(bpe->cache, word, length, tokens->ids + first, tokens->count - first);
     return PEN_OK;
 }

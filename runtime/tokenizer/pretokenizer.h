@@ -1,5 +1,7 @@
-/* Cuts a text into the words that BPE works on, by a pattern of pretokenizers.def (PCRE2, JIT-compiled where it can
- * be). */
+/*
+ * Cuts a text into the words that BPE works on, by the patterns of pretokenizers.def (PCRE2, JIT-compiled where it can
+ * be), after composing its characters where the model's own tokenizer does so.
+ */
 #ifndef PEN_PRETOKENIZER_H
 #define PEN_PRETOKENIZER_H
 
@@ -10,11 +12,15 @@
 
 typedef struct pen_pretokenizer pen_pretokenizer;
 
+enum { PEN_PRETOKENIZER_BOS = 1, PEN_PRETOKENIZER_WHOLE = 2, PEN_PRETOKENIZER_NFC = 4 };
+enum { PEN_PRETOKENIZER_PATTERNS = 6 };
+
 typedef struct pen_pretokenizer_kind {
     const char *name;
     bool adds_bos;    /* where the file does not say */
     bool whole_words; /* a word that is a token is that token, whatever the merges would make */
-    const char *pattern;
+    bool composes;    /* to normalization form C */
+    const char *patterns[PEN_PRETOKENIZER_PATTERNS]; /* NULL after the last */
 } pen_pretokenizer_kind;
 
 /* NULL: no such kind. */

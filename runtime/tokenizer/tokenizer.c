@@ -4,6 +4,7 @@
  */
 #include "tokenizer.h"
 
+#include "log.h"
 #include "tokenizer_private.h"
 #include "tokens.h"
 
@@ -18,12 +19,19 @@ typedef struct target {
 } target;
 
 static pen_status encode_word(void *context, const char *word, size_t length) {
-    target *t = context;
-    if (t->tokenizer->kind->whole_words) {
-        int32_t id = pen_vocab_find_bytes(t->tokenizer->vocab, word, length);
-        if (id >= 0) return pen_tokens_append(t->tokens, &id, 1);
-    }
-    return pen_bpe_encode(t->tokenizer->bpe, word, length, t->tokens);
+    pen_tokenizer *tokenizer = ((target *)context)->tokenizer;
+    pen_tokens *tokens = ((target *)context)->tokens;
+    const pen_cached_word *cached = pen_word_cache_find(tokenizer->cache, word, length);
+    if (cached) return pen_tokens_append(tokens, cached->ids, cached->count);
+
+    size_t first = tokens->count;
+    int32_t id = tokenizer->kind->whole_words ? pen_vocab_find_bytes(tokenizer->vocab, word, length) : -1;
+    if (id >= 0)
+        PEN_TRY(pen_tokens_append(tokens, &id, 1));
+    else
+        PEN_TRY(pen_bpe_encode(tokenizer->bpe, word, length, tokens));
+    pen_word_cache_keep(tokenizer->cache, word, length, tokens->ids + first, tokens->count - first);
+    return PEN_OK;
 }
 
 static pen_status encode_ids_only(const pen_tokenizer *tokenizer, const char *text, size_t length, pen_tokens *tokens) {
@@ -82,6 +90,13 @@ static pen_status unknown_model(const pen_gguf *gguf, pen_gguf_string model) {
 
 static pen_status find_pretokenizer(const pen_gguf *gguf, const pen_pretokenizer_kind **kind) {
     pen_gguf_string pre;
+    if (!pen_gguf_has(gguf, "tokenizer.ggml.pre")) {
+        PEN_WARN(
+            "%s: key tokenizer.ggml.pre is missing; words are cut by \"default\", which may not be the model's way",
+            pen_gguf_path(gguf));
+        *kind = pen_pretokenizer_find("default", strlen("default"));
+        return PEN_OK;
+    }
     PEN_TRY(pen_gguf_str(gguf, "tokenizer.ggml.pre", &pre));
     *kind = pen_pretokenizer_find(pre.data, pre.length);
     if (*kind) return PEN_OK;
@@ -205,6 +220,8 @@ static pen_status open_byte_level(const pen_gguf *gguf, pen_tokenizer *tokenizer
     PEN_TRY(pen_specials_create(tokenizer->vocab, &tokenizer->specials));
     PEN_TRY(open_bpe(gguf, tokenizer));
     PEN_TRY(read_roles(gguf, tokenizer));
+    tokenizer->cache = pen_word_cache_create();
+    if (!tokenizer->cache) return pen_fail(PEN_NO_MEMORY, "no memory for a cache of words");
     return pen_pretokenizer_create(tokenizer->kind, &tokenizer->pretokenizer);
 }
 
@@ -244,6 +261,7 @@ void pen_tokenizer_close(pen_tokenizer *tokenizer) {
     pen_vocab_close(tokenizer->vocab);
     pen_pretokenizer_destroy(tokenizer->pretokenizer);
     pen_bpe_destroy(tokenizer->bpe);
+    pen_word_cache_destroy(tokenizer->cache);
     pen_spm_close(tokenizer->spm);
     pen_specials_destroy(tokenizer->specials);
     free(tokenizer);

@@ -1,15 +1,19 @@
 #!/usr/bin/env python3
 """Holds our tokenizer against Hugging Face's: tokenizer_compare.py MODEL.gguf TOKENIZER_DUMP
 
-A `tokenizers.Tokenizer` is made from the file's own vocabulary and merges, and thousands of generated texts (always the
-same) go through it and through tokenizer_dump: ids, and the text that they decode to, must be equal. Then the same for
-every other line of pretokenizers.def, on a vocabulary-only copy of the file that names it. Texts that are not UTF-8,
-which Hugging Face cannot be given, must come back with U+FFFD where the bytes were wrong.
+A `tokenizers.Tokenizer` is made from a vocabulary and its merges, and generated texts (always the same) go through it
+and through tokenizer_dump: ids, and the text that they decode to, must be equal. First with the file's own vocabulary;
+then, for every name that our tokenizer knows, with a small vocabulary trained here, in a file that names it. That one
+is trained on whole texts, so it has tokens that hold several words, and a wrong cut between words shows in the ids. The
+pre-tokenizers are the models' own: see pretokenizers.py. Texts that are not UTF-8, which Hugging Face cannot be given,
+must come back with U+FFFD where the bytes were wrong, and what is between such bytes must get the ids that it has alone.
 
 Characters are those that Unicode 14 assigns: what a newer one is (a letter, a symbol) depends on the library's tables.
 """
 
+import json
 import random
+import re
 import struct
 import subprocess
 import sys
@@ -18,62 +22,75 @@ import unicodedata
 from pathlib import Path
 
 from gguf import GGUFReader, GGUFWriter
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pretokenizers import KINDS, Kind, byte_level
 
 TEXTS = 8000
-CONTROL, USER_DEFINED = 3, 4
-
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-          r"|\s*[\r\n]+|\s+(?!\S)|\s+")
-
-
-def byte_level(use_regex=True):
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
-
-
-def digits_then_gpt2():
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level()])
-
-
-# As in the models' tokenizer.json: pre-tokenizer, and whether whole words come before merges.
-KINDS = {
-    "smollm": (byte_level, False),
-    "starcoder": (digits_then_gpt2, False),
-    "gpt-2": (byte_level, False),
-    "llama-bpe": (lambda: pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(LLAMA3), "isolated"), byte_level(False)]),
-                  True),
-}
+TEXTS_PER_NAME = 700
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 
 
 class Vocabulary:
-    def __init__(self, path):
-        fields = GGUFReader(path).fields
-        self.kind = fields["tokenizer.ggml.pre"].contents()
-        self.tokens = fields["tokenizer.ggml.tokens"].contents()
-        self.types = fields["tokenizer.ggml.token_type"].contents()
-        self.merges = fields["tokenizer.ggml.merges"].contents()
-        self.special = [t for t, kind in zip(self.tokens, self.types) if kind in (CONTROL, USER_DEFINED)]
+    def __init__(self, tokens, types, merges, bos):
+        self.tokens, self.types, self.merges, self.bos = tokens, types, merges, bos
+        self.special = [t for t, kind in zip(tokens, types) if kind in (CONTROL, USER_DEFINED)]
 
-    def hugging_face(self, kind):
-        pre_tokenizer, whole_words = KINDS[kind]
-        tokenizer = Tokenizer(models.BPE(
-            vocab={token: i for i, token in enumerate(self.tokens)},
-            merges=[tuple(merge.split(" ")) for merge in self.merges], ignore_merges=whole_words))
-        tokenizer.pre_tokenizer = pre_tokenizer()
+    @classmethod
+    def of_file(cls, path):
+        """The vocabulary and its kind."""
+        fields = GGUFReader(path).fields
+        tokens, types, merges = (fields["tokenizer.ggml." + key].contents() for key in ("tokens", "token_type", "merges"))
+        return cls(tokens, types, merges, None), fields["tokenizer.ggml.pre"].contents()
+
+    @classmethod
+    def trained(cls, texts):
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = byte_level(False)  # texts are not cut
+        trainer = trainers.BpeTrainer(vocab_size=4000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                      show_progress=False)
+        tokenizer.train_from_iterator(texts, trainer)
+        tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
+        merges = json.loads(tokenizer.to_str())["model"]["merges"]
+        # Some tokens that no merge makes, nor needs: to be found only where whole words come first.
+        needed = {part for merge in merges for part in merge}
+        unmade = sorted(set(tokens) - needed)[::3]
+        merges = [" ".join(merge) for merge in merges if "".join(merge) not in unmade]
+        types = [NORMAL] * len(tokens)
+        for name, kind in (("<|begin|>", CONTROL), ("<|end|>", CONTROL), ("<|end|>!", CONTROL), ("<user>", USER_DEFINED),
+                           ("e\u0301", USER_DEFINED), ("\n\n\n", USER_DEFINED), ("日本", CONTROL)):
+            tokens.append(name)
+            types.append(kind)
+        return cls(tokens, types, merges, tokens.index("<|begin|>"))
+
+    def hugging_face(self, kind: Kind):
+        tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(self.tokens)},
+                                         merges=[tuple(merge.split(" ")) for merge in self.merges],
+                                         ignore_merges=kind.whole))
+        tokenizer.pre_tokenizer = kind.pre_tokenizer()
+        if normalizer := kind.normalizer():
+            tokenizer.normalizer = normalizer
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in self.special])
         return tokenizer
 
-    def write(self, path, kind):
+    def write(self, path, name):
         writer = GGUFWriter(path, "llama")
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(kind)
+        writer.add_tokenizer_pre(name)
         writer.add_token_list(self.tokens)
         writer.add_token_types(self.types)
         writer.add_token_merges(self.merges)
+        if self.bos is not None:
+            writer.add_bos_token_id(self.bos)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.close()
+
+
+def spell(word):
+    """In the byte alphabet."""
+    return byte_level(False).pre_tokenize_str(word)[0][0]
 
 
 # ---- Texts ---------------------------------------------------------------------------------------------------------
@@ -95,8 +112,24 @@ int main(void) {\r\n    for (int i = 0; i < 10; i++) printf("%d\\n", i);\r\n}\r\
 SELECT * FROM t WHERE a='x' AND b>=10;   -- comment\n{"key": [1, 2.5e3, null, true], "k\\"": "v"}\n<p class="a">&nbsp;</p>\n"""
 
 
+FIXED = ["", "\0", CODE, " ".join(WORDS), "a" * 5000, " " * 5000 + "x", "\n" * 700 + " " * 700 + "\n", "7" * 1700 + "x" + "7" * 1701,
+         "IMGIMGABCDZIMGIMGABCDEZ<sentinel:12><sentinel:>", "'s'S'ſ'll'LL'lL're'Re'VE'm'D'T 's 'tis don't DON'T l'eau",
+         "e\u0301\u0327 \u1112\u1161\u11ab \u0344 \u0f73\u0f71 \u2126\u212b \ufb1d \u0958 a\u0315\u0300\u05ae\u0300\u0315" * 20]
+
+
 def assigned(character):
     return unicodedata.category(character) not in ("Cn", "Cs")
+
+
+def every_character():
+    """All that Unicode 14 assigns (of Han, Hangul and the like a sample), between letters, digits, signs and spaces."""
+    parts, crowd = [], 0
+    for code in range(0x110000):
+        crowd = crowd + 1 if unicodedata.category(c := chr(code)) in ("Lo", "Co", "So") else 0
+        if not assigned(c) or crowd > 40 and code % 89:
+            continue
+        parts.append(f"a{c}b {c}{c} 1{c}2 !{c}\n{c}'{c}")
+    return ["".join(parts[i:i + 40]) for i in range(0, len(parts), 40)]
 
 
 class Texts:
@@ -136,6 +169,12 @@ class Texts:
     def text(self):
         return "".join(self.part() for _ in range(self.random.randint(1, 10)))
 
+    def digits(self):
+        """Numbers, among them such as are no decimal digits, and a little else."""
+        r = self.random
+        return "".join(r.choice("0123456789" * 4 + "٣٤५๗〇Ⅷ½²①") * r.choice((1, 1, 1, 2, 3)) + r.choice([""] * 9 + list(" a_.,中Ⓐ"))
+                       for _ in range(r.randint(1, 40)))
+
     def broken(self):
         """Bytes that are hardly UTF-8."""
         r = self.random
@@ -157,27 +196,59 @@ def ours(dump, model, texts):
         yield [int(i) for i in ids.split()], bytes.fromhex(text)
 
 
-def compare(dump, model, kind, vocabulary, texts):
+def names_we_know(dump, vocabulary, folder):
+    """As the error about an unknown one lists them."""
+    path = str(folder / "unknown.gguf")
+    vocabulary.write(path, "unknown")
+    error = subprocess.run([dump, path], input=b"", stderr=subprocess.PIPE).stderr.decode()
+    return re.search(r'tokenizer.ggml.pre is "unknown"; known: (.*)', error)[1].split(", ")
+
+
+def is_punctuation(character):
+    return unicodedata.category(character)[0] == "P" or (character.isascii() and character.isprintable()
+                                                         and not character.isalnum() and character != " ")
+
+
+def newer_punctuation():
+    """Characters of which Hugging Face's Punctuation thinks otherwise than Unicode 14."""
+    cutter = pre_tokenizers.Punctuation("removed")
+    return {c for c in map(chr, range(0x110000)) if assigned(c)
+            and is_punctuation(c) == bool(cutter.pre_tokenize_str(c))}
+
+
+NEWER_PUNCTUATION = newer_punctuation()
+
+
+def comparable(kind, text):
+    """Whether the libraries' tables agree about a text. Hugging Face composes by those of Unicode 9."""
+    if kind.nfc and kind.normalizer().normalize_str(text) != unicodedata.normalize("NFC", text):
+        return False
+    return not (kind.old_punctuation and NEWER_PUNCTUATION.intersection(text))
+
+
+def compare(dump, model, name, vocabulary, texts):
+    kind = KINDS[name]
+    texts = [t for t in texts if comparable(kind, t)]
     reference = vocabulary.hugging_face(kind)
     encodings = reference.encode_batch(texts, add_special_tokens=False)
+    bos = [vocabulary.bos] if kind.bos and vocabulary.bos is not None else []
     differences = 0
     for text, encoding, (ids, decoded) in zip(texts, encodings, ours(dump, model, [t.encode() for t in texts])):
-        expected = reference.decode(encoding.ids, skip_special_tokens=False)
-        if ids == encoding.ids and decoded.decode() == expected:
+        expected = bos + encoding.ids
+        if ids == expected and decoded.decode() == reference.decode(expected, skip_special_tokens=False):
             continue
         differences += 1
-        if differences <= 5:
-            print(f"{kind}: {text!r}\n  ours      {ids}\n  reference {encoding.ids}\n  back      {decoded!r}")
-    print(f"{kind}: {len(texts)} texts, {differences} different")
+        if differences <= 3:
+            print(f"{name}: {text!r}\n  ours      {[vocabulary.tokens[i] for i in ids]}\n"
+                  f"  reference {[vocabulary.tokens[i] for i in expected]}\n  back      {decoded!r}")
+    print(f"{name}: {len(texts)} texts, {sum(map(len, texts))} characters, {differences} different", flush=True)
     return differences
 
 
 def check_broken(dump, model, vocabulary, texts):
     """What comes back is the text, as far as the vocabulary has its bytes, with U+FFFD for what is no UTF-8."""
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-    assert len(alphabet) == 256
-    known = alphabet & set(vocabulary.tokens)
-    lost = {spelt_byte(c) for c in alphabet - known}
+    alphabet = {spell_byte(b): b for b in range(256)}
+    lost = {byte for character, byte in alphabet.items() if character not in vocabulary.tokens}
     differences = 0
     for text, (_, decoded) in zip(texts, ours(dump, model, texts)):
         expected = bytes(b for b in text if b not in lost).decode(errors="replace").encode()
@@ -185,37 +256,68 @@ def check_broken(dump, model, vocabulary, texts):
             differences += 1
             if differences <= 5:
                 print(f"not UTF-8: {text!r}\n  expected {expected!r}\n  back     {decoded!r}")
-    print(f"not UTF-8: {len(texts)} texts, {differences} different ({256 - len(known)} bytes have no token)")
+    print(f"not UTF-8: {len(texts)} texts, {differences} different ({len(lost)} bytes have no token)")
     return differences
 
 
-def spelt_byte(character):
+def check_around_broken(dump, model, name, vocabulary, texts):
+    """A run of bytes that are no UTF-8 is a word, and what is on either side of it is cut as if it stood alone."""
+    reference = vocabulary.hugging_face(KINDS[name])
+    rest = vocabulary.hugging_face(Kind(lambda: [byte_level(False)]))
+    differences, broken = 0, [b"\xff", b"\xc3", b"\xe2\x82", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80"]
+    cases = [(a, broken[i % len(broken)], b) for i, (a, b) in enumerate(zip(texts[::2], texts[1::2]))]
+    joined = [a.encode() + x + b.encode() for a, x, b in cases]
+    for (a, x, b), (ids, _) in zip(cases, ours(dump, model, joined)):
+        middle = rest.model.tokenize("".join(map(spell_byte, x)))
+        expected = reference.encode(a).ids + [t.id for t in middle] + reference.encode(b).ids
+        if ids != expected:
+            differences += 1
+            print(f"{name}: {a!r}, {x!r}, {b!r}\n  ours      {ids}\n  reference {expected}")
+    print(f"{name}, around bytes that are not UTF-8: {len(cases)} texts, {differences} different")
+    return differences
+
+
+def spell_byte(byte):
     printable = [b for b in range(256) if 0x20 < b < 0x7f or b > 0xa0 and b != 0xad]
-    if ord(character) in printable:
-        return ord(character)
-    return [b for b in range(256) if b not in printable][ord(character) - 0x100]
+    return chr(byte) if byte in printable else chr(0x100 + [b for b in range(256) if b not in printable].index(byte))
+
+
+def check_names(dump, folder):
+    """Every name, with the trained vocabulary."""
+    texts = Texts([""])
+    vocabulary = Vocabulary.trained([CODE, " ".join(WORDS)] + [texts.text() for _ in range(4000)])
+    texts = Texts(vocabulary.special)
+    samples = FIXED + [texts.text() for _ in range(TEXTS_PER_NAME)] + [texts.digits() for _ in range(100)]
+    names = names_we_know(dump, vocabulary, folder)
+    assert sorted(names) == sorted(KINDS), set(names) ^ set(KINDS)
+
+    differences, seen = 0, set()
+    for name in names:
+        path = str(folder / f"{name}.gguf")
+        vocabulary.write(path, name)
+        if KINDS[name] not in seen:  # once for all aliases
+            differences += compare(dump, path, name, vocabulary, samples + every_character())
+            seen.add(KINDS[name])
+        else:
+            differences += compare(dump, path, name, vocabulary, samples[:len(FIXED) + TEXTS_PER_NAME // 4])
+    path = str(folder / "gpt-2.gguf")
+    return differences + check_around_broken(dump, path, "gpt-2", vocabulary, samples[:500])
 
 
 def main():
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     model, dump = sys.argv[1:]
-    vocabulary = Vocabulary(model)
+    vocabulary, name = Vocabulary.of_file(model)
     texts = Texts(vocabulary.special)
-    samples = ["", "\0", CODE, " ".join(WORDS), "a" * 5000, " " * 5000 + "x", "<|im_start|>" * 50]
-    samples += [texts.text() for _ in range(TEXTS - len(samples))]
+    samples = FIXED + ["<|im_start|>" * 50] + [texts.text() for _ in range(TEXTS)]
     broken = [bytes(range(256)), b"\xff\xfe", b"\xed\xa0\x80 surrogate", b"\xf0\x9f\x91"]
     broken += [texts.broken() for _ in range(TEXTS // 4)]
 
-    differences = compare(dump, model, vocabulary.kind, vocabulary, samples)
+    differences = compare(dump, model, name, vocabulary, samples)
     differences += check_broken(dump, model, vocabulary, broken)
     with tempfile.TemporaryDirectory() as folder:
-        for kind in KINDS:
-            if kind == vocabulary.kind:
-                continue
-            copy = str(Path(folder) / f"{kind}.gguf")
-            vocabulary.write(copy, kind)
-            differences += compare(dump, copy, kind, vocabulary, samples[:TEXTS // 2])
+        differences += check_names(dump, Path(folder))
     sys.exit(1 if differences else 0)
 
 

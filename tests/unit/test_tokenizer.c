@@ -12,6 +12,9 @@
 
 #include "gguf_image.h"
 #include "tokenizer_checks.h"
+#include "log.h"
+#include "pretokenizer.h"
+#include "tokenizer.h"
 
 /* ---- The vocabulary -------------------------------------------------------------------------------------------- */
 
@@ -145,6 +148,30 @@ static void test_whole_words_come_before_merges_where_the_kind_says_so(void **st
     pen_tokenizer *t = open_tokenizer(&(variant){.pre = "llama-bpe"});
     ASSERT_ENCODES(t, "unseen", 0, UNSEEN);
     ASSERT_ENCODES(t, "unseenx", 0, 'u', 'n', 's', 'e', 'e', 'n', 'x');
+    pen_tokenizer_close(t);
+}
+
+static void test_a_file_that_names_no_pretokenizer_gets_the_default(void **state) {
+    (void)state;
+    pen_log_init(PEN_LOG_ERROR, -1); /* it is said in a warning */
+    pen_tokenizer *t = open_tokenizer(&(variant){.no_pre = true});
+    ASSERT_ENCODES(t, "hello w!", 0, HELLO, SPACE_W, '!');
+    ASSERT_ENCODES(t, " 12", 0, ' ', '1', '2');
+    pen_tokenizer_close(t);
+}
+
+/* A character and a mark that compose; what is below U+0300 is not looked at. */
+static void test_composes_where_the_kind_says_so(void **state) {
+    (void)state;
+    static const char apart[] = "xa\xcc\x88"
+                                "\xff"
+                                "a\xcc\x88\xff";
+    pen_tokenizer *t = open_tokenizer(&(variant){.pre = "qwen2"});
+    ASSERT_ENCODES(t, apart, 0, 'x', A_UMLAUT, 0xff, A_UMLAUT, 0xff);
+    ASSERT_ENCODES(t, "\xc3\xa4\xcc\x88", 0, A_UMLAUT, 0xcc, 0x88);
+    pen_tokenizer_close(t);
+    t = open_tokenizer(&(variant){.pre = "deepseek-r1-qwen"});
+    ASSERT_ENCODES(t, apart, 0, 'x', 'a', 0xcc, 0x88, 0xff, 'a', 0xcc, 0x88, 0xff);
     pen_tokenizer_close(t);
 }
 
@@ -334,8 +361,7 @@ static void test_refuses_files_that_contradict_themselves(void **state) {
          "tokenizer.ggml.model is \"t5\", SentencePiece unigram; known: gpt2 (byte-level BPE), llama"},
         {{.model = "martian"}, PEN_UNSUPPORTED, "tokenizer.ggml.model is \"martian\"; known: gpt2"},
         {{.model = "llama"}, PEN_BAD_INPUT, "key tokenizer.ggml.scores is missing"},
-        {{.pre = "martian"}, PEN_UNSUPPORTED, "tokenizer.ggml.pre is \"martian\"; known: smollm, gpt-2"},
-        {{.no_pre = true}, PEN_BAD_INPUT, "key tokenizer.ggml.pre is missing"},
+        {{.pre = "martian"}, PEN_UNSUPPORTED, "tokenizer.ggml.pre is \"martian\"; known: smollm, default, gpt-2"},
         {{.no_merges = true}, PEN_BAD_INPUT, "key tokenizer.ggml.merges is missing"},
         {{.instead_of_hello = "hell"}, PEN_BAD_INPUT, "tokenizer.ggml.tokens: token 259 is there twice"},
         {{.instead_of_hello = "<user>"}, PEN_BAD_INPUT, "tokenizer.ggml.tokens: token 268 is there twice"},
@@ -436,6 +462,8 @@ int main(void) {
         cmocka_unit_test(test_merges_in_order_of_rank_then_place),
         cmocka_unit_test(test_pretokenizer_keeps_words_apart),
         cmocka_unit_test(test_whole_words_come_before_merges_where_the_kind_says_so),
+        cmocka_unit_test(test_a_file_that_names_no_pretokenizer_gets_the_default),
+        cmocka_unit_test(test_composes_where_the_kind_says_so),
         cmocka_unit_test(test_special_tokens),
         cmocka_unit_test(test_begin_and_end),
         cmocka_unit_test(test_bytes_without_a_token_are_left_out),
