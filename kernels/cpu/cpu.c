@@ -152,7 +152,7 @@ static size_t fine_bytes(const pen_device *device, int rows, int cols) {
 
 static pen_status weight_create(pen_device *device, pen_type type, int rows, int cols, pen_weight **weight) {
     const pen_type_info *info = pen_type_get(type);
-    int multiple = device->activations == PEN_ACTIVATIONS_FAST ? PEN_QUANT_BLOCK : info->block_values;
+    int multiple = info->block_values > PEN_QUANT_BLOCK ? info->block_values : PEN_QUANT_BLOCK;
     if (cols % multiple)
         return pen_fail(PEN_UNSUPPORTED, "a %s weight of %d columns: the CPU needs a multiple of %d", info->name, cols,
                         multiple);

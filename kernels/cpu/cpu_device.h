@@ -30,17 +30,24 @@ static inline int pen_fine_parts(pen_activations activations) {
 }
 
 /*
- * Packed weights: groups of 16 rows, so that a vector lane is an output row. Per group and block of 32 values:
- *   Q4_0, Q4_1: 4 × 64 bytes; byte 4·row+j of vector v is byte 4v+j of the row's GGUF block: value 4v+j in its low
- *               nibble, 16+4v+j in its high one; then 16 f16 d (and 16 f16 m). Q4_0's bias of 8 stays in.
- *   Q8_0:       8 × 64 bytes; byte 4·row+j of vector v is value 4v+j as unsigned (q+128); then 16 f16 d.
- *   F16, F32:   f16 or f32 [32][16].
- * Rows past the end of the matrix are zero.
+ * Packed weights: groups of 16 rows, so that a vector lane is an output row.
+ *   F32, F16, BF16: blocks of 32 values: [32][16] numbers as they are.
+ *   Others: blocks of 32 or 256 values, as in the file. First, for each 32 values, 64 bytes for each bit of a code: the
+ *     codes as bytes would be 8 vectors of 64 bytes, byte 4·row+j of vector v being value 4v+j; the lower 2, 4 or 8
+ *     bits of codes are kept in planes of 64 bytes, w bits of vector v in plane v mod w from bit w·(v div w); the rest
+ *     of 1 or 2 bits in the same way in planes that follow. (4 bits: byte 4·row+j of plane v holds value 4v+j in its
+ *     low nibble, 16+4v+j in its high one.) In blocks of 256 then [8][2][16] bytes, the scales of each 32 values: scale
+ *     and min; or two scales, for 16 values each, with their minima in the high nibbles if any. Last 16 f16 d (MXFP4:
+ * 16 bytes) and perhaps 16 f16 m. types.def says what these make. Rows past the end of the matrix are zero.
  *
- * Numeric contract of y[n], blocks b in order, all f32, from acc = 0:
- *   FAST × Q*:  i = exact int32 Σ q_w·q_a (q_w as GGUF defines it: less the bias)
- *               acc = fma((float)i, d_w·scale_a, acc); Q4_1 then acc = fma(m_w, scale_a·(float)Σq_a, acc)
- *   F32 × any, and F16/F32 weights in either mode: acc = fma(w_k, x_k, acc) for k in order, with w_k as
+ * Numeric contract of y[n], blocks of 32 values b in order, all f32, from acc = 0:
+ *   FAST × quantised, one scale per 32 values: i = exact int32 Σ (code − zero)·q_a, d_w = d·scale, m_w = m·min
+ *               acc = fma((float)i, d_w·scale_a, acc); with minima then acc = fma(m_w, scale_a·(float)Σq_a, acc)
+ *   FAST × quantised, two: i₀, i₁ and the rest likewise for each half of the 32 values
+ *               p = (float)i₀·d_w₀; p = fma((float)i₁, d_w₁, p)
+ *               with minima p = fma(−m_w₀/4, −4·Σ₀q_a, p); p = fma(−m_w₁/4, −4·Σ₁q_a, p)
+ *               acc = fma(p, scale_a, acc)
+ *   F32 × any, and F32, F16, BF16 weights in either mode: acc = fma(w_k, x_k, acc) for k in order, with w_k as
  *               pen_type_dequantize_row gives it and, in FAST mode, x_k = scale·q
  * then y = acc + bias where there is one. GEMV, small batches and large ones, and all instruction sets, give these
  * bits; only the reference is free to differ by rounding.

@@ -1,90 +1,147 @@
 /*
  * Linear kernels, compiled once per instruction set; see linear.h.
  *
- * A weight type is an unpacking of one block, the step that adds a block's product to 16 sums, and a line in the table.
- * The sums of all tokens of a tile stay in the L1 cache, so that a block is unpacked once for up to 64 tokens.
+ * One kernel for all quantised types, and one copy of it for each: the line of types.def makes its loops and shifts
+ * constant. The sums of all tokens of a tile stay in the L1 cache, so that a block is unpacked once for up to 64
+ * tokens.
  */
 #include "linear.h"
 #include "linear_dot.isa.h"
+#include "pack.h"
 #include "quantize.isa.h"
 
 enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, PREFETCH = 8192 };
 
-/* ---- int8 activations × quantised weights ---------------------------------------------------------------------- */
+/* A copy for each use has its constants folded and its sums in registers. The portable vectors are slow to compile, and
+ * to run either way. */
+#if defined(__AVX2__)
+#define SPECIALISED inline __attribute__((always_inline))
+#else
+#define SPECIALISED __attribute__((noinline, noclone))
+#endif
 
-/* A block of any quantised type, ready to be multiplied; m only where the type has minima. */
+/* ---- Blocks of 32 quantised weights ---------------------------------------------------------------------------- */
+
+/* 32 weights of 16 rows, ready to be multiplied: d and m of each half, or of all in d[0] and m[0]; m only where the
+ * type has minima. */
 typedef struct weight_block {
-    weights32 w;
-    v16 d, m;
+    v16i codes[8];
+    v16 d[2], m[2];
 } weight_block;
 
 static inline v16 f16_at(const unsigned char *p) {
     return v16_load_f16((const uint16_t *)(const void *)p);
 }
 
-static inline weight_block unpack_q4_0(const unsigned char *p) {
-    return (weight_block){.w = unpack_nibbles(p), .d = f16_at(p + 256)};
+/* The field of vector v in planes of `width` bits, moved to bit `to` of each byte. */
+static inline v16i field(const unsigned char *planes, int width, int v, int to) {
+    v16i a = v16i_load((const int32_t *)(const void *)(planes + 64 * (v % width)));
+    int shift = width * (v / width) - to;
+    uint32_t mask = (((1U << width) - 1) << to) * 0x01010101U;
+    a = shift > 0 ? v16i_shift_right(a, shift) : shift < 0 ? v16i_shift_left(a, -shift) : a;
+    return width == 8 ? a : v16i_and(a, v16i_all((int32_t)mask));
 }
 
-static inline weight_block unpack_q4_1(const unsigned char *p) {
-    return (weight_block){.w = unpack_nibbles(p), .d = f16_at(p + 256), .m = f16_at(p + 288)};
+static inline void unpack_codes(const pen_quant *quant, const unsigned char *planes, v16i *codes) {
+    int low = pen_packed_low_bits(quant);
+    for (int v = 0; v < 8; v++) {
+        codes[v] = field(planes, low, v, 0);
+        if (quant->bits > low) codes[v] = v16i_or(codes[v], field(planes + 64 * low, quant->bits - low, v, low));
+        if (quant->codes) codes[v] = v16i_lookup(quant->codes, codes[v]);
+    }
 }
 
-static inline weight_block unpack_q8_0(const unsigned char *p) {
-    return (weight_block){.w = load_bytes(p), .d = f16_at(p + 512)};
+/* pen_e8m0_to_f32: the exponent goes up by one bit in each lane, or the fraction of a subnormal number. */
+static inline v16 e8m0_at(const unsigned char *p) {
+    v16i e = v16i_and(v16i_load_i8(p), v16i_all(255)), one = v16i_all(1);
+    return v16_from_bits(v16i_max(v16i_shift_left(v16i_sub(e, one), 23), v16i_shift_left(v16i_add(e, one), 21)));
 }
 
-static inline v16 scaled(v16i i, const weight_block *b, const pen_activation_block *x, v16 sum) {
-    return v16_fma(v16_from_i32(i), v16_mul(b->d, v16_all(x->scale)), sum);
-}
-
-static inline v16 step_q4_0(const weight_block *b, const pen_activation_block *x, v16 sum) {
-    return scaled(dot_u4_less_8(&b->w, x), b, x, sum);
-}
-
-static inline v16 step_q4_1(const weight_block *b, const pen_activation_block *x, v16 sum) {
-    return v16_fma(b->m, v16_all(x->scaled_sum), scaled(dot_u4(&b->w, x), b, x, sum));
-}
-
-static inline v16 step_q8_0(const weight_block *b, const pen_activation_block *x, v16 sum) {
-    return scaled(dot_u8_less_128(&b->w, x), b, x, sum);
+/* The factors of 32 values of a block of 256, from those of the block and small integers. */
+static inline void scale_factors(const pen_quant *quant, const unsigned char *scales, weight_block *w) {
+    v16 d = w->d[0], m = w->m[0];
+    for (int half = 0; half < (quant->share == BLOCK ? 1 : 2); half++) {
+        v16i scale = v16i_load_i8(scales + ROWS * half), min = v16i_load_i8(scales + ROWS);
+        if (quant->share < BLOCK && quant->m >= 0) {
+            min = v16i_and(v16i_shift_right(scale, 4), v16i_all(15));
+            scale = v16i_and(scale, v16i_all(15));
+        }
+        w->d[half] = v16_mul(d, v16_from_i32(scale));
+        if (quant->m >= 0) w->m[half] = v16_mul(m, v16_from_i32(min));
+    }
 }
 
 /* The hardware's own prefetching stops at pages and falls behind where several tokens are computed per block. */
-static inline void prefetch(const unsigned char *p, int bytes) {
-    for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + PREFETCH + line);
+static inline void prefetch(const unsigned char *p, size_t bytes) {
+    for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + PREFETCH + line);
+}
+
+/* The 32 values from 32·b of a group. */
+static inline weight_block weight_block_at(const pen_type_info *type, const unsigned char *group, int b) {
+    const pen_quant *quant = &type->quant;
+    size_t pieces = (size_t)pen_packed_pieces(type), bytes = pen_packed_bytes(type), piece = (size_t)b % pieces;
+    const unsigned char *packed = group + (size_t)b / pieces * bytes;
+    prefetch(packed + bytes / pieces * piece, bytes / pieces);
+    weight_block w;
+    unpack_codes(quant, packed + pen_packed_piece_bytes(type) * piece, w.codes);
+    w.d[0] = quant->d < 0 ? e8m0_at(packed + pen_packed_d(type)) : f16_at(packed + pen_packed_d(type));
+    if (quant->m >= 0) w.m[0] = f16_at(packed + pen_packed_m(type));
+    if (pieces > 1) scale_factors(quant, packed + pen_packed_scales(type) + 2 * ROWS * piece, &w);
+    return w;
+}
+
+/* ---- int8 activations × quantised weights ---------------------------------------------------------------------- */
+
+/* −zero·Σq where `sum` is −unit·Σq; zero is 0 or unit times a power of two. */
+static inline v16i bias_of(int zero, int unit, int32_t sum) {
+    if (zero == 0) return v16i_all(0);
+    return zero == unit ? v16i_all(sum) : v16i_shift_left(v16i_all(sum), __builtin_ctz((unsigned)(zero / unit)));
+}
+
+/* sum + the block's products, as the numeric contract says. */
+static inline v16 step(const pen_quant *quant, const weight_block *w, const pen_activation_block *x, v16 sum) {
+    int zero = quant->zero, bits = zero ? __builtin_ctz((unsigned)zero) + 1 : quant->bits; /* after the table */
+    if (quant->share == BLOCK) {
+        v16 i = v16_from_i32(dot(w->codes, 8, bits, x->q, bias_of(zero, 8, x->bias8)));
+        sum = v16_fma(i, v16_mul(w->d[0], v16_all(x->scale)), sum);
+        return quant->m < 0 ? sum : v16_fma(w->m[0], v16_all(x->scaled_sum), sum);
+    }
+    v16 products = v16_all(0);
+    for (int half = 0; half < 2; half++) {
+        v16i bias = bias_of(zero, 4, x->half_bias4[half]);
+        v16 i = v16_from_i32(dot(w->codes + 4 * half, 4, bits, x->q + 16 * half, bias));
+        products = half ? v16_fma(i, w->d[half], products) : v16_mul(i, w->d[half]);
+    }
+    for (int half = 0; half < 2 && quant->m >= 0; half++) {
+        v16 quarter = v16_mul(w->m[half], v16_all(-0.25F));
+        products = v16_fma(quarter, v16_from_i32(v16i_all(x->half_bias4[half])), products);
+    }
+    return v16_fma(products, v16_all(x->scale), sum);
 }
 
 /* One token, the case of decoding, keeps its sums in a register and is bound by reading the weights. */
-#define DOT_INT8(type, bytes)                                                                                          \
-    static void dot_##type(const unsigned char *group, int blocks, const unsigned char *x, size_t stride, int tokens,  \
-                           float *y) {                                                                                 \
-        if (tokens == 1) {                                                                                             \
-            v16 sum = v16_all(0);                                                                                      \
-            const pen_activation_block *row = (const void *)x;                                                         \
-            for (int b = 0; b < blocks; b++, group += bytes) {                                                         \
-                prefetch(group, bytes);                                                                                \
-                weight_block unpacked = unpack_##type(group);                                                          \
-                sum = step_##type(&unpacked, row + b, sum);                                                            \
-            }                                                                                                          \
-            v16_store(y, sum);                                                                                         \
-            return;                                                                                                    \
-        }                                                                                                              \
-        for (int t = 0; t < tokens; t++) v16_store(y + ROWS * t, v16_all(0));                                          \
-        for (int b = 0; b < blocks; b++, group += bytes) {                                                             \
-            prefetch(group, bytes);                                                                                    \
-            weight_block unpacked = unpack_##type(group);                                                              \
-            const unsigned char *at = x + sizeof(pen_activation_block) * (size_t)b;                                    \
-            for (int t = 0; t < tokens; t++, at += stride) {                                                           \
-                v16 sum = v16_load(y + ROWS * t);                                                                      \
-                v16_store(y + ROWS * t, step_##type(&unpacked, (const void *)at, sum));                                \
-            }                                                                                                          \
-        }                                                                                                              \
+static SPECIALISED void dot_quant(const pen_type_info *type, const unsigned char *group, int blocks,
+                                  const unsigned char *x, size_t stride, int tokens, float *y) {
+    if (tokens == 1) {
+        v16 sum = v16_all(0);
+        const pen_activation_block *row = (const void *)x;
+        for (int b = 0; b < blocks; b++) {
+            weight_block w = weight_block_at(type, group, b);
+            sum = step(&type->quant, &w, row + b, sum);
+        }
+        v16_store(y, sum);
+        return;
     }
-
-DOT_INT8(q4_0, 288)
-DOT_INT8(q4_1, 320)
-DOT_INT8(q8_0, 544)
+    for (int t = 0; t < tokens; t++) v16_store(y + ROWS * t, v16_all(0));
+    for (int b = 0; b < blocks; b++) {
+        weight_block w = weight_block_at(type, group, b);
+        const unsigned char *at = x + sizeof(pen_activation_block) * (size_t)b;
+        for (int t = 0; t < tokens; t++, at += stride) {
+            v16 sum = v16_load(y + ROWS * t);
+            v16_store(y + ROWS * t, step(&type->quant, &w, (const void *)at, sum));
+        }
+    }
+}
 
 /* ---- Products in f32 ------------------------------------------------------------------------------------------- */
 
@@ -93,50 +150,33 @@ typedef struct float_block {
     float w[BLOCK][ROWS];
 } float_block;
 
-/* Bits [shift, shift + 4 or 8) of the 16 little-endian words at p, as numbers. */
-static inline v16 bits_at(const unsigned char *p, int shift, int mask) {
-    v16i words = v16i_load((const int32_t *)(const void *)p);
-    return v16_from_i32(v16i_and(v16i_shift_right(words, shift), v16i_all(mask)));
-}
+/* *out = the 32 values from 32·b of a group. */
+typedef void widener(const unsigned char *group, int b, float_block *out);
 
-static void widen_q4_0(const unsigned char *p, float_block *out) {
-    v16 d = f16_at(p + 256);
+static SPECIALISED void widen_quant(const pen_type_info *type, const unsigned char *group, int b, float_block *out) {
+    weight_block w = weight_block_at(type, group, b);
     for (int k = 0; k < BLOCK; k++) {
-        v16 q = bits_at(p + 64 * (k % 16 / 4), 8 * (k % 4) + 4 * (k / 16), 15);
-        v16_store(out->w[k], v16_mul(d, v16_sub(q, v16_all(8))));
+        v16i code = v16i_and(v16i_shift_right(w.codes[k / 4], 8 * (k % 4)), v16i_all(255));
+        int half = k / type->quant.share;
+        v16 value = v16_mul(w.d[half], v16_sub(v16_from_i32(code), v16_all((float)type->quant.zero)));
+        v16_store(out->w[k], type->quant.m < 0 ? value : v16_add(value, w.m[half]));
     }
 }
 
-static void widen_q4_1(const unsigned char *p, float_block *out) {
-    v16 d = f16_at(p + 256), m = f16_at(p + 288);
+static void widen_F32(const unsigned char *group, int b, float_block *out) {
+    memcpy(out, group + sizeof *out * (size_t)b, sizeof *out);
+}
+
+static void widen_F16(const unsigned char *group, int b, float_block *out) {
+    for (int k = 0; k < BLOCK; k++) v16_store(out->w[k], f16_at(group + 2 * ROWS * (BLOCK * (size_t)b + (size_t)k)));
+}
+
+static void widen_BF16(const unsigned char *group, int b, float_block *out) {
     for (int k = 0; k < BLOCK; k++) {
-        v16 q = bits_at(p + 64 * (k % 16 / 4), 8 * (k % 4) + 4 * (k / 16), 15);
-        v16_store(out->w[k], v16_add(v16_mul(d, q), m));
+        v16i upper = v16i_load_u16(group + 2 * ROWS * (BLOCK * (size_t)b + (size_t)k));
+        v16_store(out->w[k], v16_from_bits(v16i_shift_left(upper, 16)));
     }
 }
-
-static void widen_q8_0(const unsigned char *p, float_block *out) {
-    v16 d = f16_at(p + 512);
-    for (int k = 0; k < BLOCK; k++) {
-        v16 q = bits_at(p + 64 * (k / 4), 8 * (k % 4), 255);
-        v16_store(out->w[k], v16_mul(d, v16_sub(q, v16_all(128))));
-    }
-}
-
-static void widen_f16(const unsigned char *p, float_block *out) {
-    for (int k = 0; k < BLOCK; k++) v16_store(out->w[k], f16_at(p + 2 * ROWS * k));
-}
-
-static void widen_f32(const unsigned char *p, float_block *out) {
-    memcpy(out, p, sizeof *out);
-}
-
-/* One copy per number of tokens keeps the sums in registers, where there are some; elsewhere it is slow to compile. */
-#if defined(__AVX2__)
-#define SPECIALISED inline __attribute__((always_inline))
-#else
-#define SPECIALISED __attribute__((noinline, noclone))
-#endif
 
 /* y[n][16] += the block times n tokens' 32 values each, in order. */
 static SPECIALISED void add_products(const float_block *b, const float *const *x, int n, float *y) {
@@ -155,14 +195,13 @@ static inline const float *values_of(const unsigned char *row, int b, bool int8,
     return buffer;
 }
 
-static void dot_float(void (*widen)(const unsigned char *, float_block *), size_t bytes, bool int8,
-                      const unsigned char *group, int blocks, const unsigned char *x, size_t stride, int tokens,
-                      float *y) {
+static void dot_float(widener *widen, bool int8, const unsigned char *group, int blocks, const unsigned char *x,
+                      size_t stride, int tokens, float *y) {
     _Alignas(64) float_block w;
     float buffers[8][BLOCK];
     for (int t = 0; t < tokens; t++) v16_store(y + ROWS * t, v16_all(0));
-    for (int b = 0; b < blocks; b++, group += bytes) {
-        widen(group, &w);
+    for (int b = 0; b < blocks; b++) {
+        widen(group, b, &w);
         for (int t = 0; t < tokens;) {
             const float *values[8];
             int left = tokens - t, n = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
@@ -178,19 +217,24 @@ static void dot_float(void (*widen)(const unsigned char *, float_block *), size_
     }
 }
 
-#define DOT_FLOAT(name, type, bytes, int8)                                                                             \
-    static void dot_##name(const unsigned char *group, int blocks, const unsigned char *x, size_t stride, int tokens,  \
-                           float *y) {                                                                                 \
-        dot_float(widen_##type, bytes, int8, group, blocks, x, stride, tokens, y);                                     \
-    }
+/* ---- A kernel for each type and form of activations: dot_Q4_0, dot_f32_Q4_0, … ---------------------------------- */
 
-DOT_FLOAT(f32_q4_0, q4_0, 288, false)
-DOT_FLOAT(f32_q4_1, q4_1, 320, false)
-DOT_FLOAT(f32_q8_0, q8_0, 544, false)
-DOT_FLOAT(f32_f16, f16, 1024, false)
-DOT_FLOAT(f32_f32, f32, 2048, false)
-DOT_FLOAT(f16, f16, 1024, true)
-DOT_FLOAT(f32, f32, 2048, true)
+#define DOT(name, call, ...)                                                                                           \
+    static void name(const unsigned char *group, int blocks, const unsigned char *x, size_t stride, int tokens,        \
+                     float *y) {                                                                                       \
+        call(__VA_ARGS__, group, blocks, x, stride, tokens, y);                                                        \
+    }
+#define PEN_TYPE(name, gguf, values, bytes)                                                                            \
+    DOT(dot_##name, dot_float, widen_##name, true)                                                                     \
+    DOT(dot_f32_##name, dot_float, widen_##name, false)
+#define PEN_QUANT(name, gguf, values, bytes, bits, zero, share, d, m, codes)                                           \
+    static const pen_type_info name = {#name, gguf, values, bytes, {bits, zero, share, d, m, codes}};                  \
+    static void widen_##name(const unsigned char *group, int b, float_block *out) {                                    \
+        widen_quant(&name, group, b, out);                                                                             \
+    }                                                                                                                  \
+    DOT(dot_##name, dot_quant, &name)                                                                                  \
+    DOT(dot_f32_##name, dot_float, widen_##name, false)
+#include "types.def"
 
 /* ---- What happens to the results ------------------------------------------------------------------------------- */
 
@@ -276,19 +320,13 @@ const pen_cpu_linear_kernels PEN_ISA_NAME(pen_cpu_linear_kernels) = {
         {
             [PEN_ACTIVATIONS_FAST] =
                 {
-                    [PEN_TYPE_F32] = dot_f32,
-                    [PEN_TYPE_F16] = dot_f16,
-                    [PEN_TYPE_Q4_0] = dot_q4_0,
-                    [PEN_TYPE_Q4_1] = dot_q4_1,
-                    [PEN_TYPE_Q8_0] = dot_q8_0,
+#define PEN_TYPE(name, gguf, values, bytes) [PEN_TYPE_##name] = dot_##name,
+#include "types.def"
                 },
             [PEN_ACTIVATIONS_F32] =
                 {
-                    [PEN_TYPE_F32] = dot_f32_f32,
-                    [PEN_TYPE_F16] = dot_f32_f16,
-                    [PEN_TYPE_Q4_0] = dot_f32_q4_0,
-                    [PEN_TYPE_Q4_1] = dot_f32_q4_1,
-                    [PEN_TYPE_Q8_0] = dot_f32_q8_0,
+#define PEN_TYPE(name, gguf, values, bytes) [PEN_TYPE_##name] = dot_f32_##name,
+#include "types.def"
                 },
         },
     .put = put,

@@ -1,14 +1,13 @@
 /*
- * The exact integer product of 32 weights of 16 rows with one activation block: the only part of the linear kernels
+ * The exact integer product of 32 or 16 weights of 16 rows with int8 activations: the only part of the linear kernels
  * that is written separately for each instruction set.
  *
- * weights32: 8 vectors of 64 unsigned bytes; byte 4·row+j of vector v is value 4v+j of the row.
+ * Weights are vectors of 64 unsigned bytes: byte j of lane `row` of vector v is the code of value 4v+j of the row.
  */
 #ifndef PEN_LINEAR_DOT_ISA_H
 #define PEN_LINEAR_DOT_ISA_H
 
 #include "math.isa.h"
-#include "quantize.h"
 
 static inline int32_t load_i32(const void *p) {
     int32_t value;
@@ -16,138 +15,58 @@ static inline int32_t load_i32(const void *p) {
     return value;
 }
 
+/* Σ (w − zero)·q of `count` vectors of codes below 2^bits and 4·count activations from −127 to 127, where `bias` is
+ * −zero·Σq. Codes of 8 bits have zero 128. */
 #if defined(__AVX512VNNI__)
 
-typedef struct weights32 {
-    __m512i v[8];
-} weights32;
-
-static inline weights32 unpack_nibbles(const unsigned char *p) {
-    const __m512i low = _mm512_set1_epi8(15);
-    weights32 w;
-    for (int v = 0; v < 4; v++) {
-        __m512i bytes = _mm512_loadu_si512(p + 64 * v);
-        w.v[v] = _mm512_and_si512(bytes, low);
-        w.v[4 + v] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
-    }
-    return w;
-}
-
-static inline weights32 load_bytes(const unsigned char *p) {
-    weights32 w;
-    for (int v = 0; v < 8; v++) w.v[v] = _mm512_loadu_si512(p + 64 * v);
-    return w;
-}
-
-static inline v16i dot_from(v16i sum, const weights32 *w, const pen_activation_block *x) {
-    for (int v = 0; v < 8; v++) sum = _mm512_dpbusd_epi32(sum, w->v[v], _mm512_set1_epi32(load_i32(x->q + 4 * v)));
-    return sum;
-}
-
-/* Σ w·q of weights up to 15. */
-static inline v16i dot_u4(const weights32 *w, const pen_activation_block *x) {
-    return dot_from(_mm512_setzero_si512(), w, x);
-}
-
-/* Σ (w−8)·q of weights up to 15, Σ (w−128)·q of any. */
-static inline v16i dot_u4_less_8(const weights32 *w, const pen_activation_block *x) {
-    return dot_from(v16i_all(x->bias8), w, x);
-}
-static inline v16i dot_u8_less_128(const weights32 *w, const pen_activation_block *x) {
-    return dot_from(v16i_shift_left(v16i_all(x->bias8), 4), w, x);
+static inline v16i dot(const v16i *w, int count, int bits, const int8_t *q, v16i bias) {
+    (void)bits;
+    for (int v = 0; v < count; v++) bias = _mm512_dpbusd_epi32(bias, w[v], _mm512_set1_epi32(load_i32(q + 4 * v)));
+    return bias;
 }
 
 #elif defined(__AVX2__)
 
-typedef struct weights32 {
-    __m256i v[8][2]; /* rows 0…7, 8…15 */
-} weights32;
-
-static inline weights32 unpack_nibbles(const unsigned char *p) {
-    const __m256i low = _mm256_set1_epi8(15);
-    weights32 w;
-    for (int v = 0; v < 4; v++)
-        for (int half = 0; half < 2; half++) {
-            __m256i bytes = _mm256_loadu_si256((const void *)(p + 64 * v + 32 * half));
-            w.v[v][half] = _mm256_and_si256(bytes, low);
-            w.v[4 + v][half] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
-        }
-    return w;
-}
-
-static inline weights32 load_bytes(const unsigned char *p) {
-    weights32 w;
-    memcpy(&w, p, sizeof w);
-    return w;
-}
-
-/* 16 products of at most 15·127 fit an int16. */
-static inline v16i dot_u4(const weights32 *w, const pen_activation_block *x) {
-    __m256i low = _mm256_setzero_si256(), high = low;
-    for (int v = 0; v < 8; v++) {
-        __m256i q = _mm256_set1_epi32(load_i32(x->q + 4 * v));
-        low = _mm256_add_epi16(low, _mm256_maddubs_epi16(w->v[v][0], q));
-        high = _mm256_add_epi16(high, _mm256_maddubs_epi16(w->v[v][1], q));
-    }
-    const __m256i ones = _mm256_set1_epi16(1);
-    return (v16i){_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones)};
-}
-
-static inline v16i dot_u4_less_8(const weights32 *w, const pen_activation_block *x) {
-    return v16i_add(dot_u4(w, x), v16i_all(x->bias8));
-}
-
 /* Two products of at most 128·127 fit an int16, so |w−128| is the unsigned operand and q takes its sign. */
-static inline v16i dot_u8_less_128(const weights32 *w, const pen_activation_block *x) {
+static inline v16i dot_8_bits(const v16i *w, int count, const int8_t *q) {
     const __m256i ones = _mm256_set1_epi16(1), flip = _mm256_set1_epi8(-128);
-    __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (int v = 0; v < 8; v++) {
-        __m256i q = _mm256_set1_epi32(load_i32(x->q + 4 * v));
-        for (int half = 0; half < 2; half++) {
-            __m256i s = _mm256_xor_si256(w->v[v][half], flip);
-            __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(s), _mm256_sign_epi8(q, s));
-            sum[half] = _mm256_add_epi32(sum[half], _mm256_madd_epi16(pairs, ones));
-        }
+    v16i sum = v16i_all(0);
+    for (int v = 0; v < count; v++) {
+        __m256i four = _mm256_set1_epi32(load_i32(q + 4 * v));
+        __m256i lo = _mm256_xor_si256(w[v].lo, flip), hi = _mm256_xor_si256(w[v].hi, flip);
+        v16i pairs = {_mm256_maddubs_epi16(_mm256_abs_epi8(lo), _mm256_sign_epi8(four, lo)),
+                      _mm256_maddubs_epi16(_mm256_abs_epi8(hi), _mm256_sign_epi8(four, hi))};
+        sum = v16i_add(sum, (v16i){_mm256_madd_epi16(pairs.lo, ones), _mm256_madd_epi16(pairs.hi, ones)});
     }
-    return (v16i){sum[0], sum[1]};
+    return sum;
+}
+
+/* An int16 holds 16 products with codes of 4 bits, 8 with 5 bits, 4 with 6: so many vectors are added before widening,
+ * two products of each in a lane. */
+static inline v16i dot(const v16i *w, int count, int bits, const int8_t *q, v16i bias) {
+    if (bits == 8) return dot_8_bits(w, count, q);
+    const __m256i ones = _mm256_set1_epi16(1);
+    int at_once = bits <= 4 ? 8 : bits == 5 ? 4 : 2;
+    for (int first = 0; first < count; first += at_once) {
+        __m256i lo = _mm256_setzero_si256(), hi = lo;
+        for (int v = first; v < first + at_once && v < count; v++) {
+            __m256i four = _mm256_set1_epi32(load_i32(q + 4 * v));
+            lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(w[v].lo, four));
+            hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(w[v].hi, four));
+        }
+        bias = v16i_add(bias, (v16i){_mm256_madd_epi16(lo, ones), _mm256_madd_epi16(hi, ones)});
+    }
+    return bias;
 }
 
 #else
 
-typedef struct weights32 {
-    unsigned char v[8][64];
-} weights32;
-
-static inline weights32 unpack_nibbles(const unsigned char *p) {
-    weights32 w;
-    for (int v = 0; v < 4; v++)
-        for (int i = 0; i < 64; i++) {
-            w.v[v][i] = p[64 * v + i] & 15;
-            w.v[4 + v][i] = p[64 * v + i] >> 4;
-        }
-    return w;
-}
-
-static inline weights32 load_bytes(const unsigned char *p) {
-    weights32 w;
-    memcpy(&w, p, sizeof w);
-    return w;
-}
-
-static inline v16i dot_u4(const weights32 *w, const pen_activation_block *x) {
-    v16i sum = v16i_all(0);
-    for (int v = 0; v < 8; v++)
-        for (int row = 0; row < 16; row++)
-            for (int j = 0; j < 4; j++) sum.v[row] += w->v[v][4 * row + j] * x->q[4 * v + j];
-    return sum;
-}
-
-static inline v16i dot_u4_less_8(const weights32 *w, const pen_activation_block *x) {
-    return v16i_add(dot_u4(w, x), v16i_all(x->bias8));
-}
-
-static inline v16i dot_u8_less_128(const weights32 *w, const pen_activation_block *x) {
-    return v16i_add(dot_u4(w, x), v16i_shift_left(v16i_all(x->bias8), 4));
+static inline v16i dot(const v16i *w, int count, int bits, const int8_t *q, v16i bias) {
+    (void)bits;
+    for (int v = 0; v < count; v++)
+        for (int j = 0; j < 4; j++)
+            for (int row = 0; row < 16; row++) bias.v[row] += (w[v].v[row] >> 8 * j & 255) * q[4 * v + j];
+    return bias;
 }
 
 #endif

@@ -18,14 +18,16 @@ void pen_reference_quantize_row(const float *x, int cols, pen_activation_block *
         for (int i = 0; i < BLOCK; i++)
             if (!(fabsf(x[i]) <= largest)) largest = isnan(x[i]) ? INFINITY : fabsf(x[i]);
         bool finite = largest <= FLT_MAX, zero = largest < 0x1p-100F;
-        int sum = 0;
+        int sums[2] = {0};
         for (int i = 0; i < BLOCK; i++) {
             block->q[i] = (int8_t)(zero || !finite ? 0 : lrintf(x[i] * (127.0F / largest)));
-            sum += block->q[i];
+            sums[i / (BLOCK / 2)] += block->q[i];
         }
+        int sum = sums[0] + sums[1];
         block->scale = !finite ? NAN : zero ? 0 : largest / 127.0F;
         block->scaled_sum = block->scale * (float)sum;
         block->bias8 = -8 * sum;
+        for (int half = 0; half < 2; half++) block->half_bias4[half] = -4 * sums[half];
     }
 }
 

@@ -78,6 +78,16 @@ V16_BINARY(v16i_add, v16i, _mm512_add_epi32)
 V16_BINARY(v16i_sub, v16i, _mm512_sub_epi32)
 V16_BINARY(v16i_max, v16i, _mm512_max_epi32)
 V16_BINARY(v16i_and, v16i, _mm512_and_si512)
+V16_BINARY(v16i_or, v16i, _mm512_or_si512)
+static inline v16i v16i_load_i8(const void *p) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(p));
+}
+static inline v16i v16i_load_u16(const void *p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(p));
+}
+static inline v16i v16i_lookup(const uint8_t table[16], v16i a) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const void *)table)), a);
+}
 static inline v16 v16_fma(v16 a, v16 b, v16 c) {
     return _mm512_fmadd_ps(a, b, c);
 }
@@ -169,6 +179,19 @@ V16_BINARY(v16i_add, v16i, _mm256_add_epi32)
 V16_BINARY(v16i_sub, v16i, _mm256_sub_epi32)
 V16_BINARY(v16i_max, v16i, _mm256_max_epi32)
 V16_BINARY(v16i_and, v16i, _mm256_and_si256)
+V16_BINARY(v16i_or, v16i, _mm256_or_si256)
+static inline v16i v16i_load_i8(const void *p) {
+    __m128i bytes = _mm_loadu_si128(p);
+    return (v16i){_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes))};
+}
+static inline v16i v16i_load_u16(const void *p) {
+    const __m128i *halves = p;
+    return (v16i){_mm256_cvtepu16_epi32(_mm_loadu_si128(halves)), _mm256_cvtepu16_epi32(_mm_loadu_si128(halves + 1))};
+}
+static inline v16i v16i_lookup(const uint8_t table[16], v16i a) {
+    __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table));
+    return (v16i){_mm256_shuffle_epi8(bytes, a.lo), _mm256_shuffle_epi8(bytes, a.hi)};
+}
 static inline v16 v16_fma(v16 a, v16 b, v16 c) {
     return (v16){_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
@@ -267,6 +290,24 @@ static inline v16i v16i_max(v16i a, v16i b) {
 static inline v16i v16i_and(v16i a, v16i b) {
     V16_LANES(v16i, a.v[i] & b.v[i]);
 }
+static inline v16i v16i_or(v16i a, v16i b) {
+    V16_LANES(v16i, a.v[i] | b.v[i]);
+}
+static inline v16i v16i_load_i8(const void *p) {
+    V16_LANES(v16i, ((const int8_t *)p)[i]);
+}
+static inline v16i v16i_load_u16(const void *p) {
+    uint16_t values[16];
+    memcpy(values, p, sizeof values);
+    V16_LANES(v16i, values[i]);
+}
+static inline v16i v16i_lookup(const uint8_t table[16], v16i a) {
+    uint8_t bytes[64];
+    memcpy(bytes, &a, sizeof bytes);
+    for (int i = 0; i < 64; i++) bytes[i] = table[bytes[i]];
+    memcpy(&a, bytes, sizeof bytes);
+    return a;
+}
 static inline v16 v16_fma(v16 a, v16 b, v16 c) {
     V16_LANES(v16, fmaf(a.v[i], b.v[i], c.v[i]));
 }
@@ -300,7 +341,7 @@ static inline v16 v16_select_less(v16 a, v16 b, v16 yes, v16 no) {
 
 /* Notes on the operations above: max and min give their second operand where either is NaN; select_less(a, b, yes,
  * no) is a < b ? yes : no; f16 conversions round to nearest even; shift_right fills with zeros; store_i8 wants lanes
- * that fit. */
+ * that fit; load_i8 and load_u16 widen 16 numbers; lookup replaces each byte, which must be below 16. */
 
 static inline v16 v16_abs(v16 a) {
     return v16_from_bits(v16i_and(v16_bits(a), v16i_all(0x7fffffff)));

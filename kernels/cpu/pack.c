@@ -1,140 +1,175 @@
 /*
- * Packed weights; see pack.h. A type is two functions on one row's share of a block and a line in the table.
+ * Packed weights; see pack.h. Two forms: numbers, which are transposed, and blocks of codes, scales and factors.
  */
 #include "pack.h"
-
-#include "cpu_device.h"
 
 #include <assert.h>
 #include <string.h>
 
 enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK };
 
-/* Copies the f16 number `index` of the row's GGUF block to its place among the block's 16. */
-static void pack_f16_scale(const unsigned char *source, int index, unsigned char *scales, int row) {
-    memcpy(scales + 2 * row, source + 2 * index, 2);
+/* ---- Numbers --------------------------------------------------------------------------------------------------- */
+
+/* 32 of one row, `size` bytes each, to and from their places in a block [32][16]. */
+static void pack_numbers(const unsigned char *source, size_t size, int row, unsigned char *packed) {
+    for (size_t i = 0; i < BLOCK; i++) memcpy(packed + size * (ROWS * i + (size_t)row), source + size * i, size);
 }
 
-static float read_f16(const unsigned char *halves, int index) {
+static void gather_numbers(const unsigned char *packed, size_t size, int row, unsigned char *target) {
+    for (size_t i = 0; i < BLOCK; i++) memcpy(target + size * i, packed + size * (ROWS * i + (size_t)row), size);
+}
+
+/* ---- Codes ----------------------------------------------------------------------------------------------------- */
+
+/* Bits [from, from + width) of 32 codes of one row, to and from their planes; 4 codes, a vector's, at a time. */
+static void pack_planes(const uint8_t *q, int from, int width, int row, unsigned char *planes) {
+    const uint32_t mask = ((1U << width) - 1) * 0x01010101U;
+    uint32_t words[8] = {0};
+    for (int shift = 0; shift < 8; shift += width)
+        for (int plane = 0; plane < width; plane++, q += 4) {
+            uint32_t four;
+            memcpy(&four, q, sizeof four);
+            words[plane] |= (four >> from & mask) << shift;
+        }
+    for (int plane = 0; plane < width; plane++) memcpy(planes + 64 * plane + 4 * row, &words[plane], 4);
+}
+
+static void add_planes(const unsigned char *planes, int row, int width, int to, uint8_t *q) {
+    const uint32_t mask = ((1U << width) - 1) * 0x01010101U;
+    for (int shift = 0; shift < 8; shift += width)
+        for (int plane = 0; plane < width; plane++, q += 4) {
+            uint32_t word, four;
+            memcpy(&word, planes + 64 * plane + 4 * row, sizeof word);
+            memcpy(&four, q, sizeof four);
+            four |= (word >> shift & mask) << to;
+            memcpy(q, &four, sizeof four);
+        }
+}
+
+static void pack_codes(const pen_quant *quant, const uint8_t *q, int row, unsigned char *planes) {
+    int low = pen_packed_low_bits(quant);
+    pack_planes(q, 0, low, row, planes);
+    if (quant->bits > low) pack_planes(q, low, quant->bits - low, row, planes + 64 * low);
+}
+
+static void read_codes(const pen_quant *quant, const unsigned char *planes, int row, uint8_t *q) {
+    int low = pen_packed_low_bits(quant);
+    memset(q, 0, BLOCK);
+    add_planes(planes, row, low, 0, q);
+    if (quant->bits > low) add_planes(planes + 64 * low, row, quant->bits - low, low, q);
+}
+
+/* ---- Scales and factors ---------------------------------------------------------------------------------------- */
+
+/* The two bytes of 32 values, 16 apart. */
+static void pack_scales(const pen_quant *quant, const pen_block *block, int piece, int row, unsigned char *scales) {
+    if (quant->share == BLOCK) {
+        scales[row] = (unsigned char)block->scale[piece];
+        scales[ROWS + row] = (unsigned char)block->min[piece];
+        return;
+    }
+    for (int half = 0; half < 2; half++) {
+        int scale = block->scale[2 * piece + half], min = block->min[2 * piece + half];
+        scales[ROWS * half + row] = (unsigned char)(quant->m < 0 ? scale : scale | min << 4);
+    }
+}
+
+static void read_scales(const pen_quant *quant, const unsigned char *scales, int row, pen_block *piece) {
+    if (quant->share == BLOCK) {
+        piece->scale[0] = (int8_t)scales[row];
+        piece->min[0] = (int8_t)scales[ROWS + row];
+        return;
+    }
+    for (int half = 0; half < 2; half++) {
+        unsigned char byte = scales[ROWS * half + row];
+        piece->scale[half] = (int8_t)(quant->m < 0 ? byte : byte & 15);
+        piece->min[half] = (int8_t)(byte >> 4);
+    }
+}
+
+static void put_f16(unsigned char *halves, int index, float value) {
+    uint16_t half = pen_f32_to_f16(value);
+    memcpy(halves + 2 * index, &half, sizeof half);
+}
+
+static float get_f16(const unsigned char *halves, int index) {
     uint16_t half;
     memcpy(&half, halves + 2 * index, sizeof half);
     return pen_f16_to_f32(half);
 }
 
-/* ---- Q4_0 and Q4_1 --------------------------------------------------------------------------------------------- */
+/* ---- Blocks ---------------------------------------------------------------------------------------------------- */
 
-enum { NIBBLES = 4 * 64, SCALES = 2 * ROWS };
-
-static void pack_nibbles(const unsigned char *nibbles, int row, unsigned char *block) {
-    for (int v = 0; v < 4; v++) memcpy(block + 64 * v + 4 * row, nibbles + 4 * v, 4);
-}
-
-static void read_nibbles(const unsigned char *block, int row, float q[BLOCK]) {
-    for (int i = 0; i < 16; i++) {
-        unsigned char byte = block[64 * (i / 4) + 4 * row + i % 4];
-        q[i] = (float)(byte & 15);
-        q[16 + i] = (float)(byte >> 4);
+static void pack_block(pen_type type, const unsigned char *source, int row, unsigned char *packed) {
+    const pen_type_info *info = pen_type_get(type);
+    const pen_quant *quant = &info->quant;
+    pen_block block;
+    pen_type_split(type, source, &block);
+    int pieces = pen_packed_pieces(info);
+    for (int piece = 0; piece < pieces; piece++) {
+        pack_codes(quant, block.q + BLOCK * piece, row, packed + pen_packed_piece_bytes(info) * (size_t)piece);
+        if (pieces > 1) pack_scales(quant, &block, piece, row, packed + pen_packed_scales(info) + 2 * ROWS * piece);
     }
+    if (quant->d < 0)
+        packed[pen_packed_d(info) + (size_t)row] = source[0];
+    else
+        put_f16(packed + pen_packed_d(info), row, block.d);
+    if (quant->m >= 0) put_f16(packed + pen_packed_m(info), row, block.m);
 }
 
-static void pack_q4_0(const unsigned char *source, int row, unsigned char *block) {
-    pack_nibbles(source + 2, row, block);
-    pack_f16_scale(source, 0, block + NIBBLES, row);
+static void read_piece(const pen_type_info *info, const unsigned char *packed, int piece, int row, float *out) {
+    const pen_quant *quant = &info->quant;
+    pen_block block = {.scale = {1}, .min = {1}};
+    read_codes(quant, packed + pen_packed_piece_bytes(info) * (size_t)piece, row, block.q);
+    if (pen_packed_pieces(info) > 1)
+        read_scales(quant, packed + pen_packed_scales(info) + 2 * ROWS * piece, row, &block);
+    const unsigned char *d = packed + pen_packed_d(info);
+    block.d = quant->d < 0 ? pen_e8m0_to_f32(d[row]) : get_f16(d, row);
+    if (quant->m >= 0) block.m = get_f16(packed + pen_packed_m(info), row);
+    pen_block_dequantize(quant, &block, BLOCK, out);
 }
 
-static void read_q4_0(const unsigned char *block, int row, float *out) {
-    float d = read_f16(block + NIBBLES, row);
-    read_nibbles(block, row, out);
-    for (int i = 0; i < BLOCK; i++) out[i] = d * (out[i] - 8);
+/* Values of a packed block, and its bytes. */
+static int packed_values(const pen_type_info *info) {
+    return info->quant.bits ? info->block_values : BLOCK;
 }
-
-static void pack_q4_1(const unsigned char *source, int row, unsigned char *block) {
-    pack_nibbles(source + 4, row, block);
-    pack_f16_scale(source, 0, block + NIBBLES, row);
-    pack_f16_scale(source, 1, block + NIBBLES + SCALES, row);
-}
-
-static void read_q4_1(const unsigned char *block, int row, float *out) {
-    float d = read_f16(block + NIBBLES, row), m = read_f16(block + NIBBLES + SCALES, row);
-    read_nibbles(block, row, out);
-    for (int i = 0; i < BLOCK; i++) out[i] = d * out[i] + m;
-}
-
-/* ---- Q8_0 ------------------------------------------------------------------------------------------------------ */
-
-enum { BYTES = 8 * 64 };
-
-static void pack_q8_0(const unsigned char *source, int row, unsigned char *block) {
-    for (int v = 0; v < 8; v++) {
-        uint32_t four;
-        memcpy(&four, source + 2 + 4 * v, sizeof four);
-        four ^= 0x80808080; /* +128 in each byte */
-        memcpy(block + 64 * v + 4 * row, &four, sizeof four);
-    }
-    pack_f16_scale(source, 0, block + BYTES, row);
-}
-
-static void read_q8_0(const unsigned char *block, int row, float *out) {
-    float d = read_f16(block + BYTES, row);
-    for (int i = 0; i < BLOCK; i++) out[i] = d * (float)(block[64 * (i / 4) + 4 * row + i % 4] - 128);
-}
-
-/* ---- F16 and F32 ----------------------------------------------------------------------------------------------- */
-
-static void pack_f16(const unsigned char *source, int row, unsigned char *block) {
-    for (int i = 0; i < BLOCK; i++) memcpy(block + 2 * (ROWS * i + row), source + 2 * i, 2);
-}
-
-static void read_row_f16(const unsigned char *block, int row, float *out) {
-    for (int i = 0; i < BLOCK; i++) out[i] = read_f16(block, ROWS * i + row);
-}
-
-static void pack_f32(const unsigned char *source, int row, unsigned char *block) {
-    for (int i = 0; i < BLOCK; i++) memcpy(block + 4 * (ROWS * i + row), source + 4 * i, 4);
-}
-
-static void read_row_f32(const unsigned char *block, int row, float *out) {
-    for (int i = 0; i < BLOCK; i++) memcpy(out + i, block + 4 * (ROWS * i + row), 4);
-}
-
-/* ---- The table ------------------------------------------------------------------------------------------------- */
-
-static const struct {
-    size_t bytes; /* of a packed block */
-    void (*pack)(const unsigned char *source, int row, unsigned char *block);
-    void (*read)(const unsigned char *block, int row, float *out);
-} layouts[PEN_TYPE_COUNT] = {
-    [PEN_TYPE_F32] = {4 * ROWS * BLOCK, pack_f32, read_row_f32},
-    [PEN_TYPE_F16] = {2 * ROWS * BLOCK, pack_f16, read_row_f16},
-    [PEN_TYPE_Q4_0] = {NIBBLES + SCALES, pack_q4_0, read_q4_0},
-    [PEN_TYPE_Q4_1] = {NIBBLES + 2 * SCALES, pack_q4_1, read_q4_1},
-    [PEN_TYPE_Q8_0] = {BYTES + SCALES, pack_q8_0, read_q8_0},
-};
-
-size_t pen_pack_block_bytes(pen_type type) {
-    assert((unsigned)type < PEN_TYPE_COUNT && layouts[type].bytes > 0);
-    return layouts[type].bytes;
+static size_t packed_bytes(const pen_type_info *info) {
+    return info->quant.bits ? pen_packed_bytes(info) : (size_t)(ROWS * BLOCK * info->block_bytes);
 }
 
 size_t pen_pack_group_bytes(pen_type type, int cols) {
-    assert(cols % BLOCK == 0);
-    return (size_t)(cols / BLOCK) * pen_pack_block_bytes(type);
+    const pen_type_info *info = pen_type_get(type);
+    assert(cols % packed_values(info) == 0);
+    return (size_t)(cols / packed_values(info)) * packed_bytes(info);
 }
 
 void pen_pack_group(pen_type type, const unsigned char *source, int rows, int cols, unsigned char *group) {
-    size_t row_bytes = pen_type_row_bytes(type, cols), source_bytes = pen_type_row_bytes(type, BLOCK);
-    size_t block_bytes = pen_pack_block_bytes(type);
+    const pen_type_info *info = pen_type_get(type);
+    size_t row_bytes = pen_type_row_bytes(type, cols), source_bytes = pen_type_row_bytes(type, packed_values(info));
     if (rows < ROWS) memset(group, 0, pen_pack_group_bytes(type, cols));
-    for (int r = 0; r < rows; r++) {
-        const unsigned char *row = source + (size_t)r * row_bytes;
-        for (int b = 0; b < cols / BLOCK; b++)
-            layouts[type].pack(row + (size_t)b * source_bytes, r, group + (size_t)b * block_bytes);
-    }
+    for (int r = 0; r < rows; r++)
+        for (int b = 0; b < cols / packed_values(info); b++) {
+            const unsigned char *from = source + (size_t)r * row_bytes + (size_t)b * source_bytes;
+            unsigned char *to = group + (size_t)b * packed_bytes(info);
+            if (info->quant.bits)
+                pack_block(type, from, r, to);
+            else
+                pack_numbers(from, (size_t)info->block_bytes, r, to);
+        }
 }
 
 void pen_pack_read_block(pen_type type, const unsigned char *data, int cols, int row, int block, float *out) {
+    const pen_type_info *info = pen_type_get(type);
     const unsigned char *group = data + (size_t)(row / ROWS) * pen_pack_group_bytes(type, cols);
-    layouts[type].read(group + (size_t)block * pen_pack_block_bytes(type), row % ROWS, out);
+    int pieces = packed_values(info) / BLOCK;
+    const unsigned char *packed = group + (size_t)(block / pieces) * packed_bytes(info);
+    if (info->quant.bits) {
+        read_piece(info, packed, block % pieces, row % ROWS, out);
+        return;
+    }
+    unsigned char numbers[BLOCK * sizeof(float)];
+    gather_numbers(packed, (size_t)info->block_bytes, row % ROWS, numbers);
+    pen_type_dequantize_row(type, numbers, BLOCK, out);
 }
 
 void pen_pack_read_row(pen_type type, const unsigned char *data, int cols, int row, float *out) {

@@ -221,64 +221,64 @@ static float next_uniform(stream *s) {
     return (float)(next(s) >> 40) * 0x1p-23f - 1;
 }
 
-/* Scales differ from block to block, by a quarter up and down, so that a scale taken from the wrong block shows. */
-static uint16_t next_scale(stream *s, float scale) {
-    return pen_f32_to_f16(scale * (1 + 0.25f * next_uniform(s)));
-}
+/*
+ * Blocks of quantised types are random bytes, so that each of their integers is equally likely, and the factors that
+ * make of these what is wanted: the deviation of a block with d = 1, and −m/d, which balances its mean. Where there is
+ * no m the mean of the integers is not 0; d, negative as often as not, sees to it.
+ */
+static const struct {
+    float deviation, balance;
+} made[PEN_TYPE_COUNT] = {
+    [PEN_TYPE_Q4_0] = {4.6368F, 0},     [PEN_TYPE_Q4_1] = {4.6098F, 7.5F}, [PEN_TYPE_Q5_0] = {9.2466F, 0},
+    [PEN_TYPE_Q5_1] = {9.2331F, 15.5F}, [PEN_TYPE_Q8_0] = {73.902F, 0},    [PEN_TYPE_Q2_K] = {13.874F, 1.5F},
+    [PEN_TYPE_Q3_K] = {43.339F, 0},     [PEN_TYPE_Q4_K] = {258.32F, 7.5F}, [PEN_TYPE_Q5_K] = {526.93F, 15.5F},
+    [PEN_TYPE_Q6_K] = {1365.7F, 0},     [PEN_TYPE_IQ4_NL] = {67.414F, 0},  [PEN_TYPE_MXFP4] = {5.8523F, 0},
+};
 
-static void put_f16(unsigned char *target, uint16_t half) {
+static void put_f16(unsigned char *target, float value) {
+    uint16_t half = pen_f32_to_f16(value);
     memcpy(target, &half, sizeof half);
 }
 
-/* Sixteen nibbles from 1 to 15, and 8 twice as often as the others: symmetric about 8, where Q4_0 has its zero. */
-static uint64_t nibbles_around_8(uint64_t word) {
-    uint64_t nonzero = word | word >> 1;
-    nonzero = (nonzero | nonzero >> 2) & 0x1111111111111111u;
-    return word | (nonzero ^ 0x1111111111111111u) << 3;
+/* Scales differ from block to block, by a quarter up and down, so that a scale taken from the wrong block shows. */
+static float next_scale(stream *s, float scale) {
+    float value = scale * (1 + 0.25F * next_uniform(s));
+    return next(s) & 1 ? -value : value;
 }
 
-/* Eight int8 from −127 to 127, and 0 twice as often as the others. */
-static uint64_t bytes_around_0(uint64_t word) {
-    unsigned char bytes[8];
-    memcpy(bytes, &word, 8);
-    for (int i = 0; i < 8; i++)
-        if (bytes[i] == 0x80) bytes[i] = 0;
-    memcpy(&word, bytes, 8);
-    return word;
+/* The power of two below `scale` or that above, of which the mean of squares is that of `scale`. */
+static uint8_t next_exponent(stream *s, float scale) {
+    int exponent; /* 2^(exponent − 1) ≤ scale < 2^exponent */
+    float fraction = frexpf(scale, &exponent), excess = 4 * fraction * fraction - 1;
+    return (uint8_t)(128 + exponent - (next_uniform(s) * 1.5F + 1.5F < excess ? 0 : 1));
 }
 
-/* One block of 32 values (or one value of a float type) of standard deviation `deviation` (the divisors are the
- * deviations of the integers that a type's nibbles or bytes hold, or of a uniform number). */
 static void make_block(stream *s, pen_type type, float deviation, unsigned char *block) {
-    uint64_t words[4];
-    switch (type) {
-    case PEN_TYPE_F32: {
-        float value = next_uniform(s) * deviation * 1.7320508f;
-        memcpy(block, &value, sizeof value);
+    const pen_type_info *info = pen_type_get(type);
+    const pen_quant *quant = &info->quant;
+    for (int at = 0; at < info->block_bytes; at += 8) {
+        uint64_t word = next(s);
+        memcpy(block + at, &word, (size_t)(info->block_bytes - at < 8 ? info->block_bytes - at : 8));
+    }
+    float scale = deviation / made[type].deviation;
+    if (quant->d < 0) {
+        block[0] = next_exponent(s, scale);
         return;
     }
-    case PEN_TYPE_F16: put_f16(block, pen_f32_to_f16(next_uniform(s) * deviation * 1.7320508f)); return;
-    case PEN_TYPE_Q4_0:
-        put_f16(block, next_scale(s, deviation / 4.1833f));
-        for (int i = 0; i < 2; i++) words[i] = nibbles_around_8(next(s));
-        memcpy(block + 2, words, 16);
-        return;
-    case PEN_TYPE_Q4_1: {
-        uint16_t scale = next_scale(s, deviation / 4.6098f);
-        put_f16(block, scale);
-        put_f16(block + 2, pen_f32_to_f16(-7.5f * pen_f16_to_f32(scale)));
-        for (int i = 0; i < 2; i++) words[i] = next(s);
-        memcpy(block + 4, words, 16);
-        return;
-    }
-    case PEN_TYPE_Q8_0:
-        put_f16(block, next_scale(s, deviation / 73.468f));
-        for (int i = 0; i < 4; i++) words[i] = bytes_around_0(next(s));
-        memcpy(block + 2, words, 32);
-        return;
-    case PEN_TYPE_COUNT: break;
-    }
-    assert(!"a weight type");
+    float d = next_scale(s, scale), m = made[type].balance * d;
+    put_f16(block + quant->d, d);
+    if (quant->m >= 0) put_f16(block + quant->m, info->block_values == 32 ? -m : m); /* the K-types subtract it */
+}
+
+/* One number of a float type. */
+static void make_number(stream *s, pen_type type, float deviation, unsigned char *number) {
+    float value = next_uniform(s) * deviation * 1.7320508F; /* √3: the deviation of a uniform number is 1/√3 */
+    if (type == PEN_TYPE_F16)
+        put_f16(number, value);
+    else if (type == PEN_TYPE_BF16)
+        memcpy(number, (unsigned char *)&value + 2, 2);
+    else
+        memcpy(number, &value, sizeof value);
 }
 
 /* A product of a row with `cols` values near 1 shall be near 1; what is added to the residual, twice per layer, less.
@@ -301,7 +301,10 @@ void pen_synthetic_rows(const pen_tensor *tensor, const pen_hparams *hparams, ui
         stream s = {.key = XXH64(&index, sizeof index, name)};
         for (size_t at = 0; at < row_bytes; at += (size_t)info->block_bytes) {
             if (tensor->rule->form == PEN_FORM_MATRIX) {
-                make_block(&s, tensor->type, deviation, block + at);
+                if (info->quant.bits)
+                    make_block(&s, tensor->type, deviation, block + at);
+                else
+                    make_number(&s, tensor->type, deviation, block + at);
             } else { /* the weight of a norm, f32 */
                 float value = 1 + 0.25f * next_uniform(&s);
                 memcpy(block + at, &value, sizeof value);

@@ -1,10 +1,11 @@
 /*
- * bench_kernels [THREADS] [INSTRUCTION SET]: how near the operations that multiply by a weight come to what this
- * machine can do.
+ * bench_kernels [THREADS] [INSTRUCTION SET] [TYPE…]: how near the operations that multiply by a weight come to what
+ * this machine can do.
  *
- * First the limits, with all threads at once: reading memory, int8 multiply-adds (VNNI), f32 multiply-adds. Then every
- * weight type at the shapes of SmolLM2-135M and Llama-3.2-1B, with weights that no cache holds: copies of a matrix, in
- * turn, beyond twice the last-level cache. Few tokens are bound by reading, many by multiplying; both shares are shown.
+ * First the limits, with all threads at once: reading memory, int8 multiply-adds (VNNI), f32 multiply-adds. Then the
+ * weight types named, at the shapes of SmolLM2-135M and Llama-3.2-1B, or every type at one shape; with weights that no
+ * cache holds: copies of a matrix, in turn, beyond twice the last-level cache. Few tokens are bound by reading, many by
+ * multiplying; both shares are shown.
  */
 #include "clock.h"
 #include "cpu.h"
@@ -13,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 #if defined(__x86_64__)
@@ -150,7 +152,6 @@ static const shape shapes[] = {
     {"SmolLM2 logits", 49152, 576, false}, {"Llama-1B qkv", 3072, 2048, false},  {"Llama-1B gate+up", 8192, 2048, true},
     {"Llama-1B down", 2048, 8192, false},
 };
-static const pen_type types[] = {PEN_TYPE_Q4_1, PEN_TYPE_Q8_0, PEN_TYPE_F16};
 static const int token_counts[] = {1, 4, 16, 64, 512};
 
 typedef struct bench {
@@ -198,6 +199,7 @@ static pen_buffer *random_buffer(pen_device *device, size_t floats) {
 }
 
 static void bench_shape(pen_device *device, int threads, const shape *at, pen_type type, double read, double multiply) {
+    if (at->cols % pen_type_get(type)->block_values) return;
     bench b = {.device = device, .shape = at, .threads = threads};
     size_t rows = (size_t)at->rows, cols = (size_t)at->cols;
     size_t source_bytes = pen_type_row_bytes(type, at->cols) * rows;
@@ -215,7 +217,7 @@ static void bench_shape(pen_device *device, int threads, const shape *at, pen_ty
     b.out = random_buffer(device, TOKENS_MAX * (rows + 64));
     check(pen_buffer_create(device, pen_device_activation_bytes(device, TOKENS_MAX, at->cols), &b.rows));
 
-    printf("%-17s %-5s", at->name, pen_type_get(type)->name);
+    printf("%-17s %-6s", at->name, pen_type_get(type)->name);
     for (size_t i = 0; i < sizeof token_counts / sizeof *token_counts; i++) {
         int tokens = token_counts[i];
         if (tokens == TOKENS_MAX && rows > 10000) break; /* logits of a whole prompt: nobody wants them */
@@ -242,7 +244,7 @@ int main(int argc, char **argv) {
     int threads = argc > 1 ? atoi(argv[1]) : (int)online;
     pen_cpu_options options = {.threads = threads, .activations = PEN_ACTIVATIONS_FAST, .may_spin = threads <= online};
     if (threads < 1 || threads > 1024) {
-        fprintf(stderr, "usage: bench_kernels [THREADS] [INSTRUCTION SET]\n");
+        fprintf(stderr, "usage: bench_kernels [THREADS] [INSTRUCTION SET] [TYPE…]\n");
         return 2;
     }
     check(pen_cpu_isa_parse(argc > 2 ? argv[2] : "auto", &options.isa));
@@ -267,14 +269,17 @@ int main(int argc, char **argv) {
                          .vocab = 49152,
                          .context = TOKENS_MAX};
     check(pen_device_reserve(device, &limits));
-    printf("%s\n%-17s %-5s", pen_device_name(device), "operation", "type");
+    printf("%s\n%-17s %-6s", pen_device_name(device), "operation", "type");
     for (size_t i = 0; i < sizeof token_counts / sizeof *token_counts; i++)
         printf(" | %6d token%-4s", token_counts[i], token_counts[i] > 1 ? "s" : "");
     printf("\n");
-    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
-        for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
-            double limit = types[t] == PEN_TYPE_F16 ? f32 : int8;
-            bench_shape(device, threads, &shapes[s], types[t], read, limit);
+    enum { SHAPES = sizeof shapes / sizeof *shapes };
+    for (int s = argc > 3 ? 0 : SHAPES - 1; s < SHAPES; s++)
+        for (int t = 0; t < PEN_TYPE_COUNT; t++) {
+            const pen_type_info *type = pen_type_get((pen_type)t);
+            bool named = argc <= 3;
+            for (int i = 3; i < argc; i++) named = named || strcasecmp(argv[i], type->name) == 0;
+            if (named) bench_shape(device, threads, &shapes[s], (pen_type)t, read, type->quant.bits ? int8 : f32);
         }
     pen_device_destroy(device);
     return 0;

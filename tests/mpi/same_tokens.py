@@ -2,9 +2,9 @@
 """The same tokens, always: same_tokens.py PROGRAM MPIRUN [--expect-difference] [--model FILE]
 
 Token ids and log-probabilities must be equal bit for bit however the work is divided: over ranks, splits, threads,
-chunks of the prompt and instruction sets; greedy, sampled with a seed, and scoring a given text. Every case is
-compared with the first of its model. The cases are drawn by a fixed seed so that each value of each choice meets many
-values of the others, but not all of them.
+chunks of the prompt and instruction sets, for every weight type; greedy, sampled with a seed, and scoring a given text.
+Every case is compared with the first of its model. The cases are drawn by a fixed seed so that each value of each
+choice meets many values of the others, but not all of them.
 
 --expect-difference turns the outcome round: the program has an error planted, which must be seen.
 """
@@ -42,7 +42,7 @@ class Model:
 
 def synthetic(type_name, shape, layers, *options, arch="llama"):
     name = f"synthetic:{arch}:layers={layers},type={type_name},context=512,{shape}"
-    return Model(name, layers + 2, 5, list(options))
+    return Model(name, layers + 2, 4, list(options))
 
 
 # Odd shapes, no two alike: vocabularies that end within a tile, heads of 8 to 64, layers of unequal width.
@@ -53,6 +53,18 @@ SYNTHETIC = [
     synthetic("f16", "hidden=96,ffn=64/128/256,heads=6,kv_heads=1,vocab=299", 3),
     synthetic("f32", "hidden=64,ffn=32/192/96,heads=8,kv_heads=4,vocab=257", 3),
     synthetic("q4_0", "hidden=128,ffn=96/512,heads=2,vocab=320", 2, "--activations", "f32"),
+    synthetic("bf16", "hidden=96,ffn=64/160,heads=6,kv_heads=3,vocab=270", 2),
+    synthetic("q5_0", "hidden=160,ffn=96/224/64,heads=5,vocab=307", 3),
+    synthetic("q5_1", "hidden=96,ffn=32/288,heads=3,kv_heads=1,vocab=311", 2),
+    synthetic("iq4_nl", "hidden=64,ffn=160/96/32,heads=4,kv_heads=2,vocab=293", 3),
+    synthetic("mxfp4", "hidden=128,ffn=96/64,heads=4,vocab=277", 2),
+    # Rows of these have 256, 512, … values.
+    synthetic("q2_k", "hidden=256,ffn=256/512/256,heads=4,kv_heads=2,vocab=281", 3),
+    synthetic("q3_k", "hidden=256,ffn=512/256,heads=2,kv_heads=1,vocab=283", 2),
+    synthetic("q4_k", "hidden=512,ffn=256/768,heads=8,kv_heads=2,vocab=317", 2),
+    synthetic("q5_k", "hidden=256,ffn=256/512,heads=4,vocab=337", 2),
+    synthetic("q6_k", "hidden=256,ffn=768/256/512,heads=4,kv_heads=1,vocab=347", 3),
+    synthetic("q6_k", "hidden=256,ffn=512,heads=2,vocab=349", 2, "--activations", "f32"),
     # Windows that the text outgrows: of all layers, and of some.
     synthetic("q8_0", "hidden=96,ffn=160,heads=6,kv_heads=2,vocab=331,window=21", 3),
     synthetic("q4_0", "hidden=64,ffn=96,heads=4,kv_heads=1,vocab=300,window=33", 7, arch="gemma3"),

@@ -15,7 +15,7 @@
 
 #include "gguf_image.h"
 
-enum { TYPE_F32 = 0, TYPE_Q4_1 = 3, TYPE_Q4_K = 12 };
+enum { TYPE_F32 = 0, TYPE_Q4_1 = 3, TYPE_IQ3_S = 21 };
 
 static void tensor_2d(image *f, const char *name, uint32_t type, uint64_t offset, uint64_t cols, uint64_t rows) {
     tensor(f, name, type, offset, 2, (uint64_t[]){cols, rows});
@@ -54,7 +54,7 @@ static void write_small(image *f) {
     put(f, (int16_t[]){1, -2, 300}, 6);
     tensor_2d(f, "one", TYPE_Q4_1, 0, 64, 2);           /* 80 bytes */
     tensor(f, "two", TYPE_F32, 80, 1, (uint64_t[]){3}); /* 12 bytes */
-    tensor_2d(f, "later", TYPE_Q4_K, 96, 256, 1);       /* a type that is not known yet */
+    tensor_2d(f, "later", TYPE_IQ3_S, 96, 256, 1);      /* a type that is not known yet */
     finish(f, 16, 96 + 144);
 }
 
@@ -211,10 +211,10 @@ static void test_reads_tensors(void **state) {
     for (int i = 0; i < 8; i++) assert_int_equal(data[i], 84 + i);
 
     assert_false(later->known);
-    assert_int_equal(later->gguf_type, TYPE_Q4_K);
+    assert_int_equal(later->gguf_type, TYPE_IQ3_S);
     assert_int_equal(later->bytes, 0);
     assert_int_equal(pen_gguf_read(gguf, later, 0, 1, data), PEN_UNSUPPORTED);
-    assert_error_names("tensor later has type Q4_K (12)");
+    assert_error_names("tensor later has type IQ3_S (21)");
     assert_string_equal(pen_gguf_type_name(5), "unknown");
     assert_string_equal(pen_gguf_type_name(UINT32_MAX), "unknown");
     pen_gguf_close(gguf);
@@ -554,7 +554,7 @@ static void test_refuses_shapes(void **state) {
         {TYPE_F32, 1, {UINT64_MAX}, "tensor t has a dimension that is zero or too large"},
         {TYPE_F32, 2, {UINT64_C(1) << 32, UINT64_C(1) << 32}, "tensor t has more values"},
         {TYPE_F32, 4, {65536, 65536, 65536, 65536}, "tensor t has more values"},
-        {TYPE_Q4_K, 2, {UINT64_C(1) << 62, 4}, "tensor t has more values"},
+        {TYPE_IQ3_S, 2, {UINT64_C(1) << 62, 4}, "tensor t has more values"},
         {TYPE_F32, 1, {UINT64_C(1) << 62}, "tensor t has more bytes"},
         {TYPE_Q4_1, 2, {48, 2}, "tensor t has rows of 48 values, not a multiple of Q4_1's 32"},
         {TYPE_F32, 1, {UINT64_C(1) << 60}, "tensor t has 4611686018427387904 bytes at offset 0 of the data, where no"},
@@ -577,7 +577,7 @@ static void test_refuses_places(void **state) {
         finish(&f, 32, 96);
         assert_refused(&f, PEN_BAD_INPUT, "tensor far has 32 bytes at offset");
         begin(&f);
-        tensor_2d(&f, "far", TYPE_Q4_K, beyond[i], 256, 1);
+        tensor_2d(&f, "far", TYPE_IQ3_S, beyond[i], 256, 1);
         finish(&f, 32, 96);
         assert_refused(&f, PEN_BAD_INPUT, "tensor far has");
     }
@@ -591,8 +591,8 @@ static void test_refuses_places(void **state) {
     finish(&f, 32, 96);
     assert_refused(&f, PEN_BAD_INPUT, "tensors a and b overlap");
     begin(&f);
-    tensor_2d(&f, "a", TYPE_Q4_K, 0, 256, 1);
-    tensor_2d(&f, "b", TYPE_Q4_K, 0, 256, 1);
+    tensor_2d(&f, "a", TYPE_IQ3_S, 0, 256, 1);
+    tensor_2d(&f, "b", TYPE_IQ3_S, 0, 256, 1);
     finish(&f, 32, 96);
     assert_refused(&f, PEN_BAD_INPUT, "overlap");
 }

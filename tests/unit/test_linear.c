@@ -21,8 +21,13 @@
 
 enum { ROWS_MAX = 70, COLS_MAX = 1536 };
 
-static const pen_type all_types[] = {PEN_TYPE_F32, PEN_TYPE_F16, PEN_TYPE_Q4_0, PEN_TYPE_Q4_1, PEN_TYPE_Q8_0};
-enum { TYPES = sizeof all_types / sizeof *all_types };
+enum { TYPES = PEN_TYPE_COUNT };
+
+/* The next larger number of columns that each of the types can have. */
+static int columns_for(int cols, pen_type type) {
+    int values = pen_type_get(type)->block_values;
+    return (cols + values - 1) / values * values;
+}
 
 /* ---- Random data ----------------------------------------------------------------------------------------------- */
 
@@ -57,26 +62,35 @@ typedef struct matrix {
     float *values; /* [rows][cols] */
 } matrix;
 
-static void put_f16(unsigned char *at, float value) {
-    uint16_t half = pen_f32_to_f16(value);
-    memcpy(at, &half, sizeof half);
+/* A factor whose products with the integers of a block are about 1 at most. */
+static void put_factor(unsigned char *block, int at, float largest) {
+    uint16_t half = pen_f32_to_f16(random_float() / largest);
+    if (at >= 0) memcpy(block + at, &half, sizeof half);
+}
+
+static void random_block(pen_type type, unsigned char *block) {
+    const pen_type_info *info = pen_type_get(type);
+    const pen_quant *quant = &info->quant;
+    float number = random_float(), largest_scale = info->block_values == 32 ? 1 : quant->zero == 32 ? 128 : 64;
+    for (int i = 0; i < info->block_bytes; i++) block[i] = (unsigned char)random_bits();
+    if (type == PEN_TYPE_F32) {
+        memcpy(block, &number, sizeof number);
+    } else if (type == PEN_TYPE_BF16) {
+        memcpy(block, (unsigned char *)&number + 2, 2);
+    } else if (type == PEN_TYPE_F16) {
+        put_factor(block, 0, 1);
+    } else if (type == PEN_TYPE_MXFP4) {
+        block[0] = (unsigned char)(120 + block[0] % 8);
+    } else {
+        put_factor(block, quant->d, largest_scale * (float)(quant->zero ? quant->zero : 1 << quant->bits));
+        put_factor(block, quant->m, largest_scale);
+    }
 }
 
 static matrix random_matrix(pen_type type, int rows, int cols) {
-    const pen_type_info *info = pen_type_get(type);
     size_t row_bytes = pen_type_row_bytes(type, cols), size = row_bytes * (size_t)rows;
     matrix m = {type, rows, cols, allocate(size), allocate((size_t)rows * (size_t)cols * sizeof(float))};
-    for (size_t at = 0; at < size; at += (size_t)info->block_bytes) {
-        unsigned char *block = m.bytes + at;
-        float value = random_float();
-        if (type == PEN_TYPE_F32) {
-            memcpy(block, &value, sizeof value);
-            continue;
-        }
-        for (int i = 2; i < info->block_bytes; i++) block[i] = (unsigned char)random_bits();
-        put_f16(block, type == PEN_TYPE_F16 ? value : value / 64);
-        if (type == PEN_TYPE_Q4_1) put_f16(block + 2, random_float());
-    }
+    for (size_t at = 0; at < size; at += (size_t)pen_type_get(type)->block_bytes) random_block(type, m.bytes + at);
     for (int r = 0; r < rows; r++)
         pen_type_dequantize_row(type, m.bytes + row_bytes * (size_t)r, cols, m.values + (size_t)r * (size_t)cols);
     return m;
@@ -281,29 +295,35 @@ static void test_qkv_of_all_types_and_odd_shapes(void **state) {
     static const int tokens[] = {1, 2, 17, 5, 70}, cols[] = {576, 32, 160, 1536, 96};
     for (int a = 0; a < 2; a++)
         for (int i = 0; i < TYPES; i++) {
-            pen_type q = all_types[i], k = all_types[(i + 1) % TYPES], v = all_types[(i + 3) % TYPES];
-            int shape = (i + 2 * a) % 5;
-            check_qkv((product_case){a ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
-                                     {q, q, q},
-                                     {100, 33, 1},
-                                     cols[shape],
-                                     tokens[shape],
-                                     true});
-            check_qkv((product_case){a ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
-                                     {q, k, v},
-                                     {16, 65, 40},
-                                     cols[(shape + 1) % 5],
-                                     tokens[(shape + 2) % 5],
-                                     false});
+            pen_activations activations = a ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST;
+            pen_type q = (pen_type)i, k = (pen_type)((i + 1) % TYPES), v = (pen_type)((i + 3) % TYPES);
+            int shape = (i + 2 * a) % 5, next = (shape + 1) % 5;
+            check_qkv(
+                (product_case){activations, {q, q, q}, {60, 33, 1}, columns_for(cols[shape], q), tokens[shape], true});
+            int columns = columns_for(columns_for(columns_for(cols[next], q), k), v);
+            check_qkv((product_case){activations, {q, k, v}, {16, 45, 40}, columns, tokens[(shape + 2) % 5], false});
         }
+}
+
+/* Every number of tokens up to a tile and beyond, in one batch and in three. */
+static void test_any_number_of_tokens(void **state) {
+    (void)state;
+    random_state = 8;
+    for (int tokens = 1; tokens <= ROWS_MAX; tokens++) {
+        pen_type type = (pen_type)(tokens % TYPES);
+        pen_activations activations = tokens / TYPES % 2 ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST;
+        int cols = columns_for(32, type);
+        check_qkv((product_case){activations, {type, type, type}, {17, 1, 3}, cols, tokens, true});
+    }
 }
 
 /* ---- Projections: stored, added, with and without bias --------------------------------------------------------- */
 
-static void check_project(pen_type type, pen_activations activations, int rows, int cols, int tokens, bool store,
-                          bool bias, bool down) {
-    matrix w = random_matrix(type, rows, cols);
-    float *x = random_floats((size_t)tokens * (size_t)cols), *residual = random_floats((size_t)tokens * (size_t)rows);
+/* Uses up w and x[tokens][w.cols]. */
+static void check_project(matrix w, pen_activations activations, float *x, int tokens, bool store, bool bias,
+                          bool down) {
+    int rows = w.rows, cols = w.cols;
+    float *residual = random_floats((size_t)tokens * (size_t)rows);
     float *bias_values = random_floats((size_t)rows);
     float *values = allocate((size_t)tokens * (size_t)cols * sizeof(float));
     size_t bytes = (size_t)tokens * (size_t)rows * sizeof(float);
@@ -350,9 +370,70 @@ static void check_project(pen_type type, pen_activations activations, int rows, 
 static void test_projections_store_or_add(void **state) {
     (void)state;
     random_state = 2;
-    for (int options = 0; options < 8; options++)
-        check_project(all_types[options % TYPES], options % 3 == 0 ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
-                      40 + 7 * options, 96, 1 + 3 * options, options & 1, options & 2, options & 4);
+    for (int i = 0; i < TYPES; i++) {
+        int cols = columns_for(96, (pen_type)i), tokens = 1 + 3 * (i % 8);
+        check_project(random_matrix((pen_type)i, 40 + 7 * i, cols),
+                      i % 3 == 0 ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
+                      random_floats((size_t)tokens * (size_t)cols), tokens, i & 1, i & 2, i & 4);
+    }
+}
+
+/* The largest products that there are, of either sign, all in one sum: nothing saturates on the way. */
+static void test_the_largest_integers(void **state) {
+    (void)state;
+    random_state = 9;
+    static const unsigned char fillings[] = {0x00, 0xff, 0x7f, 0x80, 0x0f, 0xf0, 0x01, 0xfe};
+    enum { FILLINGS = sizeof fillings, TOKENS = 4 };
+    for (int i = 0; i < TYPES; i++) {
+        const pen_type_info *info = pen_type_get((pen_type)i);
+        if (!info->quant.bits) continue;
+        int cols = info->block_values;
+        matrix w = random_matrix((pen_type)i, FILLINGS, cols);
+        for (int row = 0; row < FILLINGS; row++) { /* whose factors stay */
+            unsigned char *block = w.bytes + row * info->block_bytes;
+            for (int at = 0; at < info->block_bytes; at++)
+                if (at / 2 * 2 != info->quant.d && at / 2 * 2 != info->quant.m && (at > 0 || info->quant.d >= 0))
+                    block[at] = fillings[row];
+            pen_type_dequantize_row((pen_type)i, block, cols, w.values + row * cols);
+        }
+        float *x = allocate(sizeof *x * TOKENS * (size_t)cols);
+        for (int k = 0; k < cols; k++) {
+            x[k] = 1;
+            x[cols + k] = -1;
+            x[2 * cols + k] = k % 32 < 16 ? 1 : -1;
+            x[3 * cols + k] = k % 2 ? 1 : -1;
+        }
+        check_project(w, PEN_ACTIVATIONS_FAST, x, TOKENS, true, false, true);
+    }
+}
+
+static void test_packed_weights_are_as_small_as_the_file(void **state) {
+    (void)state;
+    pen_device *device = open_device((variant){PEN_CPU_PORTABLE, 1}, PEN_ACTIVATIONS_FAST);
+    for (int i = 0; i < TYPES; i++) {
+        size_t file = 160 * pen_type_row_bytes((pen_type)i, 1024);
+        size_t packed = pen_weight_bytes(device, (pen_type)i, 160, 1024);
+        assert_in_range(packed, file, file + file / 25);
+    }
+    pen_device_destroy(device);
+}
+
+static void test_rows_that_end_within_a_block_are_refused(void **state) {
+    (void)state;
+    for (int a = 0; a < 2; a++) {
+        pen_device *device = open_device((variant){PEN_CPU_PORTABLE, 1}, (pen_activations)a);
+        for (int i = 0; i < TYPES; i++) {
+            const pen_type_info *info = pen_type_get((pen_type)i);
+            int multiple = info->block_values > 32 ? info->block_values : 32;
+            pen_weight *weight;
+            char text[128];
+            assert_int_equal(pen_weight_create(device, (pen_type)i, 16, multiple / 2 * 3, &weight), PEN_UNSUPPORTED);
+            snprintf(text, sizeof text, "a %s weight of %d columns: the CPU needs a multiple of %d", info->name,
+                     multiple / 2 * 3, multiple);
+            assert_string_equal(pen_last_error(), text);
+        }
+        pen_device_destroy(device);
+    }
 }
 
 /* ---- Gate and up ----------------------------------------------------------------------------------------------- */
@@ -423,17 +504,18 @@ static void test_gate_up_activates_and_quantises(void **state) {
     (void)state;
     random_state = 3;
     for (int i = 0; i < TYPES; i++) {
+        pen_type type = (pen_type)i;
         pen_activations activations = i % 2 ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST;
-        check_gate_up(all_types[i], activations, PEN_GATE_SILU, true, false, 160, 64, 3 + 2 * i);
-        check_gate_up(all_types[i], activations, PEN_GATE_GELU_TANH, true, true, 96, 96, 1);
-        check_gate_up(all_types[i], PEN_ACTIVATIONS_FAST, PEN_GATE_GELU_TANH, false, i % 2, 64, 32, 70);
+        check_gate_up(type, activations, PEN_GATE_SILU, true, false, 160, columns_for(64, type), 3 + 2 * (i % 8));
+        check_gate_up(type, activations, PEN_GATE_GELU_TANH, true, true, 96, columns_for(96, type), 1);
+        check_gate_up(type, PEN_ACTIVATIONS_FAST, PEN_GATE_GELU_TANH, false, i % 2, 64, columns_for(32, type), 70);
     }
 }
 
 /* ---- Logits and embedding -------------------------------------------------------------------------------------- */
 
 static void check_logits(pen_type type, pen_activations activations, float softcap) {
-    enum { VOCAB = 203, HIDDEN = 96, TOKENS = 9, WANTED = 3 };
+    enum { VOCAB = 203, HIDDEN = 256, TOKENS = 9, WANTED = 3 };
     static const int32_t wanted[WANTED] = {0, 4, 8};
     matrix w = random_matrix(type, VOCAB, HIDDEN);
     float *x = random_floats((size_t)TOKENS * HIDDEN), *norm = random_floats(HIDDEN);
@@ -477,8 +559,8 @@ static void test_logits_of_chosen_rows(void **state) {
     (void)state;
     random_state = 4;
     for (int i = 0; i < TYPES; i++) {
-        check_logits(all_types[i], PEN_ACTIVATIONS_FAST, i % 2 ? 3 : 0);
-        check_logits(all_types[i], PEN_ACTIVATIONS_F32, i % 2 ? 0 : 3);
+        check_logits((pen_type)i, PEN_ACTIVATIONS_FAST, i % 2 ? 3 : 0);
+        check_logits((pen_type)i, PEN_ACTIVATIONS_F32, i % 2 ? 0 : 3);
     }
 }
 
@@ -503,11 +585,11 @@ static void test_fine_rows_are_a_hundred_times_nearer(void **state) {
 static void test_embedding_reads_the_packed_rows(void **state) {
     (void)state;
     random_state = 5;
-    enum { VOCAB = 77, HIDDEN = 160, TOKENS = 21 };
+    enum { VOCAB = 77, HIDDEN = 512, TOKENS = 21 };
     int32_t tokens[TOKENS];
     for (int t = 0; t < TOKENS; t++) tokens[t] = t == 0 ? VOCAB - 1 : (int32_t)(random_bits() % VOCAB);
     for (int i = 0; i < TYPES; i++) {
-        matrix table = random_matrix(all_types[i], VOCAB, HIDDEN);
+        matrix table = random_matrix((pen_type)i, VOCAB, HIDDEN);
         for (int v = 0; v < VARIANTS; v++) {
             pen_device *device = open_device(variants[v], PEN_ACTIVATIONS_FAST);
             if (!device) continue;
@@ -555,9 +637,10 @@ static void test_activation_rows_round_alike_and_pass_on_what_is_not_finite(void
         for (int b = 0; b < COLS / 32; b++) {
             assert_int_equal(isnan(row[b].scale) != 0, b == 2 || b == 3);
             assert_int_equal(isnan(row[b].scaled_sum) != 0, b == 2 || b == 3);
-            int sum = 0;
-            for (int i = 0; i < 32; i++) sum += row[b].q[i];
-            assert_int_equal(row[b].bias8, -8 * sum);
+            int sums[2] = {0};
+            for (int i = 0; i < 32; i++) sums[i / 16] += row[b].q[i];
+            assert_int_equal(row[b].bias8, -8 * (sums[0] + sums[1]));
+            for (int half = 0; half < 2; half++) assert_int_equal(row[b].half_bias4[half], -4 * sums[half]);
             for (int i = 0; i < 32 && b > 3; i++)
                 assert_true(fabsf(row[b].scale * (float)row[b].q[i] - x[32 * b + i]) <= 0.501F * row[b].scale);
         }
@@ -573,7 +656,11 @@ static void test_activation_rows_round_alike_and_pass_on_what_is_not_finite(void
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_qkv_of_all_types_and_odd_shapes),
+        cmocka_unit_test(test_any_number_of_tokens),
         cmocka_unit_test(test_projections_store_or_add),
+        cmocka_unit_test(test_the_largest_integers),
+        cmocka_unit_test(test_packed_weights_are_as_small_as_the_file),
+        cmocka_unit_test(test_rows_that_end_within_a_block_are_refused),
         cmocka_unit_test(test_gate_up_activates_and_quantises),
         cmocka_unit_test(test_logits_of_chosen_rows),
         cmocka_unit_test(test_fine_rows_are_a_hundred_times_nearer),

@@ -136,10 +136,10 @@ static void test_bad_specs_are_refused_by_key(void **state) {
 /* A row is the same however it is asked for, unlike every other row, with mean 0 and the deviation aimed at. */
 static void test_synthetic_rows_are_sane_and_addressable(void **state) {
     (void)state;
-    static const char *const types[] = {"f32", "f16", "q4_0", "q4_1", "q8_0"};
-    for (size_t t = 0; t < sizeof types / sizeof *types; t++) {
+    for (int t = 0; t < PEN_TYPE_COUNT; t++) {
         char spec[256];
-        snprintf(spec, sizeof spec, "synthetic:llama:layers=2,hidden=256,ffn=256,heads=4,vocab=512,type=%s", types[t]);
+        snprintf(spec, sizeof spec, "synthetic:llama:layers=2,hidden=256,ffn=256,heads=4,vocab=512,type=%s",
+                 pen_type_get((pen_type)t)->name);
         pen_model *model = open_good(spec);
         const pen_tensor *table = &model->tensors[0];
         size_t row_bytes = pen_type_row_bytes(table->type, 256);
@@ -291,7 +291,7 @@ static const char *write_file(writer *w, const pen_model *model, const recipe *m
     for (const pen_tensor *t = tensors; t < end; t++) {
         if (!is_written(w, model, t)) continue;
         int rows = same(made->reshaped, t->name) ? t->rows / 2 : t->rows;
-        uint32_t type = same(made->retyped, t->name) ? 6 /* Q5_0 */ : (uint32_t)pen_type_get(t->type)->gguf;
+        uint32_t type = same(made->retyped, t->name) ? 16 /* IQ2_XXS */ : (uint32_t)pen_type_get(t->type)->gguf;
         put_entry(w, t->name, t->rule->form, type, rows, t->cols, 2 * pen_tensor_bytes(t));
     }
     int pairs = (made->rope_dims ? made->rope_dims : model->hparams.rope_dims) / 2;
@@ -414,7 +414,7 @@ static void test_bad_files_are_refused_by_name(void **state) {
     assert_file_refused(&(recipe){.reshaped = "blk.1.ffn_up.weight"}, PEN_BAD_INPUT,
                         "tensor blk.1.ffn_up.weight is [32][64], llama of these parameters has [64][64]");
     assert_file_refused(&(recipe){.retyped = "blk.1.ffn_up.weight"}, PEN_UNSUPPORTED,
-                        "tensor blk.1.ffn_up.weight has type Q5_0");
+                        "tensor blk.1.ffn_up.weight has type IQ2_XXS");
     assert_file_refused(&(recipe){.extra = "blk.0.attn_sinks"}, PEN_UNSUPPORTED,
                         "has no use for tensor blk.0.attn_sinks");
     assert_file_refused(&(recipe){.heads = 6}, PEN_BAD_INPUT, "6 heads do not divide the hidden size 64");

@@ -11,10 +11,10 @@
 #include <cmocka.h>
 
 #include "gguf_image.h"
-#include "tokenizer_checks.h"
 #include "log.h"
 #include "pretokenizer.h"
 #include "tokenizer.h"
+#include "tokenizer_checks.h"
 
 /* ---- The vocabulary -------------------------------------------------------------------------------------------- */
 

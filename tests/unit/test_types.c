@@ -18,11 +18,14 @@ static void test_types_are_found_by_number_and_name(void **state) {
     assert_int_equal(type, PEN_TYPE_Q4_1);
     assert_int_equal(pen_type_by_name("q8_0", &type), 0);
     assert_int_equal(type, PEN_TYPE_Q8_0);
+    assert_int_equal(pen_type_by_gguf(39, &type), 0);
+    assert_int_equal(type, PEN_TYPE_MXFP4);
     assert_int_equal(pen_type_by_gguf(4, &type), -1);
     assert_int_equal(pen_type_by_gguf(UINT32_MAX, &type), -1);
     assert_int_equal(pen_type_by_name("Q4", &type), -1);
     assert_string_equal(pen_type_get(PEN_TYPE_Q4_0)->name, "Q4_0");
     assert_int_equal(pen_type_row_bytes(PEN_TYPE_Q4_1, 576), 576 / 32 * 20);
+    assert_int_equal(pen_type_row_bytes(PEN_TYPE_Q6_K, 512), 420);
     assert_int_equal(pen_type_row_bytes(PEN_TYPE_F16, 7), 14);
 }
 
@@ -101,12 +104,55 @@ static void test_blocks_dequantise_as_the_gguf_package_does(void **state) {
     check(PEN_TYPE_Q8_0, q8_0_block, q8_0_values);
 }
 
+/* FNV-1a of the bits of 512 values of each type, from random blocks with the same two factors, as the gguf package
+ * makes them; tests/reference/types_compare.py compares values. */
+static void test_every_quantised_type_dequantises_as_the_gguf_package_does(void **state) {
+    (void)state;
+    static const struct {
+        pen_type type;
+        uint64_t hash;
+    } expected[] = {
+        {PEN_TYPE_Q4_0, 0xff66a0727893e63d},   {PEN_TYPE_Q4_1, 0x2302343b0b468d45},
+        {PEN_TYPE_Q5_0, 0xb523afc8f1f821a6},   {PEN_TYPE_Q5_1, 0x73dffc100ddf4834},
+        {PEN_TYPE_Q8_0, 0xa2680b40f88875bb},   {PEN_TYPE_Q2_K, 0x2f12442edcc109cc},
+        {PEN_TYPE_Q3_K, 0xacabf893221519fb},   {PEN_TYPE_Q4_K, 0x1eeed65c870ceb31},
+        {PEN_TYPE_Q5_K, 0x48f8d467d875c3ef},   {PEN_TYPE_Q6_K, 0x05499ab735f8f962},
+        {PEN_TYPE_IQ4_NL, 0xcc961ccc78b4d722}, {PEN_TYPE_MXFP4, 0x94f06a84ded4f2ee},
+    };
+    assert_int_equal(sizeof expected / sizeof *expected, PEN_TYPE_COUNT - 3);
+    for (size_t t = 0; t < sizeof expected / sizeof *expected; t++) {
+        const pen_type_info *info = pen_type_get(expected[t].type);
+        unsigned char row[512 / 32 * 34];
+        size_t size = pen_type_row_bytes(expected[t].type, 512);
+        uint64_t random = 1, hash = 0xcbf29ce484222325;
+        for (size_t i = 0; i < size; i++) {
+            random = random * 6364136223846793005U + 1442695040888963407U;
+            row[i] = (unsigned char)(random >> 56);
+        }
+        const uint16_t factors[2] = {0x28c0, 0xb2a1};
+        for (unsigned char *block = row; block < row + size; block += info->block_bytes) {
+            if (info->quant.d >= 0) memcpy(block + info->quant.d, &factors[0], 2);
+            if (info->quant.m >= 0) memcpy(block + info->quant.m, &factors[1], 2);
+        }
+        float values[512];
+        unsigned char bytes[sizeof values];
+        pen_type_dequantize_row(expected[t].type, row, 512, values);
+        memcpy(bytes, values, sizeof values);
+        for (size_t i = 0; i < sizeof bytes; i++) hash = (hash ^ bytes[i]) * 0x100000001b3;
+        if (hash != expected[t].hash) fail_msg("%s", info->name);
+    }
+}
+
 static void test_float_rows(void **state) {
     (void)state;
     const uint16_t halves[] = {0x3c00, 0xc000, 0x0001};
     const float floats[] = {1, -2, 0x1p-24F};
     float got[3];
     pen_type_dequantize_row(PEN_TYPE_F16, halves, 3, got);
+    assert_memory_equal(got, floats, sizeof got);
+    const uint16_t upper_halves[] = {0x3f80, 0xc000, 0x3380};
+    memset(got, 0, sizeof got);
+    pen_type_dequantize_row(PEN_TYPE_BF16, upper_halves, 3, got);
     assert_memory_equal(got, floats, sizeof got);
     memset(got, 0, sizeof got);
     pen_type_dequantize_row(PEN_TYPE_F32, floats, 3, got);
@@ -119,6 +165,7 @@ int main(void) {
         cmocka_unit_test(test_every_half_widens_and_narrows_to_itself),
         cmocka_unit_test(test_narrowing_rounds_to_nearest_even),
         cmocka_unit_test(test_blocks_dequantise_as_the_gguf_package_does),
+        cmocka_unit_test(test_every_quantised_type_dequantises_as_the_gguf_package_does),
         cmocka_unit_test(test_float_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
