@@ -3,6 +3,7 @@
  * or the two files of a split model one behind the other.
  */
 #include "gguf_input.h"
+#include "log.h"
 #include "model.h"
 #include "tokenizer.h"
 
@@ -83,6 +84,7 @@ static void read_model(const char *path) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    pen_log_init(PEN_LOG_ERROR, -1);
     const char *path = gguf_files(data, size);
     pen_gguf *gguf;
     pen_tokenizer *tokenizer;

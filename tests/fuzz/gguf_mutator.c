@@ -4,7 +4,8 @@
  *
  * The header is scanned for numbers, strings and entries. A mutation puts an interesting number in a number's place,
  * changes a string together with its length, or removes, repeats or moves an entry together with the count that it
- * belongs to. Every fourth is blind all the same, and so is every one of an input that has no file.
+ * belongs to. Of an input that begins with something else, that is what every other mutation changes. Every fourth is
+ * blind all the same, and so is every one of an input that has no file.
  */
 #include "gguf_input.h"
 
@@ -135,6 +136,16 @@ static size_t replace(uint8_t *data, size_t size, size_t max_size, size_t at, si
     return size - old + length;
 }
 
+/* What stands before the file. */
+static size_t change_start(uint8_t *data, size_t size, size_t max_size, size_t length) {
+    uint8_t *text = malloc(length + STRING_GROWTH);
+    if (!text) return size;
+    memcpy(text, data, length);
+    size = replace(data, size, max_size, 0, length, text, LLVMFuzzerMutate(text, length, length + STRING_GROWTH));
+    free(text);
+    return size;
+}
+
 static size_t change_string(uint8_t *data, size_t size, size_t max_size) {
     span s = spans[STRING][(size_t)rand() % found[STRING]], other = spans[STRING][(size_t)rand() % found[STRING]];
     if (rand() % 3) other = s;
@@ -182,6 +193,7 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
     size_t end = second;
     if (second < size && rand() % 2) begin = second, end = size;
     if (begin == size || rand() % 4 == 0) return LLVMFuzzerMutate(data, size, max_size);
+    if (begin > 0 && rand() % 2) return change_start(data, size, max_size, begin);
     scan(data, begin, end);
     int what = rand() % 4;
     if (what <= 1 && found[NUMBER]) change_number(data);

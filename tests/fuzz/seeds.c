@@ -15,12 +15,14 @@
 
 #include "arch.h"
 #include "plan_json.h"
+#include "pretokenizer.h"
 #include "profile.h"
 #include "tokenizer.h"
 #include "wire.h"
 
 #include <stdio.h>
 #include <sys/stat.h>
+#include <xxhash.h>
 
 enum { PATH_SIZE = 512, LAYERS = 2, HIDDEN = 64, FFN = 64, HEADS = 4, KV_HEADS = 2, VOCAB = 288, CONTEXT = 64 };
 
@@ -86,8 +88,11 @@ static void put_bpe(image *f, const char *pre) {
     key_bool(f, "tokenizer.ggml.add_bos_token", true);
 }
 
-static void write_tokenizer(const char *name, const image *f) {
+/* The file's last bytes are the hash of the others, by which fuzz_tokenizer.c sees that nobody has changed it. */
+static void write_tokenizer(const char *name, image *f) {
     static const char text[] = "hello wor12 <|im_start|>k\303\244se\r\n  <tool>\360\237\246\231 \377\300 1234,56 It's";
+    uint64_t hash = XXH64(f->bytes, f->length, 0);
+    put_u64(f, hash);
     pen_gguf *gguf = opened(f);
     pen_tokenizer *tokenizer;
     check(pen_tokenizer_open(gguf, &tokenizer) == PEN_OK, name);
@@ -96,15 +101,65 @@ static void write_tokenizer(const char *name, const image *f) {
     write_seed("tokenizer", name, text, sizeof text - 1, f->bytes, f->length);
 }
 
-static void write_tokenizers(void) {
-    static const char *const pres[] = {"smollm", "gpt-2"};
-    for (size_t i = 0; i < sizeof pres / sizeof *pres; i++) {
-        image f;
-        begin(&f);
-        put_bpe(&f, pres[i]);
-        finish(&f, 32, 0);
-        write_tokenizer(pres[i], &f);
+/* SentencePiece's BPE: three special tokens, the bytes, and pieces with scores. */
+static void put_spm(image *f) {
+    static const char *const special[] = {"<unk>", "<s>", "</s>", "<tool>"};
+    static const char *const pieces[] = {"\342\226\201",
+                                         "h",
+                                         "e",
+                                         "l",
+                                         "o",
+                                         "w",
+                                         "r",
+                                         "\342\226\201h",
+                                         "ll",
+                                         "\342\226\201he",
+                                         "or",
+                                         "\342\226\201wor",
+                                         "\342\226\201w",
+                                         "1",
+                                         "2",
+                                         "\303\244"};
+    enum { SPECIAL = sizeof special / sizeof *special, PIECES = sizeof pieces / sizeof *pieces };
+    enum { BYTES = 256, COUNT = SPECIAL + BYTES + PIECES };
+    key_string(f, "tokenizer.ggml.model", "llama");
+    key_array(f, "tokenizer.ggml.tokens", STRING, COUNT);
+    for (int i = 0; i < SPECIAL; i++) put_string(f, special[i]);
+    for (int byte = 0; byte < BYTES; byte++) {
+        char text[8];
+        snprintf(text, sizeof text, "<0x%02X>", (unsigned)byte);
+        put_string(f, text);
     }
+    for (int i = 0; i < PIECES; i++) put_string(f, pieces[i]);
+    key_array(f, "tokenizer.ggml.scores", F32, COUNT);
+    for (int i = 0; i < COUNT; i++) put(f, &(float){i < SPECIAL + BYTES ? 0 : (float)(SPECIAL + BYTES - i)}, 4);
+    key_array(f, "tokenizer.ggml.token_type", I32, COUNT);
+    for (int i = 0; i < COUNT; i++)
+        put_u32(f, i == 0 ? 2 : i < SPECIAL - 1 ? 3 : i < SPECIAL ? 4 : i < SPECIAL + BYTES ? 6 : 1);
+    key_u32(f, "tokenizer.ggml.unknown_token_id", 0);
+    key_u32(f, "tokenizer.ggml.bos_token_id", 1);
+    key_u32(f, "tokenizer.ggml.eos_token_id", 2);
+    key_bool(f, "tokenizer.ggml.add_bos_token", true);
+    key_bool(f, "tokenizer.ggml.add_eos_token", true);
+    key_bool(f, "tokenizer.ggml.add_space_prefix", true);
+    key_bool(f, "tokenizer.ggml.remove_extra_whitespaces", false);
+}
+
+static void write_tokenizers(void) {
+    image f;
+    char names[2048], *rest = names;
+    snprintf(names, sizeof names, "%s", pen_pretokenizer_names());
+    for (char *pre; (pre = strsep(&rest, ", ")) != NULL;) {
+        if (!*pre) continue;
+        begin(&f);
+        put_bpe(&f, pre);
+        finish(&f, 32, 0);
+        write_tokenizer(pre, &f);
+    }
+    begin(&f);
+    put_spm(&f);
+    finish(&f, 32, 0);
+    write_tokenizer("sentencepiece", &f);
 }
 
 /* ---- Models ------------------------------------------------------------------------------------------------------ */
