@@ -31,27 +31,31 @@ static double estimate_ms(const pen_model *model, const pen_unit *unit, const pe
     return fmax(bytes / ESTIMATE_BYTES_PER_MS, flops / ESTIMATE_FLOPS_PER_MS);
 }
 
+/* All rotation tables of the model: which of them a stage needs depends on its layers, and it may be all. */
+static uint64_t rotation_bytes(const pen_model *model, const pen_device *device, int context) {
+    pen_shard_options blocks = {.first = 1, .last = pen_model_unit_count(model) - 2, .context = context};
+    uint64_t bytes = pen_shard_bytes(model, device, &blocks);
+    blocks.context = 0;
+    return bytes - pen_shard_bytes(model, device, &blocks);
+}
+
 /* What a stage takes once besides weights and KV, by the kinds of units it has. */
-static uint64_t workspace_bytes(const pen_model *model, const pen_plan_model_options *options, const pen_unit *unit,
-                                const pen_shard_options *shard) {
+static uint64_t workspace_bytes(const pen_model *model, const pen_plan_model_options *options, const pen_unit *unit) {
     const pen_device *device = options->device;
-    pen_shard_options no_table = *shard;
-    no_table.context = 1;
     pen_limits limits;
     pen_model_limits(model, options->rows, options->logit_rows, options->context, &limits);
     uint64_t slot = (uint64_t)options->rows * (uint64_t)pen_model_hparams(model)->hidden * sizeof(float);
     return pen_device_scratch_bytes(device, &limits) +
            pen_workspace_bytes(model, device, options->rows, options->logit_rows, unit->kind == PEN_UNIT_HEAD) +
            (uint64_t)options->slots * slot +
-           (pen_shard_bytes(model, device, shard) - pen_shard_bytes(model, device, &no_table));
+           (unit->kind == PEN_UNIT_BLOCK ? rotation_bytes(model, device, options->context) : 0);
 }
 
 static void fill_on_device(const pen_model *model, const pen_plan_model_options *options, int u, pen_plan_unit *made) {
     const pen_unit *unit = pen_model_unit(model, u);
     const pen_hparams *h = pen_model_hparams(model);
-    pen_shard_options shard = {.first = u, .last = u, .context = options->context};
-    made->workspace_bytes = workspace_bytes(model, options, unit, &shard);
-    shard.context = 1;
+    const pen_shard_options shard = {.first = u, .last = u, .context = 0}; /* without rotation tables */
+    made->workspace_bytes = workspace_bytes(model, options, unit);
     made->weight_bytes = pen_shard_bytes(model, options->device, &shard);
     if (unit->kind == PEN_UNIT_BLOCK)
         made->kv_bytes_per_token = pen_kv_bytes(options->device, h->kv_heads, h->head_size, 1) / PEN_KV_BLOCK;

@@ -28,6 +28,7 @@ static const uint64_t memory_reserve = UINT64_C(256) << 20;
 typedef struct stage_layout {
     int context, logit_rows, rows;
     int sequences, positions; /* that run at a time, and the longest of them */
+    int longest;              /* that --max-model-len allows */
     int kv_blocks;            /* where layers see all positions */
     double chunk_overhead, step_timeout_s;
 } stage_layout;
@@ -466,6 +467,7 @@ static pen_status lay_out(pen_session *session, const pen_session_need *need) {
     layout->sequences = need->sequences;
     layout->kv_blocks = (int)blocks;
     layout->positions = need->context;
+    layout->longest = max_len;
     /* Besides the requests themselves, the workload's microbatch must fit, to be timed. */
     pen_engine_shape shape = steady_shape(session, pen_world_size(session->world));
     int measured = shape.position + (shape.prompt_rows > 1 ? shape.prompt_rows : 1);
@@ -512,6 +514,7 @@ static pen_status make_stage(pen_session *session) {
         .rows = want->rows,
         .logit_rows = want->logit_rows,
         .context = want->context,
+        .longest = want->longest,
         .kv = pen_stage_kv_pools(session->model, want->sequences, want->rows, want->positions, want->kv_blocks),
         .slots = PEN_ENGINE_SLOTS,
         .progress = load_progress,

@@ -36,6 +36,7 @@ static pen_shard_options shard_options(const pen_stage_options *options) {
         .last = options->last,
         .source = PEN_SHARD_MODEL,
         .context = options->context,
+        .longest = options->longest,
         .progress = options->progress,
         .progress_context = options->progress_context,
     };

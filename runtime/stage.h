@@ -18,6 +18,7 @@ typedef struct pen_stage_options {
     int rows;        /* largest T of a microbatch */
     int logit_rows;  /* largest L */
     int context;     /* positions of a sequence */
+    int longest;     /* positions that any sequence may ever have, see pen_shard_options */
     pen_kv_pools kv;
     int slots; /* residual buffers */
     pen_shard_progress *progress;

@@ -63,9 +63,14 @@ if model=${PENSTOCK_TEST_MODEL:-$(launch/fetch-model.sh)}; then options+=("-DPEN
 if gemma=${PENSTOCK_TEST_GEMMA:-$(launch/fetch-model.sh gemma3)}; then options+=("-DPENSTOCK_TEST_GEMMA=$gemma"); fi
 if [ -z "${PENSTOCK_TEST_PYTHON:-}" ]; then
   say "Python packages in .venv"
-  if { [ -x .venv/bin/python ] || python3 -m venv .venv; } >"$log" 2>&1 &&
-    .venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt >>"$log" 2>&1; then
+  # pip_install OPTION…: modules are compiled when they are first loaded, for most of them never are.
+  pip_install() { .venv/bin/pip install --quiet --disable-pip-version-check --no-compile "$@" >>"$log" 2>&1; }
+  if { [ -x .venv/bin/python ] || python3 -m venv .venv; } >"$log" 2>&1 && pip_install -r tests/requirements.txt; then
     PENSTOCK_TEST_PYTHON=$PWD/.venv/bin/python
+    pip_install --no-deps --no-cache-dir -r tests/requirements-torch.txt || {
+      tail -n 3 "$log" >&2
+      echo "run.sh: no torch: the comparison of the architectures with transformers is skipped" >&2
+    }
   else
     tail -n 3 "$log" >&2
     echo "run.sh: no Python packages: the comparison with transformers is left out" >&2

@@ -15,7 +15,8 @@
 
 enum {
     TILE_QUERIES = 48,       /* or the query heads of a KV head, where those are more */
-    PARTIAL_BYTES = 8 << 20, /* most scratch for spans as tasks; beyond it a task walks all spans */
+    FEW_ITEMS = 4,           /* a thread: fewer tiles × KV heads than that, and spans become tasks … */
+    PARTIAL_BYTES = 8 << 20, /* … within this much scratch; beyond it a task walks all spans */
 };
 
 typedef struct query_tile {
@@ -63,8 +64,10 @@ static layout lay_out(const pen_cpu_device *device, const pen_limits *limits, in
     at.state_floats = padded * (2 + width);
     at.thread_floats = padded * (size + PEN_SCORE_STRIDE) + 2 * at.state_floats;
     size_t spans = (size_t)limits->context / PEN_ATTENTION_SPAN + 1;
-    size_t partials = (size_t)limits->rows * (size_t)kv_heads * spans * at.state_floats * sizeof(float);
-    at.rows_at = (size_t)pen_pool_threads(device->pool) * at.thread_floats * sizeof(float);
+    size_t threads = (size_t)pen_pool_threads(device->pool);
+    size_t items = (size_t)limits->rows * (size_t)kv_heads, most = threads > 1 ? FEW_ITEMS * threads - 1 : 0;
+    size_t partials = (items < most ? items : most) * spans * at.state_floats * sizeof(float);
+    at.rows_at = threads * at.thread_floats * sizeof(float);
     at.tiles_at = at.rows_at + round_up((size_t)limits->rows * (size_t)heads * size * sizeof(float), 64);
     at.partials_at = at.tiles_at + round_up((size_t)limits->rows * sizeof(query_tile), 64);
     at.total = at.partials_at + (partials < PARTIAL_BYTES ? partials : PARTIAL_BYTES);
@@ -306,7 +309,8 @@ void pen_cpu_attention(pen_device *base, const pen_attention_op *op) {
         make_tiles(&job);
         int items = job.tile_count * op->kv_heads, threads = pen_pool_threads(device->pool);
         size_t partial_bytes = (size_t)items * (size_t)job.spans * job.at.state_floats * sizeof(float);
-        if (threads > 1 && items < 4 * threads && job.spans > 1 && partial_bytes <= job.at.total - job.at.partials_at) {
+        if (threads > 1 && items < FEW_ITEMS * threads && job.spans > 1 &&
+            partial_bytes <= job.at.total - job.at.partials_at) {
             pen_pool_run(device->pool, span_task, &job, items * job.spans);
             pen_pool_run(device->pool, merge_task, &job, items);
         } else {

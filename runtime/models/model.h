@@ -104,6 +104,7 @@ typedef struct pen_shard_options {
     int first, last; /* units */
     pen_shard_source source;
     int context;                  /* positions that the rotation table covers */
+    int longest;                  /* that a sequence may ever have: says which of LongRoPE's factors apply */
     pen_shard_progress *progress; /* or NULL */
     void *progress_context;
 } pen_shard_options;

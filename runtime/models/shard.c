@@ -212,10 +212,10 @@ static pen_status make_rope(loader *l, int rotation, const pen_tensor *tensor) {
     return status;
 }
 
-/* LongRoPE has two tensors of factors; a whole run uses one of them, so that what a sequence's first tokens are turned
- * by does not depend on how long it gets. */
+/* LongRoPE has two tensors of factors. One of them serves for all, so that what a sequence's first tokens are turned by
+ * does not depend on how long it gets. */
 static bool is_right_factors(const loader *l, pen_slot slot) {
-    bool beyond = l->options->context > l->shard->model->hparams.original_context;
+    bool beyond = l->options->longest > l->shard->model->hparams.original_context;
     return slot != (beyond ? PEN_SLOT_ROPE_FACTORS_SHORT : PEN_SLOT_ROPE_FACTORS_LONG);
 }
 

@@ -1,4 +1,4 @@
-/* What the tests of both kinds of tokenizer have in common. Include it after cmocka.h and gguf_image.h. */
+/* What the tests of both kinds of tokenizer have in common. Include it after cmocka.h. */
 #ifndef PEN_TOKENIZER_CHECKS_H
 #define PEN_TOKENIZER_CHECKS_H
 
@@ -8,6 +8,7 @@
 #include <utf8proc.h>
 
 #include "clock.h"
+#include "gguf_image.h"
 #include "tokenizer.h"
 
 static inline pen_tokens encoded(pen_tokenizer *tokenizer, const char *text, size_t length, unsigned flags) {
