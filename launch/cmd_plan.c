@@ -1,13 +1,14 @@
 /*
  * penstock plan: how the units of a model, or of a profile, would be split. One process, no MPI.
  *
- * A file's units are measured on this machine's CPU; a synthetic model, which may be larger than this machine, is
- * estimated; a profile is taken as it is. Without --memory and without devices in the profile there is no memory limit:
- * the machines that are planned for need not be this one.
+ * A file's units are measured on this machine's CPU. A synthetic model, and a file with a unit that is too large for
+ * this machine (of which perhaps only the header is here), are estimated; a profile is taken as it is. Without --memory
+ * and without devices in the profile there is no memory limit: the machines that are planned for need not be this one.
  */
 #include "command.h"
 #include "cpu.h"
 #include "help.h"
+#include "machine.h"
 #include "plan_json.h"
 #include "plan_model.h"
 #include "plan_svg.h"
@@ -54,6 +55,19 @@ static pen_status plan_measured(const pen_config *config, const pen_model *model
     return status;
 }
 
+/* Measuring makes units of the model's sizes, and room to work in, one kind at a time. */
+static bool can_measure(const pen_model *model) {
+    pen_machine machine;
+    uint64_t largest = 0;
+    if (!pen_model_gguf(model)) return false;
+    for (int u = 0; u < pen_model_unit_count(model); u++) {
+        uint64_t bytes = pen_model_unit(model, u)->weight_bytes;
+        if (bytes > largest) largest = bytes;
+    }
+    pen_machine_look(&machine);
+    return largest <= machine.memory / 4;
+}
+
 static pen_status plan_model(const pen_options *given, pen_plan **plan) {
     const pen_config *config = &given->config;
     pen_model *model;
@@ -70,8 +84,8 @@ static pen_status plan_model(const pen_options *given, pen_plan **plan) {
                                       .slots = 1};
     options.sequences = pen_plan_sequences(&options.workload, options.stages);
     options.logit_rows = (int)ceil(pen_plan_steady(&options.workload, options.stages, rows).logit_rows);
-    pen_status status = pen_model_gguf(model) ? plan_measured(config, model, &options, plan)
-                                              : pen_plan_from_model(model, &options, plan);
+    pen_status status =
+        can_measure(model) ? plan_measured(config, model, &options, plan) : pen_plan_from_model(model, &options, plan);
     pen_model_close(model);
     return status;
 }

@@ -64,7 +64,7 @@ static bool parse_size(const char *text, uint64_t *bytes) {
         if (!decimal && unit[1] != '\0' && strcasecmp(unit + 1, "iB") != 0) return false;
         value *= pow(decimal ? 1000 : 1024, (double)(prefix - prefixes + 1));
     }
-    if (!(value >= 1 && value < 0x1p63)) return false;
+    if (!(value >= 1 && value <= 0x1p53)) return false; /* which a plan can write as a number */
     *bytes = (uint64_t)value;
     return true;
 }

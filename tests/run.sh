@@ -2,8 +2,9 @@
 # Every test, from a bare Debian 12 with nothing but git: run.sh
 #
 # Installs what is missing, fetches the models, then runs everything in the release build, unit tests and the command
-# line under ASan and UBSan, and the thread pool under TSan. The last line is 'N passed, N failed, N skipped'; failures
-# make the exit status non-zero. Offline, what needs the models or Python packages is skipped or left out, and it says so.
+# line under ASan and UBSan, the thread pool under TSan, and each fuzzer for half a minute. The last line is 'N passed, N
+# failed, N skipped'; failures make the exit status non-zero. Offline, what needs the models or Python packages is
+# skipped or left out, and it says so.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -44,6 +45,16 @@ suite() {
 }
 count() { grep -o -m 1 "$2=\"[0-9]*\"" "$1/junit.xml" 2>/dev/null | tr -dc 0-9 | grep . || echo 0; }
 
+# fuzz SECONDS: every fuzzer is a test.
+fuzz() {
+  say "fuzzing"
+  tests/fuzz/run.sh "$1" | tee "$log"
+  local good bad
+  good=$(grep -c 'no finding$' "$log") bad=$(grep -c FAILED "$log")
+  passed=$((passed + good)) failed=$((failed + bad))
+  [ $((good + bad)) -gt 0 ] || fail "the fuzzers did not run"
+}
+
 launch/setup.sh --tests || { fail "packages are missing"; finish; }
 
 # What the tests need besides: the models, and Python packages that serve as oracles. All are optional.
@@ -70,4 +81,5 @@ fi
 build release all && suite release
 build asan all && suite asan -R '^unit\.|^check\.cli$|^mpi\.same_(greedy|exact)$'
 build tsan test_pool && suite tsan -R '^unit\.pool$'
+fuzz 30
 finish

@@ -14,6 +14,9 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/mman.h>
+#if defined(PEN_CPU_X86)
+#include <cpuid.h>
+#endif
 
 static pen_cpu_device *cpu(pen_device *device) {
     return (pen_cpu_device *)device;
@@ -418,11 +421,18 @@ static const struct {
 };
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 
+#if defined(PEN_CPU_X86)
+/* clang's check by name knows all but this one. */
+static bool has_f16c(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 /* The compiler's checks include that the operating system saves the registers. */
 static bool isa_present(pen_cpu_isa isa) {
 #if defined(PEN_CPU_X86)
-    if (isa == PEN_CPU_AVX2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (isa == PEN_CPU_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     if (isa == PEN_CPU_AVX512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&

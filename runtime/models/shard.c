@@ -106,7 +106,7 @@ static pen_status fetch(loader *l, const pen_tensor *tensor, int first, int rows
     const pen_model *model = l->shard->model;
     size_t row_bytes = pen_type_row_bytes(tensor->type, tensor->cols), bytes = (size_t)rows * row_bytes;
     bool vector = tensor->rule->form == PEN_FORM_VECTOR;
-    size_t begin = (size_t)tensor->begin * (vector ? pen_type_row_bytes(tensor->type, 1) : row_bytes);
+    size_t begin = vector ? pen_type_row_bytes(tensor->type, tensor->begin) : (size_t)tensor->begin * row_bytes;
     if (l->options->source == PEN_SHARD_RANDOM) {
         /* Only shapes and types matter: the first chunk serves for all. */
         if (first == 0) pen_synthetic_rows(tensor, &model->hparams, model->seed, 0, rows, l->staging);

@@ -172,7 +172,7 @@ static pen_status encode_word(pen_spm *spm, size_t start, size_t end, pen_tokens
     if (cached) return pen_tokens_append(tokens, cached->ids, cached->count);
     size_t first = tokens->count;
     PEN_TRY(encode_span(spm, start, end, tokens));
-    pen_word_cache_keep(spm->cache, word, end - start, tokens->ids + first, tokens->count - first);
+    pen_word_cache_keep(spm->cache, word, end - start, tokens, first);
     return PEN_OK;
 }
 

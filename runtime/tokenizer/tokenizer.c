@@ -30,7 +30,7 @@ static pen_status encode_word(void *context, const char *word, size_t length) {
         PEN_TRY(pen_tokens_append(tokens, &id, 1));
     else
         PEN_TRY(pen_bpe_encode(tokenizer->bpe, word, length, tokens));
-    pen_word_cache_keep(tokenizer->cache, word, length, tokens->ids + first, tokens->count - first);
+    pen_word_cache_keep(tokenizer->cache, word, length, tokens, first);
     return PEN_OK;
 }
 

@@ -31,11 +31,13 @@ const pen_cached_word *pen_word_cache_find(const pen_word_cache *cache, const ch
     return cached->length == length && !memcmp(cached->word, word, length) ? cached : NULL;
 }
 
-void pen_word_cache_keep(pen_word_cache *cache, const char *word, size_t length, const int32_t *ids, size_t count) {
+void pen_word_cache_keep(pen_word_cache *cache, const char *word, size_t length, const pen_tokens *tokens,
+                         size_t first) {
+    size_t count = tokens->count - first;
     if (length == 0 || length > PEN_CACHED_BYTES || count == 0 || count > PEN_CACHED_TOKENS) return;
     pen_cached_word *cached = &cache->words[place(word, length)];
     cached->length = (uint8_t)length;
     cached->count = (uint8_t)count;
     memcpy(cached->word, word, length);
-    memcpy(cached->ids, ids, count * sizeof *ids);
+    memcpy(cached->ids, tokens->ids + first, count * sizeof *cached->ids);
 }

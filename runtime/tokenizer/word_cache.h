@@ -23,6 +23,8 @@ void pen_word_cache_destroy(pen_word_cache *cache);
 
 /* NULL: not there. */
 const pen_cached_word *pen_word_cache_find(const pen_word_cache *cache, const char *word, size_t length);
-void pen_word_cache_keep(pen_word_cache *cache, const char *word, size_t length, const int32_t *ids, size_t count);
+/* The word's tokens are those from `first` on; there may be none. */
+void pen_word_cache_keep(pen_word_cache *cache, const char *word, size_t length, const pen_tokens *tokens,
+                         size_t first);
 
 #endif

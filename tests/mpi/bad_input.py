@@ -103,6 +103,15 @@ class BadInput(unittest.TestCase):
             self.assertEqual(len(warnings), 1, outcome.err)
             self.assertIn("cut.gguf is cut short", warnings[0])
 
+    def test_header_of_a_model_larger_than_this_machine(self):
+        data = gguf_file.header(layers=80, hidden=65536, ffn=262144, heads=512)
+        self.assertLess(len(data), 50000)
+        (self.folder / "huge.gguf").write_bytes(data)
+        plan = self.works("plan", "huge.gguf", "--stages", "16", "--json").json()
+        self.assertGreater(sum(unit["weight_bytes"] for unit in plan["units"]), 10 << 40)
+        self.assertIn("estimated", plan["source"])
+        self.refused(BAD_INPUT, "cut short", "run", "huge.gguf", "-p", "x")
+
     def test_split_files(self):
         paths = gguf_file.split(self.folder, "split", 4)
         (self.folder / "one.gguf").write_bytes(gguf_file.model())

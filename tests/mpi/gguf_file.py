@@ -61,19 +61,24 @@ def model(layers=2, hidden=32, ffn=64, heads=2, keys=None, types=None, shapes=No
     return whole(values, tensors, types or {}, shapes or {}, offsets or {}, count)
 
 
-def whole(values, tensors, types, shapes, offsets, count=None, split=b"", split_keys=0):
+def whole(values, tensors, types, shapes, offsets, count=None, split=b"", split_keys=0, with_data=True):
     """A file of these keys and tensors; `split` are more keys, as they stand in the file."""
-    header = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors) if count is None else count, len(values) + split_keys)
-    header += b"".join(text(key) + value_of(value) for key, value in values.items()) + split
+    start = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors) if count is None else count, len(values) + split_keys)
+    start += b"".join(text(key) + value_of(value) for key, value in values.items()) + split
     offset, data = 0, b""
     for name, shape in tensors.items():
         bytes_here = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
         told = shapes.get(name, shape)
-        header += text(name) + struct.pack(f"<I{len(told)}Q", len(told), *told)
-        header += struct.pack("<IQ", types.get(name, TYPE_F32), offsets.get(name, offset))
-        data += struct.pack("<f", 1 / 64) * (bytes_here // 4)
+        start += text(name) + struct.pack(f"<I{len(told)}Q", len(told), *told)
+        start += struct.pack("<IQ", types.get(name, TYPE_F32), offsets.get(name, offset))
+        data += struct.pack("<f", 1 / 64) * (bytes_here // 4 if with_data else 0)
         offset += bytes_here  # a multiple of 32
-    return header + bytes(-len(header) % 32) + data
+    return start + bytes(-len(start) % 32) + data
+
+
+def header(**options):
+    """The header of a model, which may be larger than any machine."""
+    return whole(*model(**options, raw=True), {}, {}, {}, with_data=False)
 
 
 def split(folder, stem, count, **options):

@@ -462,6 +462,32 @@ static void test_value_that_is_no_number_names_its_tensor(void **state) {
     pen_model_close(model);
 }
 
+/* Files are read, not mapped: what is gone when its turn comes is an error like another. */
+static void test_file_cut_between_opening_and_loading(void **state) {
+    (void)state;
+    writer w;
+    pen_model *model = open_good(TINY), *file = open_good(write_file(&w, model, &(recipe){0}));
+    pen_device *device = new_device();
+    size_t before = pen_device_bytes_used(device);
+    const pen_gguf_tensor *cut = pen_gguf_tensor_find(pen_model_gguf(file), "blk.1.ffn_up.weight");
+    pen_shard_options options = {.first = 0, .last = 4, .context = 64};
+    pen_shard *shard;
+    assert_int_equal(pen_gguf_check_data(pen_model_gguf(file)), PEN_OK);
+    assert_int_equal(truncate(w.path, (off_t)(cut->offset + cut->bytes / 2)), 0);
+    assert_int_equal(pen_shard_load(file, device, &options, &shard), PEN_BAD_INPUT);
+    assert_null(shard);
+    assert_non_null(strstr(pen_last_error(), w.path));
+    assert_non_null(strstr(pen_last_error(), "tensor blk.1.ffn_up.weight: the file ends at byte"));
+    options.last = 1; /* who needs only what is there gets it */
+    assert_int_equal(pen_shard_load(file, device, &options, &shard), PEN_OK);
+    pen_shard_destroy(shard);
+    assert_int_equal(pen_device_bytes_used(device), before);
+    pen_device_destroy(device);
+    pen_model_close(file);
+    pen_model_close(model);
+    unlink(w.path);
+}
+
 typedef struct watch {
     uint64_t done, total;
     int calls, stop_at;
@@ -517,6 +543,7 @@ int main(void) {
         cmocka_unit_test(test_windows_make_kv_groups),
         cmocka_unit_test(test_bad_files_are_refused_by_name),
         cmocka_unit_test(test_value_that_is_no_number_names_its_tensor),
+        cmocka_unit_test(test_file_cut_between_opening_and_loading),
         cmocka_unit_test(test_load_reports_its_own_bytes_and_stops_when_asked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -226,7 +226,7 @@ static void test_bytes_without_a_token_are_left_out(void **state) {
     pen_tokenizer *t = open_tokenizer(&(variant){.missing_byte = 'x'});
     ASSERT_ENCODES(t, "axb", 0, 'a', 'b');
     ASSERT_ENCODES(t, "hxe", 0, HE);
-    assert_encodes(t, "xx", 0, 0, NULL);
+    assert_encodes(t, "xx", 0, 0, NULL); /* fuzz_tokenizer: arithmetic on the null pointer of a list without ids */
     pen_tokenizer_close(t);
 }
 
