@@ -1,13 +1,14 @@
 """Tiny random models of every architecture, made with Hugging Face transformers and written as GGUF files.
 
 A file is what llama.cpp's converter would write for such a model: its metadata keys, its tensor names (the gguf package
-knows them), its permutations. Sizes are odd on purpose, weights are random but lively: attention looks at some positions
-more than at others, norms and biases matter, and logits differ clearly, so that a mistake anywhere is seen in them.
+knows them), its permutations. Sizes are odd on purpose (but rows multiples of 32, as the CPU device wants), the weights
+random but lively: attention looks at some positions more than at others, norms and biases matter, and logits differ
+clearly, so that a mistake anywhere is seen in them.
 
 The vocabulary has a token for each byte, so that text and ids are the same thing, and BOS.
 """
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import gguf
 import numpy as np
@@ -27,9 +28,8 @@ class Variant:
     config: transformers.PretrainedConfig
     type: Type = Type.F32      # of the matrices
     tokens: int = 300          # of the text to score; longer than windows and original contexts
-    options: list = field(default_factory=list)     # for penstock
-    llama_cpp: bool = True     # whether llama.cpp computes the same, for those who check these files with it
-    output: bool = False       # writes the tied head as a tensor of its own, as older converters did
+    options: tuple = ()        # for penstock
+    output: bool = False       # write the tied head as a tensor of its own, as older converters did
 
 
 # ---- What there is -------------------------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def llama():
         Variant("llama3", config(**rope("llama3", 500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                                         original_max_position_embeddings=64))),
         Variant("yarn", config(**YARN)),
-        Variant("window", mistral, llama_cpp=False),  # which has no window in this architecture
+        Variant("window", mistral),  # by its own key: llama.cpp has no window in this architecture
         Variant("f16", config(), Type.F16),
         Variant("q8_0", config(), Type.Q8_0),
     ]
@@ -94,7 +94,8 @@ def gemma3():
         full = {"rope_type": "default", "rope_theta": 1e6, **(scaling or {})}
         return transformers.Gemma3TextConfig(**{
             "vocab_size": VOCABULARY, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 8, **HEADS,
-            "head_dim": 80, "rms_norm_eps": 1e-3, "query_pre_attn_scalar": 80, "max_position_embeddings": 512, "sliding_window": 40,
+            "head_dim": 80, "query_pre_attn_scalar": 80, "rms_norm_eps": 1e-3, "max_position_embeddings": 512,
+            "sliding_window": 40,
             "rope_parameters": {"full_attention": full,
                                 "sliding_attention": {"rope_type": "default", "rope_theta": local or 10000.0}},
             **more})
@@ -128,10 +129,10 @@ def phi3():
         Variant("plain", config()),
         Variant("partial", config(num_attention_heads=3, num_key_value_heads=1,
                                   **rope("default", partial_rotary_factor=0.75))),
-        Variant("window", config(sliding_window=40), llama_cpp=False),  # which ignores it
+        Variant("window", config(sliding_window=40)),  # llama.cpp ignores it
         # Which factors are used depends on whether the context is longer than the original one.
         Variant("long", long(0.75, original=128, tie_word_embeddings=True)),
-        Variant("short", long(1.0, original=256), tokens=250, options=["--max-model-len", "256"]),
+        Variant("short", long(1.0, original=256), tokens=250, options=("--max-model-len", "256")),
     ]
 
 
