@@ -16,6 +16,8 @@ import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
 
+transformers.logging.set_verbosity_error()
+
 BOS = 256
 SPECIAL = ["<s>", "</s>", "<unk>", "<|endoftext|>"]  # llama.cpp wants all four in a phi3 file
 VOCABULARY = 261  # the bytes, these, and a pair of bytes that no text has, so that there is a merge
@@ -53,6 +55,7 @@ def llama():
     return [
         Variant("plain", config(hidden_size=160, num_attention_heads=5, num_key_value_heads=5, head_dim=32)),
         Variant("tied", config(tie_word_embeddings=True)),
+        Variant("biases", config(attention_bias=True)),
         Variant("linear", config(**rope("linear", factor=4.0))),
         Variant("llama3", config(**rope("llama3", 500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                                         original_max_position_embeddings=64))),
@@ -149,7 +152,6 @@ ARCHITECTURES = {f.__name__: f for f in (llama, qwen2, qwen3, gemma3, phi3, gpt2
 
 def make(variant, seed=1):
     """A transformers model in f32. What the file's type cannot hold is rounded here, too."""
-    transformers.logging.set_verbosity_error()
     variant.config.bos_token_id = variant.config.eos_token_id = BOS
     model = transformers.AutoModelForCausalLM.from_config(variant.config, attn_implementation="eager").eval()
     random = torch.Generator().manual_seed(seed)
@@ -212,7 +214,7 @@ def tensors(architecture, model):
 
 def interleaved(tensor, heads):
     """Rows for rotation of neighbours (2i, 2i + 1) instead of halves (i, i + size / 2)."""
-    return tensor.reshape(heads, 2, -1, tensor.shape[-1]).transpose(1, 2).reshape(tensor.shape)
+    return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
 def rope_factors(architecture, config, model):
