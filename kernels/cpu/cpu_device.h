@@ -41,11 +41,11 @@ static inline int pen_fine_parts(pen_activations activations) {
  * 16 bytes) and perhaps 16 f16 m. types.def says what these make. Rows past the end of the matrix are zero.
  *
  * Numeric contract of y[n], blocks of 32 values b in order, all f32, from acc = 0:
- *   FAST × quantised, one scale per 32 values: i = exact int32 Σ (code − zero)·q_a, d_w = d·scale, m_w = m·min
+ *   FAST × quantised, one scale in 32 values: i = exact int32 Σ (code − zero)·q_a, d_w = d·scale, m_w = m·min
  *               acc = fma((float)i, d_w·scale_a, acc); with minima then acc = fma(m_w, scale_a·(float)Σq_a, acc)
- *   FAST × quantised, two: i₀, i₁ and the rest likewise for each half of the 32 values
- *               p = (float)i₀·d_w₀; p = fma((float)i₁, d_w₁, p)
- *               with minima p = fma(−m_w₀/4, −4·Σ₀q_a, p); p = fma(−m_w₁/4, −4·Σ₁q_a, p)
+ *   FAST × quantised, two scales: with i₀, d_w₀, … of each half of the 32 values
+ *               p = fma((float)i₁, d_w₁, (float)i₀·d_w₀)
+ *               with minima then p = fma(m_w₀, (float)Σ₀q_a, p); p = fma(m_w₁, (float)Σ₁q_a, p)
  *               acc = fma(p, scale_a, acc)
  *   F32 × any, and F32, F16, BF16 weights in either mode: acc = fma(w_k, x_k, acc) for k in order, with w_k as
  *               pen_type_dequantize_row gives it and, in FAST mode, x_k = scale·q

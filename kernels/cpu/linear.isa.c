@@ -92,29 +92,21 @@ static inline weight_block weight_block_at(const pen_type_info *type, const unsi
 
 /* ---- int8 activations × quantised weights ---------------------------------------------------------------------- */
 
-/* −zero·Σq where `sum` is −unit·Σq; zero is 0 or unit times a power of two. */
-static inline v16i bias_of(int zero, int unit, int32_t sum) {
-    if (zero == 0) return v16i_all(0);
-    return zero == unit ? v16i_all(sum) : v16i_shift_left(v16i_all(sum), __builtin_ctz((unsigned)(zero / unit)));
-}
-
 /* sum + the block's products, as the numeric contract says. */
 static inline v16 step(const pen_quant *quant, const weight_block *w, const pen_activation_block *x, v16 sum) {
-    int zero = quant->zero, bits = zero ? __builtin_ctz((unsigned)zero) + 1 : quant->bits; /* after the table */
+    const int16_t less = (int16_t)-quant->zero;
+    int bits = quant->zero ? __builtin_ctz((unsigned)quant->zero) + 1 : quant->bits; /* behind the table of codes */
     if (quant->share == BLOCK) {
-        v16 i = v16_from_i32(dot(w->codes, 8, bits, x->q, bias_of(zero, 8, x->bias8)));
+        v16 i = v16_from_i32(dot(w->codes, 8, bits, x->q, mix_sums(x->sums, less, less)));
         sum = v16_fma(i, v16_mul(w->d[0], v16_all(x->scale)), sum);
         return quant->m < 0 ? sum : v16_fma(w->m[0], v16_all(x->scaled_sum), sum);
     }
-    v16 products = v16_all(0);
-    for (int half = 0; half < 2; half++) {
-        v16i bias = bias_of(zero, 4, x->half_bias4[half]);
-        v16 i = v16_from_i32(dot(w->codes + 4 * half, 4, bits, x->q + 16 * half, bias));
-        products = half ? v16_fma(i, w->d[half], products) : v16_mul(i, w->d[half]);
-    }
-    for (int half = 0; half < 2 && quant->m >= 0; half++) {
-        v16 quarter = v16_mul(w->m[half], v16_all(-0.25F));
-        products = v16_fma(quarter, v16_from_i32(v16i_all(x->half_bias4[half])), products);
+    v16 i0 = v16_from_i32(dot(w->codes, 4, bits, x->q, mix_sums(x->sums, less, 0)));
+    v16 i1 = v16_from_i32(dot(w->codes + 4, 4, bits, x->q + 16, mix_sums(x->sums, 0, less)));
+    v16 products = v16_fma(i1, w->d[1], v16_mul(i0, w->d[0]));
+    if (quant->m >= 0) {
+        products = v16_fma(w->m[0], v16_from_i32(mix_sums(x->sums, 1, 0)), products);
+        products = v16_fma(w->m[1], v16_from_i32(mix_sums(x->sums, 0, 1)), products);
     }
     return v16_fma(products, v16_all(x->scale), sum);
 }

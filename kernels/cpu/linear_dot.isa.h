@@ -1,6 +1,6 @@
 /*
- * The exact integer product of 32 or 16 weights of 16 rows with int8 activations: the only part of the linear kernels
- * that is written separately for each instruction set.
+ * The exact integer product of 32 or 16 weights of 16 rows with an activation block: the only part of the linear
+ * kernels that is written separately for each instruction set.
  *
  * Weights are vectors of 64 unsigned bytes: byte j of lane `row` of vector v is the code of value 4v+j of the row.
  */
@@ -13,6 +13,16 @@ static inline int32_t load_i32(const void *p) {
     int32_t value;
     memcpy(&value, p, sizeof value);
     return value;
+}
+
+/* a·sums[0] + b·sums[1] in all lanes, of an activation block's sums. */
+static inline v16i mix_sums(const int16_t *sums, int16_t a, int16_t b) {
+    if (a == 0 && b == 0) return v16i_all(0);
+#if defined(__AVX512F__)
+    return _mm512_madd_epi16(v16i_all(load_i32(sums)), v16i_all((int32_t)((uint16_t)a | (uint32_t)b << 16)));
+#else
+    return v16i_all(a * sums[0] + b * sums[1]);
+#endif
 }
 
 /* Σ (w − zero)·q of `count` vectors of codes below 2^bits and 4·count activations from −127 to 127, where `bias` is

@@ -18,16 +18,13 @@ void pen_reference_quantize_row(const float *x, int cols, pen_activation_block *
         for (int i = 0; i < BLOCK; i++)
             if (!(fabsf(x[i]) <= largest)) largest = isnan(x[i]) ? INFINITY : fabsf(x[i]);
         bool finite = largest <= FLT_MAX, zero = largest < 0x1p-100F;
-        int sums[2] = {0};
+        block->sums[0] = block->sums[1] = 0;
         for (int i = 0; i < BLOCK; i++) {
             block->q[i] = (int8_t)(zero || !finite ? 0 : lrintf(x[i] * (127.0F / largest)));
-            sums[i / (BLOCK / 2)] += block->q[i];
+            block->sums[i / (BLOCK / 2)] += block->q[i];
         }
-        int sum = sums[0] + sums[1];
         block->scale = !finite ? NAN : zero ? 0 : largest / 127.0F;
-        block->scaled_sum = block->scale * (float)sum;
-        block->bias8 = -8 * sum;
-        for (int half = 0; half < 2; half++) block->half_bias4[half] = -4 * sums[half];
+        block->scaled_sum = block->scale * (float)(block->sums[0] + block->sums[1]);
     }
 }
 

@@ -10,9 +10,8 @@
 typedef struct pen_activation_block {
     int8_t q[32];
     float scale;
-    float scaled_sum;      /* scale·(float)Σq */
-    int32_t bias8;         /* −8·Σq */
-    int32_t half_bias4[2]; /* −4·Σ of each half of q */
+    float scaled_sum; /* scale·(float)Σq */
+    int16_t sums[2];  /* Σ of each half of q */
 } pen_activation_block;
 
 #endif

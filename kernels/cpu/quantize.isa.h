@@ -19,12 +19,11 @@ static inline void quantize_block(v16 low, v16 high, pen_activation_block *block
     v16i q_low = v16_round_i32(v16_mul(low, inverse)), q_high = v16_round_i32(v16_mul(high, inverse));
     v16i_store_i8(block->q, q_low);
     v16i_store_i8(block->q + 16, q_high);
-    int32_t sum_low = v16i_sum(q_low), sum_high = v16i_sum(q_high), sum = sum_low + sum_high;
+    int32_t sum_low = v16i_sum(q_low), sum_high = v16i_sum(q_high);
     block->scale = !finite ? NAN : zero ? 0 : largest / 127.0F;
-    block->scaled_sum = block->scale * (float)sum;
-    block->bias8 = sum * -8;
-    block->half_bias4[0] = sum_low * -4;
-    block->half_bias4[1] = sum_high * -4;
+    block->scaled_sum = block->scale * (float)(sum_low + sum_high);
+    block->sums[0] = (int16_t)sum_low;
+    block->sums[1] = (int16_t)sum_high;
 }
 
 #endif

@@ -180,16 +180,24 @@ static pen_status add_named(const pen_gguf *gguf, pen_vocab *vocab, size_t start
     return PEN_OK;
 }
 
+/* An array that says something of each token, where the file has it. */
+static pen_status check_count(const pen_gguf *gguf, const char *key, size_t tokens) {
+    size_t count;
+    if (!pen_gguf_has(gguf, key)) return PEN_OK;
+    PEN_TRY(pen_gguf_array(gguf, key, &count));
+    if (count == tokens) return PEN_OK;
+    return pen_fail(PEN_BAD_INPUT, "%s: key %s has %zu elements for %zu tokens", pen_gguf_path(gguf), key, count,
+                    tokens);
+}
+
 static pen_status read_tokens(const pen_gguf *gguf, pen_vocab *vocab) {
     const char *names = "tokenizer.ggml.tokens", *path = pen_gguf_path(gguf);
-    size_t size, kinds = 0, arena_bytes = 0, longest = 0, used = 0;
+    size_t size, arena_bytes = 0, longest = 0, used = 0;
     PEN_TRY(pen_gguf_array(gguf, names, &size));
-    bool has_kinds = pen_gguf_has(gguf, "tokenizer.ggml.token_type");
-    if (has_kinds) PEN_TRY(pen_gguf_array(gguf, "tokenizer.ggml.token_type", &kinds));
     if (size == 0 || size > INT32_MAX) return pen_fail(PEN_BAD_INPUT, "%s: key %s has %zu tokens", path, names, size);
-    if (has_kinds && kinds != size)
-        return pen_fail(PEN_BAD_INPUT, "%s: key tokenizer.ggml.token_type has %zu elements for %zu tokens", path, kinds,
-                        size);
+    PEN_TRY(check_count(gguf, "tokenizer.ggml.token_type", size));
+    PEN_TRY(check_count(gguf, "tokenizer.ggml.scores", size));
+    bool has_kinds = pen_gguf_has(gguf, "tokenizer.ggml.token_type");
     pen_gguf_string name;
     for (size_t i = 0; i < size; i++) {
         PEN_TRY(pen_gguf_array_str(gguf, names, i, &name));

@@ -4,9 +4,10 @@
 A `tokenizers.Tokenizer` is made from a vocabulary and its merges, and generated texts (always the same) go through it
 and through tokenizer_dump: ids, and the text that they decode to, must be equal. First with the file's own vocabulary;
 then, for every name that our tokenizer knows, with a small vocabulary trained here, in a file that names it. That one
-is trained on whole texts, so it has tokens that hold several words, and a wrong cut between words shows in the ids. The
-pre-tokenizers are the models' own: see pretokenizers.py. Texts that are not UTF-8, which Hugging Face cannot be given,
-must come back with U+FFFD where the bytes were wrong, and what is between such bytes must get the ids that it has alone.
+is trained on whole texts, so it has tokens that hold several words, and a wrong cut between words shows in the ids.
+The pre-tokenizers are the models' own: see pretokenizers.py. Texts that are not UTF-8, which Hugging Face cannot be
+given, must come back with U+FFFD where the bytes were wrong, and what is between such bytes must get the ids that it
+has alone.
 
 Characters are those that Unicode 14 assigns: what a newer one is (a letter, a symbol) depends on the library's tables.
 """
@@ -40,7 +41,8 @@ class Vocabulary:
     def of_file(cls, path):
         """The vocabulary and its kind."""
         fields = GGUFReader(path).fields
-        tokens, types, merges = (fields["tokenizer.ggml." + key].contents() for key in ("tokens", "token_type", "merges"))
+        tokens, types, merges = (fields[f"tokenizer.ggml.{key}"].contents()
+                                 for key in ("tokens", "token_type", "merges"))
         return cls(tokens, types, merges, None), fields["tokenizer.ggml.pre"].contents()
 
     @classmethod
@@ -57,8 +59,8 @@ class Vocabulary:
         unmade = sorted(set(tokens) - needed)[::3]
         merges = [" ".join(merge) for merge in merges if "".join(merge) not in unmade]
         types = [NORMAL] * len(tokens)
-        for name, kind in (("<|begin|>", CONTROL), ("<|end|>", CONTROL), ("<|end|>!", CONTROL), ("<user>", USER_DEFINED),
-                           ("e\u0301", USER_DEFINED), ("\n\n\n", USER_DEFINED), ("日本", CONTROL)):
+        for name, kind in (("<|begin|>", CONTROL), ("<|end|>", CONTROL), ("<|end|>!", CONTROL),
+                           ("<user>", USER_DEFINED), ("e\u0301", USER_DEFINED), ("\n\n\n", USER_DEFINED), ("日本", CONTROL)):
             tokens.append(name)
             types.append(kind)
         return cls(tokens, types, merges, tokens.index("<|begin|>"))
@@ -112,9 +114,12 @@ int main(void) {\r\n    for (int i = 0; i < 10; i++) printf("%d\\n", i);\r\n}\r\
 SELECT * FROM t WHERE a='x' AND b>=10;   -- comment\n{"key": [1, 2.5e3, null, true], "k\\"": "v"}\n<p class="a">&nbsp;</p>\n"""
 
 
-FIXED = ["", "\0", CODE, " ".join(WORDS), "a" * 5000, " " * 5000 + "x", "\n" * 700 + " " * 700 + "\n", "7" * 1700 + "x" + "7" * 1701,
-         "IMGIMGABCDZIMGIMGABCDEZ<sentinel:12><sentinel:>", "'s'S'ſ'll'LL'lL're'Re'VE'm'D'T 's 'tis don't DON'T l'eau",
-         "e\u0301\u0327 \u1112\u1161\u11ab \u0344 \u0f73\u0f71 \u2126\u212b \ufb1d \u0958 a\u0315\u0300\u05ae\u0300\u0315" * 20]
+FIXED = [
+    "", "\0", CODE, " ".join(WORDS), "a" * 5000, " " * 5000 + "x", "\n" * 700 + " " * 700 + "\n",
+    "7" * 1700 + "x" + "7" * 1701, "IMGIMGABCDZIMGIMGABCDEZ<sentinel:12><sentinel:>",
+    "'s'S'ſ'll'LL'lL're'Re'VE'm'D'T 's 'tis don't DON'T l'eau",
+    "e\u0301\u0327 \u1112\u1161\u11ab \u0344 \u0f73\u0f71 \u2126\u212b \ufb1d \u0958 "
+    "a\u0315\u0300\u05ae\u0300\u0315" * 20]
 
 
 def assigned(character):
@@ -172,7 +177,8 @@ class Texts:
     def digits(self):
         """Numbers, among them such as are no decimal digits, and a little else."""
         r = self.random
-        return "".join(r.choice("0123456789" * 4 + "٣٤५๗〇Ⅷ½²①") * r.choice((1, 1, 1, 2, 3)) + r.choice([""] * 9 + list(" a_.,中Ⓐ"))
+        numbers, others = "0123456789" * 4 + "٣٤५๗〇Ⅷ½²①", [""] * 9 + list(" a_.,中Ⓐ")
+        return "".join(r.choice(numbers) * r.choice((1, 1, 1, 2, 3)) + r.choice(others)
                        for _ in range(r.randint(1, 40)))
 
     def broken(self):

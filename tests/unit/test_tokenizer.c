@@ -51,7 +51,9 @@ typedef struct variant {
     int missing_byte; /* its token is spelt otherwise; 0: none */
     int types;        /* how many elements token_type has; 0: all */
     int type_of_hello;
+    int scores;   /* how many there are; 0: no key */
     int bos, eos; /* ids; 0: BEGIN, END; −1: no key */
+    int eot, eom; /* ids; 0: no key */
     bool add_bos, no_merges, no_pre;
 } variant;
 
@@ -90,6 +92,12 @@ static void write_vocabulary(image *f, const variant *v) {
     }
     if (v->bos >= 0) key_u32(f, "tokenizer.ggml.bos_token_id", (uint32_t)(v->bos ? v->bos : BEGIN));
     if (v->eos >= 0) key_u32(f, "tokenizer.ggml.eos_token_id", (uint32_t)(v->eos ? v->eos : END));
+    if (v->eot) key_u32(f, "tokenizer.ggml.eot_token_id", (uint32_t)v->eot);
+    if (v->eom) key_u32(f, "tokenizer.ggml.eom_token_id", (uint32_t)v->eom);
+    if (v->scores) {
+        key_array(f, "tokenizer.ggml.scores", F32, (uint64_t)v->scores);
+        for (int i = 0; i < v->scores; i++) put_u32(f, 0);
+    }
     if (v->add_bos) key_bool(f, "tokenizer.ggml.add_bos_token", true);
     finish(f, 1, 0);
 }
@@ -347,6 +355,75 @@ static void test_long_words_take_linear_time(void **state) {
     pen_tokenizer_close(t);
 }
 
+static bool same_patterns(const pen_pretokenizer_kind *a, const pen_pretokenizer_kind *b) {
+    int i = 0;
+    while (i < PEN_PRETOKENIZER_PATTERNS && a->patterns[i] && b->patterns[i] && !strcmp(a->patterns[i], b->patterns[i]))
+        i++;
+    return i == PEN_PRETOKENIZER_PATTERNS || (!a->patterns[i] && !b->patterns[i]);
+}
+
+/* Every pre-tokenizer, on long words of all sorts: the time is linear, no limit of PCRE2's is hit, nothing is lost. */
+static void test_every_pretokenizer_takes_long_words(void **state) {
+    (void)state;
+    static const char *const words[] = {"a",
+                                        "A",
+                                        "1",
+                                        " ",
+                                        "\n",
+                                        "\r\n",
+                                        "\n ",
+                                        " \t\n",
+                                        "a ",
+                                        "é",
+                                        "日",
+                                        "!",
+                                        "'",
+                                        "'s",
+                                        "a\xcc\x88",
+                                        "\xcc\x88",
+                                        "\xcc\x88\xcc\xa7",
+                                        "a1",
+                                        "1½",
+                                        " 1",
+                                        "\xff",
+                                        "\xc3",
+                                        "Aa",
+                                        "'ll12 日!\n",
+                                        "IMGIMGA",
+                                        "_"};
+    enum { LENGTH = 1 << 18, KINDS_MAX = 256 };
+    const pen_pretokenizer_kind *kinds[KINDS_MAX];
+    size_t kind_count = 0;
+    char *text = malloc(LENGTH + 1);
+    for (const char *name = pen_pretokenizer_names(), *end; *name; name = *end ? end + 2 : end) {
+        end = name + strcspn(name, ",");
+        const pen_pretokenizer_kind *kind = pen_pretokenizer_find(name, (size_t)(end - name));
+        size_t like = 0;
+        while (like < kind_count && !same_patterns(kinds[like], kind)) like++;
+        if (like < kind_count) continue;
+        assert_true(kind_count < KINDS_MAX);
+        kinds[kind_count++] = kind;
+        pen_tokenizer *t = open_tokenizer(&(variant){.pre = kind->name});
+        for (size_t w = 0; w < sizeof words / sizeof *words; w++) {
+            size_t step = strlen(words[w]), length = 0;
+            while (length + step <= LENGTH) {
+                memcpy(text + length, words[w], step);
+                length += step;
+            }
+            text[length++] = 'x';
+            alarm(30); /* ends the program */
+            pen_tokens tokens = encoded(t, text, length, 0);
+            alarm(0);
+            size_t bytes = 0;
+            for (size_t i = 0; i < tokens.count; i++) bytes += pen_tokenizer_piece(t, tokens.ids[i]).length;
+            if (strcmp(words[w], "a\xcc\x88")) assert_int_equal(bytes, length); /* that may be composed */
+            pen_tokens_free(&tokens);
+        }
+        pen_tokenizer_close(t);
+    }
+    free(text);
+}
+
 /* ---- Files that are refused ------------------------------------------------------------------------------------ */
 
 static void test_refuses_files_that_contradict_themselves(void **state) {
@@ -373,9 +450,13 @@ static void test_refuses_files_that_contradict_themselves(void **state) {
         {{.last_merge = "h e"}, PEN_BAD_INPUT, "merge 9 is there twice"},
         {{.types = VOCAB - 1}, PEN_BAD_INPUT, "token_type has 269 elements for 270 tokens"},
         {{.types = VOCAB + 1}, PEN_BAD_INPUT, "token_type has 271 elements for 270 tokens"},
+        {{.scores = VOCAB - 1}, PEN_BAD_INPUT, "tokenizer.ggml.scores has 269 elements for 270 tokens"},
+        {{.scores = VOCAB + 1}, PEN_BAD_INPUT, "tokenizer.ggml.scores has 271 elements for 270 tokens"},
         {{.type_of_hello = 7}, PEN_BAD_INPUT, "token_type: token 259 has the unknown type 7"},
         {{.bos = VOCAB}, PEN_BAD_INPUT, "key tokenizer.ggml.bos_token_id is 270, outside 0 to 269"},
         {{.eos = 1 << 30}, PEN_BAD_INPUT, "key tokenizer.ggml.eos_token_id is 1073741824, outside 0 to 269"},
+        {{.eot = VOCAB}, PEN_BAD_INPUT, "key tokenizer.ggml.eot_token_id is 270, outside 0 to 269"},
+        {{.eom = 1 << 20}, PEN_BAD_INPUT, "key tokenizer.ggml.eom_token_id is 1048576, outside 0 to 269"},
         {{.bos = -1, .add_bos = true}, PEN_BAD_INPUT, "add_bos_token without tokenizer.ggml.bos_token_id"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -472,6 +553,7 @@ int main(void) {
         cmocka_unit_test(test_replacement_characters),
         cmocka_unit_test(test_streams_text_as_soon_as_it_is_whole),
         cmocka_unit_test(test_long_words_take_linear_time),
+        cmocka_unit_test(test_every_pretokenizer_takes_long_words),
         cmocka_unit_test(test_refuses_files_that_contradict_themselves),
         cmocka_unit_test(test_survives_flipped_bytes),
         cmocka_unit_test(test_ids_only),
