@@ -35,6 +35,10 @@ int pen_kv_blocks_for(int positions) {
     return (positions + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK;
 }
 
+int pen_kv_first_seen(int window, int position) {
+    return window > 0 && position >= window ? (position - window + 1) / PEN_KV_BLOCK : 0;
+}
+
 int pen_kv_blocks_held(int window, int rows, int positions) {
     int all = pen_kv_blocks_for(positions);
     if (window == 0) return all;
@@ -97,9 +101,8 @@ static int32_t *table_of(const pen_kvcache *cache, int g, int sequence) {
     return cache->groups[g].entries + (size_t)sequence * (size_t)cache->table_blocks;
 }
 
-/* The first entry of a table that a row at `position` sees. */
 static int first_seen(const layer_group *g, int position) {
-    return g->window > 0 && position >= g->window ? (position - g->window + 1) / PEN_KV_BLOCK : 0;
+    return pen_kv_first_seen(g->window, position);
 }
 
 /* ---- Beginning --------------------------------------------------------------------------------------------------- */

@@ -27,6 +27,8 @@ typedef struct pen_kv_pools {
 
 /* Blocks for `positions` positions. */
 int pen_kv_blocks_for(int positions);
+/* The first entry of a table that a row at `position` sees where layers see `window` (0: all). */
+int pen_kv_first_seen(int window, int position);
 /* Blocks that a sequence of `positions` positions holds at most at a time in a group whose layers see `window` (0:
  * all), where it grows by `rows` at a time at most. */
 int pen_kv_blocks_held(int window, int rows, int positions);

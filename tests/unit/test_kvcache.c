@@ -178,7 +178,8 @@ static void test_the_longest_unused_goes_first(void **state) {
     pen_kvcache_close(cache, 0);
     assert_int_equal(pen_kvcache_open(cache, 0, a, 32), 16); /* used again: b is now the older one */
     pen_kvcache_close(cache, 0);
-    assert_int_equal(pen_kvcache_open(cache, 0, c, 17), 0); /* takes a's second block, which ends later than its first */
+    assert_int_equal(pen_kvcache_open(cache, 0, c, 17),
+                     0); /* takes a's second block, which ends later than its first */
     grow_all(cache, 0, c, 0, 17);
     pen_kvcache_close(cache, 0);
     assert_int_equal(pen_kvcache_open(cache, 0, a, 32), 16);
