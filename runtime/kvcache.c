@@ -252,6 +252,10 @@ void pen_kvcache_close(pen_kvcache *cache, int sequence) {
     *s = (tables){0};
 }
 
+void pen_kvcache_forget(pen_kvcache *cache) {
+    for (int g = 0; g < cache->group_count; g++) pen_kvpool_forget_all(cache->groups[g].pool);
+}
+
 /* ---- Asking ------------------------------------------------------------------------------------------------------ */
 
 const int32_t *pen_kvcache_table(const pen_kvcache *cache, int group, int sequence) {

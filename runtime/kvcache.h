@@ -53,6 +53,9 @@ void pen_kvcache_remember(pen_kvcache *cache, int sequence, const int32_t *token
 /* Gives all blocks of a sequence up. */
 void pen_kvcache_close(pen_kvcache *cache, int sequence);
 
+/* The pools' contents were lost, while there was no sequence: nothing is found again. */
+void pen_kvcache_forget(pen_kvcache *cache);
+
 const int32_t *pen_kvcache_table(const pen_kvcache *cache, int group, int sequence);
 int pen_kvcache_begin(const pen_kvcache *cache, int group, int sequence); /* entries before it are stale */
 int pen_kvcache_end(const pen_kvcache *cache, int sequence);

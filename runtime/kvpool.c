@@ -100,6 +100,10 @@ void pen_kvpool_name(pen_kvpool *pool, int32_t block, const pen_kv_digest *diges
     *bucket = block;
 }
 
+void pen_kvpool_forget_all(pen_kvpool *pool) {
+    for (int32_t b = 0; b < pool->blocks; b++) forget(pool, b);
+}
+
 /* ---- Holders ----------------------------------------------------------------------------------------------------- */
 
 int32_t pen_kvpool_take(pen_kvpool *pool) {

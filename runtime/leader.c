@@ -468,6 +468,7 @@ pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape,
     double *rounds = calloc((size_t)repeats * stages, sizeof *rounds); /* [stage][repeats] */
     if (!rounds) return pen_fail(PEN_NO_MEMORY, "no memory for %d measurements", repeats);
     pen_status status = PEN_OK;
+    pen_kvcache_forget(engine->leader->cache);
     /* A command for each round, so that nobody is silent for longer than a step takes. The first one warms up. */
     for (int round = -1; round < repeats && status == PEN_OK; round++) {
         status = command(engine, PEN_MESSAGE_MEASURE, shape, sizeof *shape);
@@ -482,6 +483,15 @@ pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape,
     }
     free(rounds);
     return status;
+}
+
+pen_engine_counts pen_engine_count(const pen_engine *engine) {
+    const pen_leader *leader = engine->leader;
+    pen_engine_counts counts = {.kv = pen_kvcache_counts(leader->cache),
+                                .pauses = pen_schedule_pauses(leader->schedule)};
+    for (int g = 0; g < engine->options.kv.count; g++)
+        counts.blocks_held += engine->options.kv.blocks[g] - pen_kvcache_free_blocks(leader->cache, g);
+    return counts;
 }
 
 pen_status pen_engine_metrics(pen_engine *engine, pen_metrics *stages) {
