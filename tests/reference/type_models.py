@@ -24,7 +24,7 @@ BYTES_AND_SPECIAL = 17 + 256  # tokens of SmolLM2 before those of the first merg
 TEXT = ("The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs; how vexingly quick daft "
         "zebras jump! Sphinx of black quartz, judge my vow.") * 2
 FAST_MEAN = 0.2  # mean difference of a log-probability to f32; a wrong scale anywhere makes it several units
-ISAS = {"avx512": None, "avx2": None, "portable": 8}  # and how many tokens to score, where it is slow
+ISAS = {"f32": {"avx512": None, "avx2": None}, "fast": {"avx512": None, "avx2": None, "portable": 8}}  # tokens, if slow
 
 
 def factors():
@@ -41,7 +41,8 @@ def cut_matrices(reader):
     """Name → F32 matrix or vector of the small model."""
     q, kv = HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE
     kept = {"token_embd": (VOCABULARY, HIDDEN), "attn_q": (q, HIDDEN), "attn_k": (kv, HIDDEN), "attn_v": (kv, HIDDEN),
-            "attn_output": (HIDDEN, q), "ffn_gate": (None, HIDDEN), "ffn_up": (None, HIDDEN), "ffn_down": (HIDDEN, None)}
+            "attn_output": (HIDDEN, q), "ffn_gate": (None, HIDDEN), "ffn_up": (None, HIDDEN),
+            "ffn_down": (HIDDEN, None)}
     for tensor in reader.tensors:
         block = re.match(r"blk\.(\d+)\.", tensor.name)
         if block and int(block[1]) >= BLOCKS:
@@ -135,7 +136,7 @@ class Program:
 
     def all_equal(self, model, mode, expected):
         """Whether every instruction set gives these bits."""
-        got = [self.log_probabilities(model, mode, isa, tokens) for isa, tokens in ISAS.items()]
+        got = [self.log_probabilities(model, mode, isa, tokens) for isa, tokens in ISAS[mode].items()]
         return all(np.array_equal(one, expected[:len(one)]) for one in got)
 
 

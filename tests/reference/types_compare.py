@@ -22,8 +22,8 @@ PECULIAR = np.array([0x0000, 0x8000, 0x0001, 0x8001, 0x03ff, 0x83ff, 0x0400, 0x8
 def registry():
     """(type, where its halves are) of each line of types.def, whose numbers must be the package's."""
     text = (Path(__file__).parents[2] / "kernels" / "types.def").read_text()
-    lines = re.findall(r"^PEN_(?:TYPE|QUANT)\((\w+), (\d+), (\d+), (\d+)(?:, \d+, \d+, \d+, (-?\d+), (-?\d+))?", text, re.M)
-    for name, number, values, size, d, m in lines:
+    line = r"^PEN_(?:TYPE|QUANT)\((\w+), (\d+), (\d+), (\d+)(?:, \d+, \d+, \d+, (-?\d+), (-?\d+))?"
+    for name, number, values, size, d, m in re.findall(line, text, re.M):
         kind = GGMLQuantizationType[name]
         assert (int(number), (int(values), int(size))) == (kind, GGML_QUANT_SIZES[kind]), name
         yield kind, [int(at) for at in (d or 0, m or -1) if int(at) >= 0]
