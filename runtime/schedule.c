@@ -78,7 +78,7 @@ int pen_schedule_chunk(const pen_schedule_options *options, int rows) {
 /* ---- Sequences -------------------------------------------------------------------------------------------------- */
 
 pen_status pen_schedule_add(pen_schedule *schedule, int prompt, int output, bool score, int64_t *number) {
-    assert(prompt > 0 && (score ? output == 0 : output > 0));
+    assert(prompt > 0 && output >= 0 && (score || output > 0));
     if (schedule->waiting_head + schedule->waiting_count == schedule->waiting_capacity) {
         if (schedule->waiting_head > 0) {
             memmove(schedule->waiting, schedule->waiting + schedule->waiting_head,
@@ -188,7 +188,7 @@ static void take_decodes(pen_schedule *schedule, pen_microbatch *microbatch) {
     int decoding = 0;
     for (int i = 0; i < schedule->running; i++) {
         const sequence *s = &schedule->slots[schedule->order[i]];
-        decoding += s->next >= s->prompt && !s->score;
+        decoding += s->next >= s->prompt && s->output > 0;
     }
     int share = (decoding + options->in_flight - 1) / options->in_flight;
     if (share > options->rows) share = options->rows;
@@ -217,7 +217,7 @@ static void take_prompts(pen_schedule *schedule, pen_microbatch *microbatch) {
         if (s->score) {
             if (rows > logits_left) rows = logits_left;
             first = 0;
-            logits = s->next + rows == s->prompt ? rows - 1 : rows;
+            logits = s->next + rows == s->prompt && s->output == 0 ? rows - 1 : rows;
         } else {
             bool last = s->next + rows == s->prompt;
             if (last && logits_left == 0) rows--, last = false;

@@ -47,7 +47,7 @@ pen_status pen_schedule_create(const pen_schedule_options *options, pen_kvcache 
 void pen_schedule_destroy(pen_schedule *schedule);
 
 /* Queues a sequence of `prompt` tokens and at most `output` more. With `score` logits are wanted at every prompt
- * position but the last, and nothing is generated. Returns its number. */
+ * position, but at the last only where output follows. Returns its number. */
 pen_status pen_schedule_add(pen_schedule *schedule, int prompt, int output, bool score, int64_t *sequence);
 
 /* Forms the next microbatch, whose rows then count as in flight; false where there is nothing to run now. The blocks
