@@ -36,6 +36,15 @@ static pen_status find_stop_ids(run_state *run) {
     return PEN_OK;
 }
 
+static pen_status check_biases(const run_state *run, int vocab) {
+    const pen_option_biases *biases = &run->options->logit_bias;
+    for (int i = 0; i < biases->count; i++)
+        if (biases->list[i].token >= vocab)
+            return pen_fail(PEN_USAGE, "--logit-bias: token %d does not exist, the vocabulary has %d",
+                            biases->list[i].token, vocab);
+    return PEN_OK;
+}
+
 static pen_status prepare(void *context, const pen_session *session, pen_tokenizer *tokenizer, pen_session_need *need) {
     run_state *run = context;
     run->tokenizer = tokenizer;
@@ -54,6 +63,7 @@ static pen_status prepare(void *context, const pen_session *session, pen_tokeniz
                         " (the model's context is %d)",
                         run->prompt.count, room, max_len, pen_model_hparams(pen_session_model(session))->context);
     PEN_TRY(find_stop_ids(run));
+    PEN_TRY(check_biases(run, pen_model_hparams(pen_session_model(session))->vocab));
     PEN_TRY(pen_detokenizer_create(tokenizer, PEN_DECODE_CONTINUED, &run->detokenizer));
     PEN_TRY(pen_stopper_create(run->options->stop.list, run->options->stop.count, &run->stopper));
     *need = (pen_session_need){.context = (int)run->prompt.count + room,

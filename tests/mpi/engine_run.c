@@ -4,7 +4,7 @@
  *
  *   engine_run [--model SPEC] [--requests N] [--prompt P] [--output G] [--rows R] [--overhead X] [--threads T]
  *              [--timeout S] [--temperature X] [--exact] [--score] [--sequences N]
- *              [--measure] [--announce] [--times]
+ *              [--penalties] [--measure] [--announce] [--times]
  */
 #include "clock.h"
 #include "cpu.h"
@@ -22,7 +22,7 @@ typedef struct options {
     const char *model;
     int requests, prompt, output, rows, threads, sequences;
     double overhead, timeout, temperature;
-    bool exact, score, measure, announce, times;
+    bool exact, score, penalties, measure, announce, times;
 } options;
 
 typedef struct output {
@@ -64,11 +64,23 @@ static options parse(int argc, char **argv) {
                  .sequences = 2, /* fewer than requests: slots and blocks are used again */
                  .overhead = 8,
                  .timeout = 30};
-    static const struct option table[] = {
-        {"model", 1, 0, 'm'},       {"requests", 1, 0, 'n'}, {"prompt", 1, 0, 'p'},  {"output", 1, 0, 'g'},
-        {"rows", 1, 0, 'r'},        {"overhead", 1, 0, 'o'}, {"threads", 1, 0, 't'}, {"timeout", 1, 0, 's'},
-        {"temperature", 1, 0, 'T'}, {"exact", 0, 0, 'e'},    {"score", 0, 0, 'c'},   {"sequences", 1, 0, 'q'},
-        {"measure", 0, 0, 'M'},     {"announce", 0, 0, 'a'}, {"times", 0, 0, 'S'},   {0, 0, 0, 0}};
+    static const struct option table[] = {{"model", 1, 0, 'm'},
+                                          {"requests", 1, 0, 'n'},
+                                          {"prompt", 1, 0, 'p'},
+                                          {"output", 1, 0, 'g'},
+                                          {"rows", 1, 0, 'r'},
+                                          {"overhead", 1, 0, 'o'},
+                                          {"threads", 1, 0, 't'},
+                                          {"timeout", 1, 0, 's'},
+                                          {"temperature", 1, 0, 'T'},
+                                          {"exact", 0, 0, 'e'},
+                                          {"score", 0, 0, 'c'},
+                                          {"sequences", 1, 0, 'q'},
+                                          {"penalties", 0, 0, 'P'},
+                                          {"measure", 0, 0, 'M'},
+                                          {"announce", 0, 0, 'a'},
+                                          {"times", 0, 0, 'S'},
+                                          {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) switch (c) {
         case 'm': o.model = optarg; break;
         case 'n': o.requests = atoi(optarg); break;
@@ -82,6 +94,7 @@ static options parse(int argc, char **argv) {
         case 'T': o.temperature = atof(optarg); break;
         case 'e': o.exact = true; break;
         case 'c': o.score = true; break;
+        case 'P': o.penalties = true; break;
         case 'M': o.measure = true; break;
         case 'a': o.announce = true; break;
         case 'S': o.times = true; break;
@@ -104,6 +117,22 @@ static bool beat(void *context, uint64_t done, uint64_t total) {
     return true;
 }
 
+/* Rules for every request but each third, which is a neighbour without any. */
+static void add_rules(pen_request *request, int number) {
+    static const pen_logit_bias biases[] = {{3, 4}, {5, -30}, {9, 2.5f}};
+    static const int32_t stop_ids[] = {1, 9, 17, 200};
+    request->pick.choice = number;
+    if (number % 3 == 1) return;
+    request->repetition_penalty = 1.3f;
+    request->presence_penalty = 0.5f * (float)(number % 2);
+    request->frequency_penalty = 0.25f;
+    request->biases = biases;
+    request->bias_count = number % 4;
+    request->stop_ids = stop_ids;
+    request->stop_count = 4;
+    request->min_tokens = request->max_tokens;
+}
+
 static void submit_all(pen_engine *engine, const options *o, int vocab, output *outputs) {
     int32_t *prompt = malloc((size_t)(o->prompt + 7 * o->requests) * sizeof *prompt);
     for (int r = 0; r < o->requests; r++) {
@@ -123,6 +152,7 @@ static void submit_all(pen_engine *engine, const options *o, int vocab, output *
             .on_token = on_token,
             .on_done = on_done,
             .context = &outputs[r]};
+        if (o->penalties) add_rules(&request, r);
         if (pen_engine_submit(engine, &request) != PEN_OK) {
             fprintf(stderr, "penstock: %s\n", pen_last_error());
             exit(PEN_USAGE);
