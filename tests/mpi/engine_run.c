@@ -121,7 +121,6 @@ static bool beat(void *context, uint64_t done, uint64_t total) {
 static void add_rules(pen_request *request, int number) {
     static const pen_logit_bias biases[] = {{3, 4}, {5, -30}, {9, 2.5f}};
     static const int32_t stop_ids[] = {1, 9, 17, 200};
-    request->pick.choice = number;
     if (number % 3 == 1) return;
     request->repetition_penalty = 1.3f;
     request->presence_penalty = 0.5f * (float)(number % 2);
@@ -148,7 +147,7 @@ static void submit_all(pen_engine *engine, const options *o, int vocab, output *
             .prompt_count = count,
             .max_tokens = o->score ? 0 : o->output,
             .score = o->score,
-            .pick = {.temperature = (float)o->temperature, .top_p = 1, .seed = 42 + (uint64_t)r, .top_logprobs = 3},
+            .pick = {.temperature = (float)o->temperature, .top_p = 1, .seed = 42, .choice = r, .top_logprobs = 3},
             .on_token = on_token,
             .on_done = on_done,
             .context = &outputs[r]};
