@@ -62,7 +62,7 @@ static void check_microbatch(const pen_schedule_options *options, pen_kvcache *c
             assert_true(run->position + run->rows <= s->prompt);
             bool last = run->position + run->rows == s->prompt;
             if (s->score)
-                want = last ? run->rows - 1 : run->rows;
+                want = last && s->output == 0 ? run->rows - 1 : run->rows;
             else if (last)
                 want_first = run->rows - 1, want = 1;
         }
@@ -88,9 +88,10 @@ static void land(pen_schedule *schedule, model *models, flights *f) {
         const pen_scheduled_run *run = &m->runs[i];
         model *s = &models[run->sequence];
         if (s->done) continue;
-        if (s->score) {
-            if (run->position + run->rows == s->prompt) finish(schedule, s, run->sequence);
-        } else if (run->logit_rows > 0) {
+        if (run->position + run->rows < s->prompt) continue;
+        if (s->output == 0) {
+            finish(schedule, s, run->sequence);
+        } else {
             if (++s->tokens == s->stop_after) {
                 finish(schedule, s, run->sequence);
             } else {
@@ -134,8 +135,8 @@ static void run_load(unsigned seed) {
             model *s = &models[added];
             s->score = rand() % 4 == 0;
             s->prompt = 1 + rand() % (rand() % 2 ? 300 : 20);
-            s->output = s->score ? 0 : 1 + rand() % 100;
-            s->stop_after = s->score ? 0 : 1 + rand() % s->output;
+            s->output = s->score && rand() % 2 ? 0 : 1 + rand() % 100;
+            s->stop_after = s->output ? 1 + rand() % s->output : 0;
             int64_t number;
             assert_int_equal(pen_schedule_add(schedule, s->prompt, s->output, s->score, &number), PEN_OK);
             assert_int_equal(number, added++);
