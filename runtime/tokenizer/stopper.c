@@ -42,8 +42,7 @@ static int step(const pattern *p, int matched, char byte) {
 static pen_status make_pattern(const char *string, pattern *p) {
     size_t length = strlen(string);
     if (length == 0) return pen_fail(PEN_USAGE, "a stop string is empty");
-    if (length > INT32_MAX / 2 || !is_utf8(string, length))
-        return pen_fail(PEN_USAGE, "a stop string is not UTF-8");
+    if (length > INT32_MAX / 2 || !is_utf8(string, length)) return pen_fail(PEN_USAGE, "a stop string is not UTF-8");
     *p = (pattern){.bytes = malloc(length), .border = calloc(length + 1, sizeof *p->border), .length = (int)length};
     if (!p->bytes || !p->border) return pen_fail(PEN_NO_MEMORY, "no memory for a stop string of %zu bytes", length);
     memcpy(p->bytes, string, length);
