@@ -142,14 +142,28 @@ typedef struct pen_run {
     const int32_t *tables[PEN_KV_GROUPS];
 } pen_run;
 
+/* A change to the logit of one token before a choice: to x = logit + add, then x / scale where it is positive and
+ * x · scale where not, then x − less. */
+typedef struct pen_logit_edit {
+    int32_t token;
+    float add;   /* −∞: is never chosen */
+    float scale; /* > 0 */
+    float less;
+} pen_logit_edit;
+typedef struct pen_logit_edits {
+    const pen_logit_edit *list; /* each token once, in any order */
+    int count;
+} pen_logit_edits;
+
 /* What the following operations work on. The device copies what it needs. */
 typedef struct pen_batch {
     int rows; /* T ≥ 1, the sum of all runs' rows; runs are in row order without holes */
     int run_count;
     const pen_run *runs;
-    const int32_t *tokens;     /* [T]; used by embed only, else may be NULL */
-    int logit_count;           /* L ≥ 0 */
-    const int32_t *logit_rows; /* [L] ascending; used by logits only */
+    const int32_t *tokens;        /* [T]; used by embed only, else may be NULL */
+    int logit_count;              /* L ≥ 0 */
+    const int32_t *logit_rows;    /* [L] ascending; used by logits only */
+    const pen_logit_edits *edits; /* [L]; used by pick only, and kept by the caller until then; NULL: none */
 } pen_batch;
 void pen_device_set_batch(pen_device *device, const pen_batch *batch);
 
@@ -255,7 +269,8 @@ void pen_op_logits(pen_device *device, const pen_logits_op *op);
 /* How a row's next token is chosen. temperature 0: the largest logit (the lowest id among equals). Otherwise the
  * logits are divided by the temperature, cut by top_k (0: off), top_p (1: off) and min_p (0: off), in this order, and
  * one is drawn with the counter-based generator keyed by (seed, choice, position), so the draw depends on nothing else.
- */
+ * Where the batch has edits for the row, the choice is made from the edited logits; the log-probabilities are those of
+ * the unmodified ones all the same. */
 typedef struct pen_pick {
     float temperature, top_p, min_p;
     int top_k;

@@ -2,22 +2,28 @@
 #include "clock.h"
 #include "command.h"
 #include "job.h"
+#include "stopper.h"
 
 #include <jansson.h>
 
 #include <stdlib.h>
 
+/* Rows of logits of a prompt at a time: 128 × vocabulary floats. */
+enum { PROMPT_LOGIT_ROWS = 128 };
+
 typedef struct run_state {
     const pen_options *options;
     pen_tokenizer *tokenizer;
     pen_detokenizer *detokenizer;
+    pen_stopper *stopper;
     pen_tokens prompt, output;
     int32_t *stop_ids;
     int stop_count;
-    json_t *text, *logprobs; /* --json: pieces of text; a list per token */
+    json_t *text, *logprobs, *prompt_logprobs; /* --json: pieces of text; lists per token */
     int64_t start_ns, first_ns, last_ns;
     pen_finish finish;
-    bool broken; /* stdout cannot be written */
+    bool stopped; /* at a stop string */
+    bool broken;  /* stdout cannot be written */
 } run_state;
 
 static pen_status find_stop_ids(run_state *run) {
@@ -27,6 +33,15 @@ static pen_status find_stop_ids(run_state *run) {
     if (!run->stop_ids) return pen_fail(PEN_NO_MEMORY, "no memory for the end tokens");
     for (int32_t id = 0, n = 0; id < vocab; id++)
         if (pen_tokenizer_is_end(run->tokenizer, id)) run->stop_ids[n++] = id;
+    return PEN_OK;
+}
+
+static pen_status check_biases(const run_state *run, int vocab) {
+    const pen_option_biases *biases = &run->options->logit_bias;
+    for (int i = 0; i < biases->count; i++)
+        if (biases->list[i].token >= vocab)
+            return pen_fail(PEN_USAGE, "--logit-bias: token %d does not exist, the vocabulary has %d",
+                            biases->list[i].token, vocab);
     return PEN_OK;
 }
 
@@ -48,16 +63,38 @@ static pen_status prepare(void *context, const pen_session *session, pen_tokeniz
                         " (the model's context is %d)",
                         run->prompt.count, room, max_len, pen_model_hparams(pen_session_model(session))->context);
     PEN_TRY(find_stop_ids(run));
+    PEN_TRY(check_biases(run, pen_model_hparams(pen_session_model(session))->vocab));
     PEN_TRY(pen_detokenizer_create(tokenizer, PEN_DECODE_CONTINUED, &run->detokenizer));
-    *need = (pen_session_need){.context = (int)run->prompt.count + room, .logit_rows = 1, .sequences = 1};
+    PEN_TRY(pen_stopper_create(run->options->stop.list, run->options->stop.count, &run->stopper));
+    *need = (pen_session_need){.context = (int)run->prompt.count + room,
+                               .logit_rows = run->options->prompt_logprobs ? PROMPT_LOGIT_ROWS : 1,
+                               .sequences = 1};
     return PEN_OK;
 }
 
 static void emit(run_state *run, pen_text text) {
+    if (text.length == 0) return;
     if (run->text)
         json_array_append_new(run->text, json_stringn(text.data, text.length));
-    else if (text.length && (fwrite(text.data, 1, text.length, stdout) < text.length || fflush(stdout) != 0))
+    else if (fwrite(text.data, 1, text.length, stdout) < text.length || fflush(stdout) != 0)
         run->broken = true;
+}
+
+/* Shows the part of the text that no stop string can begin in; none ends in the first min_tokens tokens. */
+static void push_text(run_state *run, pen_text text) {
+    bool armed = run->output.count > (size_t)run->options->min_tokens;
+    pen_stopper_text shown = pen_stopper_push(run->stopper, text, armed);
+    emit(run, shown.held);
+    emit(run, shown.fresh);
+    run->stopped = shown.stopped;
+}
+
+static void finish_text(run_state *run) {
+    if (!run->stopped) push_text(run, pen_detokenizer_finish(run->detokenizer));
+    if (run->stopped)
+        run->finish = PEN_FINISH_STOP;
+    else
+        emit(run, pen_stopper_finish(run->stopper));
 }
 
 static json_t *best_logprobs(const pen_choice *choice, int count) {
@@ -67,15 +104,27 @@ static json_t *best_logprobs(const pen_choice *choice, int count) {
     return list;
 }
 
+/* The best ones at a prompt token's position, and its own where it is none of them. */
+static json_t *prompt_token_logprobs(const pen_choice *choice, int count) {
+    json_t *list = best_logprobs(choice, count);
+    for (int i = 0; i < count; i++)
+        if (choice->top_ids[i] == choice->token) return list;
+    json_array_append_new(list, json_pack("[i,f]", (int)choice->token, (double)choice->logprob));
+    return list;
+}
+
 static bool on_token(void *context, int position, const pen_choice *choice) {
-    (void)position;
     run_state *run = context;
+    if ((size_t)position < run->prompt.count) {
+        json_array_append_new(run->prompt_logprobs, prompt_token_logprobs(choice, run->options->prompt_logprobs));
+        return true;
+    }
     run->last_ns = pen_clock_ns();
     if (run->output.count == 0) run->first_ns = run->last_ns;
     run->output.ids[run->output.count++] = choice->token; /* room for all was made */
     if (run->logprobs) json_array_append_new(run->logprobs, best_logprobs(choice, run->options->logprobs));
-    emit(run, pen_detokenizer_push(run->detokenizer, choice->token));
-    return !run->broken;
+    push_text(run, pen_detokenizer_push(run->detokenizer, choice->token));
+    return !run->broken && !run->stopped;
 }
 
 static void on_done(void *context, pen_finish finish) {
@@ -114,10 +163,15 @@ static pen_status write_json(run_state *run, double prompt_speed, double decode_
                                run->finish == PEN_FINISH_STOP ? "stop" : "length", "timings", "prompt_tokens_per_s",
                                prompt_speed, "decode_tokens_per_s", decode_speed);
     if (object && run->logprobs) json_object_set(object, "logprobs", run->logprobs);
+    if (object && run->prompt_logprobs) json_object_set(object, "prompt_logprobs", run->prompt_logprobs);
     bool written =
         object && json_dumpf(object, stdout, JSON_COMPACT) == 0 && fputc('\n', stdout) != EOF && fflush(stdout) == 0;
     json_decref(object);
     return written ? PEN_OK : pen_fail(PEN_IO, "standard output cannot be written");
+}
+
+static int larger(int a, int b) {
+    return a > b ? a : b;
 }
 
 static pen_status work(void *context, pen_engine *engine) {
@@ -126,20 +180,28 @@ static pen_status work(void *context, pen_engine *engine) {
     run->output.ids = calloc((size_t)options->max_tokens + 1, sizeof *run->output.ids);
     if (options->json) run->text = json_array();
     if (options->json && options->logprobs) run->logprobs = json_array();
+    if (options->json && options->prompt_logprobs) run->prompt_logprobs = json_pack("[n]"); /* the first has none */
     if (!run->output.ids) return pen_fail(PEN_NO_MEMORY, "no memory for %d tokens", options->max_tokens);
     pen_request request = {
         .prompt = run->prompt.ids,
         .prompt_count = (int)run->prompt.count,
         .max_tokens = options->max_tokens,
+        .score = options->prompt_logprobs > 0,
         .pick = {.temperature = options->temperature,
                  .top_p = options->top_p,
                  .min_p = options->min_p,
                  .top_k = options->top_k,
                  .seed = options->seed,
                  .target = -1,
-                 .top_logprobs = options->logprobs},
+                 .top_logprobs = larger(options->logprobs, options->prompt_logprobs)},
         .stop_ids = options->config.ignore_eos ? NULL : run->stop_ids,
         .stop_count = options->config.ignore_eos ? 0 : run->stop_count,
+        .min_tokens = options->min_tokens,
+        .repetition_penalty = options->repetition_penalty,
+        .presence_penalty = options->presence_penalty,
+        .frequency_penalty = options->frequency_penalty,
+        .biases = options->logit_bias.list,
+        .bias_count = options->logit_bias.count,
         .on_token = on_token,
         .on_done = on_done,
         .context = run,
@@ -151,7 +213,7 @@ static pen_status work(void *context, pen_engine *engine) {
     if (run->finish == PEN_FINISH_BAD_LOGITS)
         return pen_fail(PEN_BAD_INPUT, "%s: the model's output is not a number after %zu tokens", options->config.model,
                         run->output.count);
-    emit(run, pen_detokenizer_finish(run->detokenizer));
+    finish_text(run);
     if (run->broken) return pen_fail(PEN_IO, "standard output cannot be written");
 
     size_t later = run->output.count ? run->output.count - 1 : 0;
@@ -175,7 +237,9 @@ pen_status pen_cmd_run(const pen_options *options) {
     pen_status status = pen_job_run(options, &job);
     json_decref(run.text);
     json_decref(run.logprobs);
+    json_decref(run.prompt_logprobs);
     pen_detokenizer_destroy(run.detokenizer);
+    pen_stopper_destroy(run.stopper);
     pen_tokens_free(&run.prompt);
     pen_tokens_free(&run.output);
     free(run.stop_ids);

@@ -20,6 +20,8 @@ typedef enum pen_option_type {
     PEN_OPTION_FLOAT,  /* float or double, min … max */
     PEN_OPTION_SIZE,   /* uint64_t bytes: 80GiB, 512MiB, 1.5GB, 4096 */
     PEN_OPTION_PAIR,   /* two adjacent ints, each min … max: 512:128 */
+    PEN_OPTION_TEXTS,  /* pen_option_texts; may be given again */
+    PEN_OPTION_BIASES, /* pen_option_biases, values min … max: 11:-5,13:2.5; may be given again */
 } pen_option_type;
 
 #define PEN_OPTION_GROUPS(X)                                                                                           \

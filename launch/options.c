@@ -79,6 +79,51 @@ static bool in_range(const pen_option *option, double value) {
     return value >= option->min && value <= option->max;
 }
 
+static bool repeats(const pen_option *option) {
+    return option->type == PEN_OPTION_TEXTS || option->type == PEN_OPTION_BIASES;
+}
+
+static pen_status add_text(const char *spelled, const char *text, pen_option_texts *texts) {
+    if (*text == '\0') return pen_fail(PEN_USAGE, "%s needs a value that is not empty", spelled);
+    if (texts->count == PEN_OPTION_TEXTS_MAX)
+        return pen_fail(PEN_USAGE, "%s is given more than %d times", spelled, PEN_OPTION_TEXTS_MAX);
+    texts->list[texts->count++] = text;
+    return PEN_OK;
+}
+
+/* One "ID:VALUE" in [text, end). */
+static pen_status add_bias(const pen_option *option, const char *spelled, const char *text, const char *end,
+                           pen_option_biases *biases) {
+    const char *colon = memchr(text, ':', (size_t)(end - text));
+    char value[64];
+    int64_t id;
+    double number = 0;
+    bool good =
+        colon && parse_integer(text, colon, &id) && id >= 0 && id <= INT32_MAX && (size_t)(end - colon) <= sizeof value;
+    if (good) {
+        snprintf(value, sizeof value, "%.*s", (int)(end - colon - 1), colon + 1);
+        good = parse_float(value, &number) && in_range(option, number);
+    }
+    if (!good)
+        return pen_fail(PEN_USAGE, "%s: '%.*s' is not a token id and a number from %g to %g, as 11:-5", spelled,
+                        (int)(end - text), text, option->min, option->max);
+    for (int i = 0; i < biases->count; i++)
+        if (biases->list[i].token == id) return pen_fail(PEN_USAGE, "%s: token %d has two values", spelled, (int)id);
+    if (biases->count == PEN_OPTION_BIASES_MAX)
+        return pen_fail(PEN_USAGE, "%s: more than %d tokens", spelled, PEN_OPTION_BIASES_MAX);
+    biases->list[biases->count++] = (pen_logit_bias){(int32_t)id, (float)number};
+    return PEN_OK;
+}
+
+static pen_status add_biases(const pen_option *option, const char *spelled, const char *text,
+                             pen_option_biases *biases) {
+    for (const char *end;; text = end + 1) {
+        end = text + strcspn(text, ",");
+        PEN_TRY(add_bias(option, spelled, text, end, biases));
+        if (*end == '\0') return PEN_OK;
+    }
+}
+
 static pen_status set_value(const pen_option *option, const char *spelled, const char *text, pen_options *options) {
     void *field = (char *)options + option->offset;
     int choice = option->choices ? pen_option_choice(option->choices, text) : 0;
@@ -126,6 +171,8 @@ static pen_status set_value(const pen_option *option, const char *spelled, const
         ((int *)field)[1] = (int)second;
         break;
     }
+    case PEN_OPTION_TEXTS: return add_text(spelled, text, field);
+    case PEN_OPTION_BIASES: return add_biases(option, spelled, text, field);
     }
     return PEN_OK;
 }
@@ -211,7 +258,7 @@ static pen_status parse_option(parser *p, int argc, char *const *argv, int *i) {
     }
 
     const char **given = &p->given[option - pen_option_table];
-    if (*given) return pen_fail(PEN_USAGE, "%s is given twice", spelled);
+    if (*given && !repeats(option)) return pen_fail(PEN_USAGE, "%s is given twice", spelled);
     *given = argument;
     return set_value(option, spelled, value, p->options);
 }
@@ -289,9 +336,14 @@ static pen_status check(parser *p) {
         return pen_fail(PEN_USAGE, "perplexity needs a text: -f FILE");
     if (options->command == PEN_COMMAND_tokenize && !options->prompt && !options->file)
         return pen_fail(PEN_USAGE, "tokenize needs a text: -p TEXT or -f FILE");
-    if ((options->logprobs > 0 || options->token_logprobs) && !options->json)
+    if ((options->logprobs > 0 || options->prompt_logprobs > 0 || options->token_logprobs) && !options->json)
         return pen_fail(PEN_USAGE, "--%slogprobs is part of the JSON object: add --json",
-                        options->token_logprobs ? "token-" : "");
+                        options->token_logprobs        ? "token-"
+                        : options->prompt_logprobs > 0 ? "prompt-"
+                                                       : "");
+    if (options->min_tokens > options->max_tokens)
+        return pen_fail(PEN_USAGE, "--min-tokens %d is more than --max-tokens %d", options->min_tokens,
+                        options->max_tokens);
 
     const pen_option *method = find_long("method", strlen("method"));
     bool custom = strcmp(config->method, "custom") == 0;

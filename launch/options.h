@@ -8,6 +8,7 @@
 #define PEN_OPTIONS_H
 
 #include "config.h"
+#include "history.h"
 #include "status.h"
 
 #include <stdbool.h>
@@ -21,6 +22,17 @@ typedef enum pen_command {
     PEN_COMMAND_COUNT
 } pen_command;
 
+/* The values of an option that may be given several times. */
+enum { PEN_OPTION_TEXTS_MAX = 16, PEN_OPTION_BIASES_MAX = 1024 };
+typedef struct pen_option_texts {
+    int count;
+    const char *list[PEN_OPTION_TEXTS_MAX];
+} pen_option_texts;
+typedef struct pen_option_biases {
+    int count;
+    pen_logit_bias list[PEN_OPTION_BIASES_MAX];
+} pen_option_biases;
+
 typedef struct pen_options {
     pen_command command;
     pen_config config;
@@ -32,9 +44,13 @@ typedef struct pen_options {
     float temperature, top_p, min_p; /* temperature 0: greedy */
     int top_k;                       /* 0: off */
     uint64_t seed;
-    int logprobs;        /* best K to report per token; 0: none */
-    int tokens;          /* perplexity: score the first N; 0: all */
-    bool token_logprobs; /* perplexity: also one per token */
+    float repetition_penalty, presence_penalty, frequency_penalty; /* 1, 0, 0: off */
+    pen_option_biases logit_bias;
+    pen_option_texts stop;
+    int min_tokens;
+    int logprobs, prompt_logprobs; /* best K to report per token; 0: none */
+    int tokens;                    /* perplexity: score the first N; 0: all */
+    bool token_logprobs;           /* perplexity: also one per token */
 
     /* tokenize. */
     bool no_bos, no_parse_special;

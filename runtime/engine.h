@@ -11,6 +11,7 @@
 #ifndef PEN_ENGINE_H
 #define PEN_ENGINE_H
 
+#include "history.h"
 #include "link.h"
 #include "metrics.h"
 #include "stage.h"
@@ -55,11 +56,16 @@ typedef void pen_request_done(void *context, pen_finish finish);
 typedef struct pen_request {
     const int32_t *prompt;   /* copied */
     int prompt_count;        /* ≥ 1; with max_tokens at most the context */
-    int max_tokens;          /* to generate; 0 with `score` */
-    bool score;              /* log-probabilities of the prompt's own tokens 1 … instead of new ones */
+    int max_tokens;          /* to generate; with `score` perhaps 0 */
+    bool score;              /* also log-probabilities of the prompt's own tokens 1 … */
     pen_pick pick;           /* how to choose; position and target are set by the engine */
     const int32_t *stop_ids; /* end-of-sequence tokens; NULL: go on regardless. Kept alive by the caller */
     int stop_count;
+    int min_tokens;                            /* stop_ids are not chosen before as many tokens */
+    float repetition_penalty;                  /* over prompt and output: > 0; 1 and 0: none */
+    float presence_penalty, frequency_penalty; /* over the output */
+    const pen_logit_bias *biases;              /* kept alive by the caller */
+    int bias_count;
     pen_request_token *on_token; /* called from within pen_engine_run */
     pen_request_done *on_done;
     void *context;

@@ -20,7 +20,9 @@ enum { HEADERS = 8, TOKEN_BUFFERS = 2 };
 typedef struct live {
     int64_t sequence;
     pen_request request;
-    int output;       /* tokens generated */
+    int output; /* tokens generated */
+    pen_history_rules rules;
+    bool has_rules;   /* that change anything */
     int32_t tokens[]; /* prompt, then output */
 } live;
 
@@ -33,7 +35,17 @@ typedef struct outgoing {
 typedef struct flight {
     pen_microbatch microbatch;
     pen_pick *picks; /* [logit_rows] */
+    void *history;   /* [history_capacity] the message of histories */
+    size_t history_capacity;
+    pen_transfer history_send; /* 0: done */
 } flight;
+
+/* How far the last stage knows the history of the sequence in a slot. */
+typedef struct slot_told {
+    bool begun;
+    uint32_t epoch;
+    int count; /* tokens */
+} slot_told;
 
 struct pen_leader {
     pen_kvcache *cache;
@@ -48,6 +60,8 @@ struct pen_leader {
     int turn;
     pen_choice *choices; /* [logit_rows] of the step that came back */
     int32_t *row_tokens; /* [rows] of the step being launched */
+    slot_told *slots;    /* [sequences] */
+    pen_told *told;      /* [rows] of the step being launched */
     live **live;         /* [live_capacity], sequence n in n mod live_capacity */
     int live_capacity, live_count;
     int64_t work_since_ns; /* while there are live requests */
@@ -79,13 +93,15 @@ static pen_status make_buffers(pen_engine *engine) {
     }
     leader->choices = calloc(logit_rows, sizeof *leader->choices);
     leader->row_tokens = calloc(rows, sizeof *leader->row_tokens);
+    leader->slots = calloc((size_t)limits->sequences, sizeof *leader->slots);
+    leader->told = calloc(rows, sizeof *leader->told);
     leader->live_capacity = 64;
     leader->live = calloc((size_t)leader->live_capacity, sizeof *leader->live);
     for (int i = 0; i < TOKEN_BUFFERS; i++) {
         leader->incoming[i] = malloc(pen_wire_choices_bytes(limits));
         made = made && leader->incoming[i];
     }
-    if (!made || !leader->choices || !leader->row_tokens || !leader->live)
+    if (!made || !leader->choices || !leader->row_tokens || !leader->slots || !leader->told || !leader->live)
         return pen_fail(PEN_NO_MEMORY, "no memory for the leader's steps");
     for (int i = 0; i < TOKEN_BUFFERS; i++) PEN_TRY(post(engine, i));
     return PEN_OK;
@@ -116,6 +132,7 @@ void pen_leader_destroy(pen_leader *leader) {
     for (int i = 0; leader->flights && i < leader->flight_limit; i++) {
         free(leader->flights[i].microbatch.runs);
         free(leader->flights[i].picks);
+        free(leader->flights[i].history);
     }
     for (int i = 0; i < HEADERS; i++) {
         free(leader->outgoing[i].message);
@@ -126,6 +143,8 @@ void pen_leader_destroy(pen_leader *leader) {
     free(leader->flights);
     free(leader->choices);
     free(leader->row_tokens);
+    free(leader->slots);
+    free(leader->told);
     free(leader->live);
     pen_schedule_destroy(leader->schedule);
     pen_kvcache_destroy(leader->cache);
@@ -162,12 +181,12 @@ static pen_status insert(pen_leader *leader, live *added) {
 static pen_status check_request(const pen_engine *engine, const pen_request *request) {
     const pen_engine_options *options = &engine->options;
     if (request->prompt_count < 1) return pen_fail(PEN_USAGE, "the prompt is empty");
-    if (request->score ? request->max_tokens != 0 : request->max_tokens < 1)
+    if (request->max_tokens < (request->score ? 0 : 1))
         return pen_fail(PEN_USAGE, "%d tokens cannot be generated", request->max_tokens);
     if ((int64_t)request->prompt_count + request->max_tokens > options->context)
         return pen_fail(PEN_USAGE, "a prompt of %d tokens and %d new ones exceed the context of %d",
                         request->prompt_count, request->max_tokens, options->context);
-    int positions = request->prompt_count + (request->score ? 0 : request->max_tokens - 1);
+    int positions = request->prompt_count + (request->max_tokens ? request->max_tokens - 1 : 0);
     for (int g = 0; g < options->kv.count; g++)
         if (pen_kv_blocks_held(options->kv.windows[g], options->rows, positions) > options->kv.blocks[g])
             return pen_fail(PEN_NO_MEMORY, "a request needs KV for %d tokens, and there is KV for %d", positions,
@@ -176,7 +195,23 @@ static pen_status check_request(const pen_engine *engine, const pen_request *req
         if (request->prompt[i] < 0 || request->prompt[i] >= options->vocab)
             return pen_fail(PEN_USAGE, "token %d of the prompt is %d, and the vocabulary has %d", i, request->prompt[i],
                             options->vocab);
+    for (int i = 0; i < request->bias_count; i++)
+        if (request->biases[i].token < 0 || request->biases[i].token >= options->vocab)
+            return pen_fail(PEN_USAGE, "a logit bias for token %d, and the vocabulary has %d", request->biases[i].token,
+                            options->vocab);
     return PEN_OK;
+}
+
+static pen_history_rules rules_of(const pen_request *request) {
+    return (pen_history_rules){
+        .repetition = request->repetition_penalty == 0 ? 1 : request->repetition_penalty,
+        .presence = request->presence_penalty,
+        .frequency = request->frequency_penalty,
+        .prompt_count = request->prompt_count,
+        .ban_end = request->prompt_count + request->min_tokens,
+        .bias_count = request->bias_count,
+        .ban_count = request->min_tokens > 0 ? request->stop_count : 0,
+    };
 }
 
 pen_status pen_engine_submit(pen_engine *engine, const pen_request *request) {
@@ -185,7 +220,9 @@ pen_status pen_engine_submit(pen_engine *engine, const pen_request *request) {
     size_t tokens = (size_t)request->prompt_count + (size_t)request->max_tokens;
     live *added = malloc(sizeof *added + tokens * sizeof added->tokens[0]);
     if (!added) return pen_fail(PEN_NO_MEMORY, "no memory for a request of %zu tokens", tokens);
-    *added = (live){.request = *request};
+    *added = (live){.request = *request, .rules = rules_of(request)};
+    added->has_rules =
+        pen_history_wants_tokens(&added->rules) || added->rules.bias_count > 0 || added->rules.ban_count > 0;
     memcpy(added->tokens, request->prompt, (size_t)request->prompt_count * sizeof added->tokens[0]);
     added->request.prompt = added->tokens;
     const pen_sequence_spec spec = {.tokens = added->tokens,
@@ -241,9 +278,63 @@ static int make_picks(const live *l, const pen_scheduled_run *run, pen_pick *pic
         int position = run->position + run->logit_first + i + 1;
         picks[i] = l->request.pick;
         picks[i].position = position;
-        picks[i].target = l->request.score ? l->tokens[position] : -1;
+        picks[i].target = position < l->request.prompt_count ? l->tokens[position] : -1;
     }
     return run->logit_rows;
+}
+
+/* What the last stage must yet hear of a sequence whose next token is chosen in this run; false: nothing. */
+static bool find_news(pen_leader *leader, const live *l, const pen_step_run *run, pen_told *told) {
+    slot_told *slot = &leader->slots[run->sequence];
+    int known = run->position + run->rows;
+    if (!l->has_rules || run->logit_rows == 0 || known < l->request.prompt_count || l->request.max_tokens == 0)
+        return false;
+    bool begins = !slot->begun || slot->epoch != run->epoch;
+    if (begins) *slot = (slot_told){.begun = true, .epoch = run->epoch};
+    int count = pen_history_wants_tokens(&l->rules) ? known - slot->count : 0;
+    if (!begins && count <= 0) return false;
+    *told = (pen_told){.sequence = run->sequence,
+                       .epoch = run->epoch,
+                       .first = slot->count,
+                       .count = count,
+                       .rules = l->rules,
+                       .biases = l->request.biases,
+                       .bans = l->request.stop_ids,
+                       .tokens = l->tokens + slot->count};
+    if (!begins) told->rules.bias_count = told->rules.ban_count = 0;
+    slot->count += count;
+    return true;
+}
+
+/* Writes what the last stage must hear of histories for this step. */
+static pen_status make_history(pen_engine *engine, flight *f, pen_step *step) {
+    pen_leader *leader = engine->leader;
+    int count = 0;
+    step->history_bytes = 0;
+    for (int i = 0; i < step->run_count; i++)
+        count += find_news(leader, find(leader, f->microbatch.runs[i].sequence), &step->runs[i], &leader->told[count]);
+    if (count == 0) return PEN_OK;
+    size_t bytes = pen_wire_told_bytes(leader->told, count);
+    if (bytes > f->history_capacity) {
+        free(f->history);
+        f->history = malloc(bytes);
+        f->history_capacity = f->history ? bytes : 0;
+    }
+    if (!f->history || bytes > INT32_MAX) return pen_fail(PEN_NO_MEMORY, "no memory for %zu bytes of histories", bytes);
+    step->history_bytes =
+        (int)pen_wire_encode_history(step->number, leader->told, count, engine->limits.plan_epoch, f->history);
+    return PEN_OK;
+}
+
+static pen_status send_history(pen_engine *engine, flight *f, int bytes) {
+    if (bytes == 0) return PEN_OK;
+    return pen_link_send(engine->link, PEN_CHANNEL_HISTORY, engine->stages - 1, 0, f->history, (size_t)bytes, NULL,
+                         &f->history_send);
+}
+
+static bool history_is_gone(pen_engine *engine, flight *f) {
+    if (f->history_send != 0 && pen_link_done(engine->link, f->history_send, NULL)) f->history_send = 0;
+    return f->history_send == 0;
 }
 
 /* Writes the step that tells of a flight. */
@@ -294,12 +385,16 @@ static pen_status launch_steps(pen_engine *engine, bool *moved) {
         outgoing *out = claim_outgoing(engine);
         pen_step *step = pen_worker_claim(engine->worker);
         flight *f = &leader->flights[leader->launched % (uint64_t)leader->flight_limit];
-        if (!out || !step || !pen_schedule_next(leader->schedule, &f->microbatch)) return PEN_OK;
+        if (!out || !step || !history_is_gone(engine, f)) return PEN_OK;
+        if (!pen_schedule_next(leader->schedule, &f->microbatch)) return PEN_OK;
         make_step(engine, f, step);
+        PEN_TRY(make_history(engine, f, step));
+        int history_bytes = step->history_bytes;
         leader->launched++;
         if (engine->stages > 1)
             PEN_TRY(send_to_all(engine, out, pen_wire_encode_step(step, engine->limits.plan_epoch, out->message)));
         PEN_TRY(pen_worker_push(engine->worker, leader->row_tokens));
+        PEN_TRY(send_history(engine, f, history_bytes));
         *moved = true;
     }
 }
@@ -338,7 +433,7 @@ static void take_run(pen_engine *engine, const pen_scheduled_run *run, const pen
             end_request(engine, l, PEN_FINISH_BAD_LOGITS);
             return;
         }
-        if (!request->score) {
+        if (position >= request->prompt_count) {
             take_token(engine, l, position, &choices[i]);
             return;
         }
@@ -347,7 +442,7 @@ static void take_run(pen_engine *engine, const pen_scheduled_run *run, const pen
             return;
         }
     }
-    if (l && l->request.score && run->position + run->rows == l->request.prompt_count)
+    if (l && l->request.max_tokens == 0 && run->position + run->rows == l->request.prompt_count)
         end_request(engine, l, PEN_FINISH_SCORED);
 }
 

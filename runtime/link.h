@@ -20,6 +20,7 @@ typedef enum pen_channel {
     PEN_CHANNEL_ACTIVATION, /* stage → next stage: residual rows; lane = slot */
     PEN_CHANNEL_TOKEN,      /* last stage → leader: choices */
     PEN_CHANNEL_EVENT,      /* stages → leader: answers to commands */
+    PEN_CHANNEL_HISTORY,    /* leader → last stage: what the choices of a step depend on */
     PEN_CHANNEL_COUNT
 } pen_channel;
 

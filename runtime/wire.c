@@ -8,13 +8,21 @@
 #include <string.h>
 #include <xxhash.h>
 
-enum { MAGIC = 0x4b4e4550 /* "PENK" */, VERSION = 1 };
+enum { MAGIC = 0x4b4e4550 /* "PENK" */, VERSION = 2 };
 
 /* Second part of a step, before its runs, blocks and picks. */
 typedef struct step_body {
     uint64_t completed, table_hash;
-    int32_t rows, run_count, logit_count, block_count, copy_count, nothing; /* the last is 0 */
+    int32_t rows, run_count, logit_count, block_count, copy_count, history_bytes;
 } step_body;
+
+/* What is told of a sequence, without the lists that follow it: biases, bans and tokens. */
+typedef struct told_body {
+    int32_t sequence;
+    uint32_t epoch;
+    int32_t first, count;
+    pen_history_rules rules;
+} told_body;
 
 /* A choice without its list of best log-probabilities, which follows it: ids, then values. */
 typedef struct choice_body {
@@ -25,6 +33,7 @@ typedef struct choice_body {
 
 /* What is copied as bytes has no holes. */
 static_assert(sizeof(pen_header) == 24 && sizeof(step_body) == 40, "no padding");
+static_assert(sizeof(told_body) == 44 && sizeof(pen_logit_bias) == 8, "no padding");
 static_assert(sizeof(pen_step_run) == 32 && sizeof(pen_pick) == 40 && sizeof(pen_kv_copy) == 12 &&
                   sizeof(choice_body) == 16,
               "no padding");
@@ -47,6 +56,14 @@ size_t pen_wire_step_bytes(const pen_wire_limits *limits) {
 
 size_t pen_wire_choices_bytes(const pen_wire_limits *limits) {
     return sizeof(pen_header) + (size_t)limits->logit_rows * (sizeof(choice_body) + PEN_TOP_LOGPROBS * 8);
+}
+
+/* No more biases or bans than there are ids. */
+static size_t most_history_bytes(const pen_wire_limits *limits) {
+    size_t vocab = (size_t)limits->vocab, context = (size_t)limits->context;
+    size_t told = sizeof(told_body) + vocab * (sizeof(pen_logit_bias) + sizeof(int32_t)) + context * sizeof(int32_t);
+    size_t bytes = sizeof(pen_header) + (size_t)limits->rows * told;
+    return bytes < INT32_MAX ? bytes : INT32_MAX;
 }
 
 pen_status pen_step_create(const pen_wire_limits *limits, pen_step *step) {
@@ -139,7 +156,8 @@ size_t pen_wire_encode_step(const pen_step *step, uint32_t plan_epoch, void *mes
                       .run_count = step->run_count,
                       .logit_count = step->logit_count,
                       .block_count = step->block_count,
-                      .copy_count = step->copy_count};
+                      .copy_count = step->copy_count,
+                      .history_bytes = step->history_bytes};
     put(&w, &body, sizeof body);
     put(&w, step->runs, (size_t)step->run_count * sizeof *step->runs);
     put(&w, step->blocks, (size_t)step->block_count * sizeof *step->blocks);
@@ -215,7 +233,8 @@ pen_status pen_wire_decode_step(const void *message, size_t bytes, const pen_wir
     PEN_TRY(open_message(message, bytes, limits->plan_epoch, PEN_MESSAGE_STEP, &header, &r));
     if (!get(&r, &body, sizeof body) || !within(body.rows, 1, limits->rows) || !within(body.run_count, 1, body.rows) ||
         !within(body.logit_count, 0, limits->logit_rows) || !within(body.block_count, 0, most_blocks(limits)) ||
-        !within(body.copy_count, 0, most_copies(limits)) || body.nothing != 0 || body.completed > header.sequence)
+        !within(body.history_bytes, 0, (int64_t)most_history_bytes(limits)) ||
+        !within(body.copy_count, 0, most_copies(limits)) || body.completed > header.sequence)
         return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": its sizes are out of bounds", header.sequence);
     step->number = header.sequence;
     step->completed = body.completed;
@@ -225,6 +244,7 @@ pen_status pen_wire_decode_step(const void *message, size_t bytes, const pen_wir
     step->block_count = body.block_count;
     step->copy_count = body.copy_count;
     step->table_hash = body.table_hash;
+    step->history_bytes = body.history_bytes;
     if (!get(&r, step->runs, (size_t)body.run_count * sizeof *step->runs) ||
         !get(&r, step->blocks, (size_t)body.block_count * sizeof *step->blocks) ||
         !get(&r, step->copies, (size_t)body.copy_count * sizeof *step->copies) ||
@@ -279,6 +299,89 @@ pen_status pen_wire_decode_choices(const void *message, size_t bytes, const pen_
         choice->bad_logits = body.bad_logits;
     }
     if (r.left != 0) return pen_fail(PEN_INTERNAL, "bad choices of step %" PRIu64 ": too long for %d", number, count);
+    return PEN_OK;
+}
+
+/* ---- Histories -------------------------------------------------------------------------------------------------- */
+
+size_t pen_wire_told_bytes(const pen_told *told, int count) {
+    size_t bytes = sizeof(pen_header);
+    for (const pen_told *t = told; t < told + count; t++)
+        bytes += sizeof(told_body) + (size_t)t->rules.bias_count * sizeof *t->biases +
+                 ((size_t)t->rules.ban_count + (size_t)t->count) * sizeof(int32_t);
+    return bytes;
+}
+
+size_t pen_wire_encode_history(uint64_t number, const pen_told *told, int count, uint32_t plan_epoch, void *message) {
+    writer w = begin(message);
+    for (const pen_told *t = told; t < told + count; t++) {
+        told_body body = {t->sequence, t->epoch, t->first, t->count, t->rules};
+        put(&w, &body, sizeof body);
+        put(&w, t->biases, (size_t)t->rules.bias_count * sizeof *t->biases);
+        put(&w, t->bans, (size_t)t->rules.ban_count * sizeof *t->bans);
+        put(&w, t->tokens, (size_t)t->count * sizeof *t->tokens);
+    }
+    return seal(message, &w, PEN_MESSAGE_HISTORY, number, plan_epoch);
+}
+
+/* The next `count` elements, where they are; NULL where the message ends before. */
+static const void *take(reader *r, int32_t count, size_t size) {
+    const void *at = r->at;
+    size_t bytes = (size_t)count * size;
+    if (bytes > r->left) return NULL;
+    r->at += bytes;
+    r->left -= bytes;
+    return at;
+}
+
+static bool ids_within(const int32_t *ids, int32_t count, int vocab) {
+    for (int32_t i = 0; i < count; i++)
+        if (!within(ids[i], 0, vocab - 1)) return false;
+    return true;
+}
+
+static bool check_told(const pen_told *t, const pen_wire_limits *limits) {
+    const pen_history_rules *rules = &t->rules;
+    if (!within(t->sequence, 0, limits->sequences - 1) || !within(t->first, 0, limits->context) ||
+        !within(t->count, 0, limits->context - t->first) || !isfinite(rules->repetition) || rules->repetition <= 0 ||
+        !isfinite(rules->presence) || !isfinite(rules->frequency) || !within(rules->prompt_count, 0, limits->context) ||
+        !within(rules->bias_count, 0, limits->vocab) || !within(rules->ban_count, 0, limits->vocab))
+        return false;
+    return t->first == 0 || (rules->bias_count == 0 && rules->ban_count == 0);
+}
+
+static bool check_told_lists(const pen_told *t, int vocab) {
+    if (!t->biases || !t->bans || !t->tokens) return false;
+    for (int i = 0; i < t->rules.bias_count; i++)
+        if (!within(t->biases[i].token, 0, vocab - 1) || !isfinite(t->biases[i].value)) return false;
+    return ids_within(t->bans, t->rules.ban_count, vocab) && ids_within(t->tokens, t->count, vocab);
+}
+
+pen_status pen_wire_decode_history(const void *message, size_t bytes, const pen_wire_limits *limits, uint64_t number,
+                                   pen_told *told, int *count) {
+    pen_header header;
+    reader r = {0};
+    PEN_TRY(open_message(message, bytes, limits->plan_epoch, PEN_MESSAGE_HISTORY, &header, &r));
+    if (header.sequence != number)
+        return pen_fail(PEN_INTERNAL, "bad histories: of step %" PRIu64 ", not of step %" PRIu64, header.sequence,
+                        number);
+    for (*count = 0; r.left > 0; ++*count) {
+        told_body body;
+        if (*count == limits->rows || !get(&r, &body, sizeof body))
+            return pen_fail(PEN_INTERNAL, "bad histories of step %" PRIu64 ": %zu bytes do not hold them", number,
+                            bytes);
+        pen_told *t = &told[*count];
+        *t = (pen_told){body.sequence, body.epoch, body.first, body.count, body.rules, NULL, NULL, NULL};
+        bool good = check_told(t, limits);
+        if (good) {
+            t->biases = take(&r, t->rules.bias_count, sizeof *t->biases);
+            t->bans = take(&r, t->rules.ban_count, sizeof *t->bans);
+            t->tokens = take(&r, t->count, sizeof *t->tokens);
+        }
+        if (!good || !check_told_lists(t, limits->vocab))
+            return pen_fail(PEN_INTERNAL, "bad histories of step %" PRIu64 ": number %d, of sequence %d", number,
+                            *count, t->sequence);
+    }
     return PEN_OK;
 }
 

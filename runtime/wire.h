@@ -8,11 +8,13 @@
 #ifndef PEN_WIRE_H
 #define PEN_WIRE_H
 
+#include "history.h"
 #include "kvcache.h"
 #include "status.h"
 
 typedef enum pen_message_type {
     PEN_MESSAGE_STEP = 1, /* leader → all: a microbatch to run */
+    PEN_MESSAGE_HISTORY,  /* leader → last stage: what the choices of a step depend on besides its logits */
     PEN_MESSAGE_CHOICES,  /* last stage → leader: the outcome of a step, choices or none */
     PEN_MESSAGE_REST,     /* leader → all: nothing is outstanding; stop the clocks */
     PEN_MESSAGE_MEASURE,  /* leader → all: time a step of this shape */
@@ -58,11 +60,24 @@ typedef struct pen_step {
     uint64_t completed;  /* steps below this number have come back to the leader */
     uint64_t table_hash; /* of what its runs see of their tables: stages that have others would compute nonsense */
     int rows, run_count, logit_count, block_count, copy_count;
+    int history_bytes;   /* of the message of histories that the leader sends the last stage for this step; 0: none */
     pen_step_run *runs;  /* [≤ limits.rows] */
     int32_t *blocks;     /* [block_count] */
     pen_kv_copy *copies; /* [copy_count] blocks to copy before it runs */
     pen_pick *picks;     /* [logit_count], in row order */
 } pen_step;
+
+/* What a step's message of histories says of one sequence. */
+typedef struct pen_told {
+    int32_t sequence; /* slot and epoch, as in a run */
+    uint32_t epoch;
+    int32_t first; /* 0: the history begins anew, with biases and bans; else the tokens follow those told before */
+    int32_t count;
+    pen_history_rules rules;
+    const pen_logit_bias *biases; /* [rules.bias_count] */
+    const int32_t *bans;          /* [rules.ban_count] */
+    const int32_t *tokens;        /* [count] of positions first … */
+} pen_told;
 
 pen_status pen_step_create(const pen_wire_limits *limits, pen_step *step);
 void pen_step_destroy(pen_step *step);
@@ -87,6 +102,12 @@ size_t pen_wire_encode_choices(uint64_t number, const pen_choice *choices, const
  * log-probabilities in each. */
 pen_status pen_wire_decode_choices(const void *message, size_t bytes, const pen_wire_limits *limits, uint64_t number,
                                    const pen_pick *picks, int count, pen_choice *choices);
+
+size_t pen_wire_told_bytes(const pen_told *told, int count); /* of a message of these */
+size_t pen_wire_encode_history(uint64_t number, const pen_told *told, int count, uint32_t plan_epoch, void *message);
+/* told[limits.rows] gets *count entries, which point into the message; it is aligned as malloc aligns. */
+pen_status pen_wire_decode_history(const void *message, size_t bytes, const pen_wire_limits *limits, uint64_t number,
+                                   pen_told *told, int *count);
 
 /* Messages of a header and a fixed body (which may be empty). */
 size_t pen_wire_encode_plain(pen_message_type type, uint64_t sequence, uint32_t plan_epoch, const void *body,

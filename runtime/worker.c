@@ -18,6 +18,9 @@ typedef struct entry {
     pen_event *computed;
     pen_transfer receive, send;
     bool received;
+    void *history; /* [history_capacity] the step's message of histories; last stage */
+    size_t history_capacity;
+    pen_transfer history_receive; /* 0: there is none, or it has come */
 } entry;
 
 /* The table of a sequence as the steps have told it. */
@@ -26,6 +29,13 @@ typedef struct table {
     int count;
     int32_t *blocks[PEN_KV_GROUPS];
 } table;
+
+/* What a sequence in a slot has said, on the last stage; no history where it never mattered. */
+typedef struct slot_history {
+    pen_history *history;
+    uint32_t epoch;
+    bool begun;
+} slot_history;
 
 struct pen_worker {
     pen_worker_options options;
@@ -37,6 +47,10 @@ struct pen_worker {
     int32_t *table_memory;
     pen_run *runs;       /* [limits.rows] scratch of one batch */
     int32_t *logit_rows; /* [limits.logit_rows] */
+    /* On the last stage: */
+    slot_history *histories; /* [limits.sequences] */
+    pen_told *told;          /* [limits.rows] what a step tells */
+    pen_logit_edits *edits;  /* [limits.logit_rows] of one batch */
 };
 
 static entry *entry_at(const pen_worker *worker, uint64_t i) {
@@ -72,6 +86,15 @@ static pen_status make_entry(pen_worker *worker, entry *e) {
     return PEN_OK;
 }
 
+static pen_status make_histories(pen_worker *worker) {
+    const pen_wire_limits *limits = &worker->options.limits;
+    worker->histories = calloc((size_t)limits->sequences, sizeof *worker->histories);
+    worker->told = calloc((size_t)limits->rows, sizeof *worker->told);
+    worker->edits = calloc((size_t)limits->logit_rows + 1, sizeof *worker->edits);
+    if (worker->histories && worker->told && worker->edits) return PEN_OK;
+    return pen_fail(PEN_NO_MEMORY, "no memory for the histories of %d sequences", limits->sequences);
+}
+
 static pen_status fill(pen_worker *worker) {
     const pen_wire_limits *limits = &worker->options.limits;
     size_t table_blocks = (size_t)pen_kv_blocks_for(limits->context), groups = (size_t)limits->kv.count;
@@ -82,6 +105,7 @@ static pen_status fill(pen_worker *worker) {
     worker->logit_rows = calloc((size_t)limits->logit_rows + 1, sizeof *worker->logit_rows);
     if (!worker->entries || !worker->tables || !worker->table_memory || !worker->runs || !worker->logit_rows)
         return pen_fail(PEN_NO_MEMORY, "no memory for the steps of a stage");
+    if (worker->last) PEN_TRY(make_histories(worker));
     for (size_t i = 0; i < (size_t)limits->sequences * groups; i++)
         worker->tables[i / groups].blocks[i % groups] = worker->table_memory + i * table_blocks;
     for (int i = 0; i < worker->options.steps; i++) PEN_TRY(make_entry(worker, &worker->entries[i]));
@@ -116,7 +140,13 @@ void pen_worker_destroy(pen_worker *worker) {
         if (e->computed) pen_event_destroy(e->computed);
         free(e->tokens);
         free(e->message);
+        free(e->history);
     }
+    for (int i = 0; worker->histories && i < worker->options.limits.sequences; i++)
+        pen_history_destroy(worker->histories[i].history);
+    free(worker->histories);
+    free(worker->told);
+    free(worker->edits);
     free(worker->entries);
     free(worker->tables);
     free(worker->table_memory);
@@ -132,6 +162,20 @@ pen_step *pen_worker_claim(pen_worker *worker) {
     return &entry_at(worker, worker->tail)->step;
 }
 
+/* Waits for what the leader sends beside the step, if it does. Messages come in the order of the steps. */
+static pen_status receive_history(pen_worker *worker, entry *e) {
+    size_t bytes = (size_t)e->step.history_bytes;
+    e->history_receive = 0;
+    if (!worker->last || bytes == 0) return PEN_OK;
+    if (bytes > e->history_capacity) {
+        free(e->history);
+        e->history = malloc(bytes);
+        e->history_capacity = e->history ? bytes : 0;
+        if (!e->history) return pen_fail(PEN_NO_MEMORY, "no memory for %zu bytes of histories", bytes);
+    }
+    return pen_link_receive(worker->options.link, PEN_CHANNEL_HISTORY, 0, 0, e->history, bytes, &e->history_receive);
+}
+
 pen_status pen_worker_push(pen_worker *worker, const int32_t *tokens) {
     entry *e = entry_at(worker, worker->tail);
     /* Steps are numbered without holes, so a slot and its lane follow from the number. */
@@ -141,6 +185,7 @@ pen_status pen_worker_push(pen_worker *worker, const int32_t *tokens) {
     if (tokens) memcpy(e->tokens, tokens, (size_t)e->step.rows * sizeof *tokens);
     e->phase = KNOWN;
     e->received = false;
+    PEN_TRY(receive_history(worker, e));
     worker->tail++;
     return pen_worker_receive(worker);
 }
@@ -187,9 +232,43 @@ static pen_status apply_tables(pen_worker *worker, const pen_step *step) {
     return PEN_OK;
 }
 
+static pen_status tell(pen_worker *worker, const pen_step *step, const pen_told *told) {
+    slot_history *slot = &worker->histories[told->sequence];
+    if (!slot->history) PEN_TRY(pen_history_create(&slot->history));
+    if (told->first == 0) {
+        PEN_TRY(pen_history_begin(slot->history, &told->rules, told->biases, told->bans));
+        slot->epoch = told->epoch;
+        slot->begun = true;
+    } else if (!slot->begun || slot->epoch != told->epoch || pen_history_count(slot->history) != told->first) {
+        return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": history of sequence %d has a hole before position %d",
+                        step->number, told->sequence, told->first);
+    }
+    return pen_history_append(slot->history, told->tokens, told->count);
+}
+
+/* Brings the histories up to this step, and finds what they change in its logits. */
+static pen_status apply_histories(pen_worker *worker, const entry *e) {
+    const pen_step *step = &e->step;
+    int count = 0, logits = 0;
+    if (step->history_bytes > 0)
+        PEN_TRY(pen_wire_decode_history(e->history, (size_t)step->history_bytes, &worker->options.limits, step->number,
+                                        worker->told, &count));
+    for (int i = 0; i < count; i++) PEN_TRY(tell(worker, step, &worker->told[i]));
+    for (int i = 0; i < step->run_count; i++) {
+        const pen_step_run *run = &step->runs[i];
+        const slot_history *slot = &worker->histories[run->sequence];
+        bool applies = slot->begun && slot->epoch == run->epoch;
+        for (int end = logits + run->logit_rows; logits < end; logits++)
+            worker->edits[logits] =
+                applies ? pen_history_edits(slot->history, step->picks[logits].position) : (pen_logit_edits){NULL, 0};
+    }
+    return PEN_OK;
+}
+
 static pen_status compute(pen_worker *worker, entry *e) {
     const pen_step *step = &e->step;
     PEN_TRY(apply_tables(worker, step));
+    if (worker->last) PEN_TRY(apply_histories(worker, e));
     pen_stage_copy_blocks(worker->options.stage, step->copies, step->copy_count);
     int row = 0, logits = 0;
     for (int i = 0; i < step->run_count; i++) {
@@ -204,7 +283,8 @@ static pen_status compute(pen_worker *worker, entry *e) {
                        .runs = worker->runs,
                        .tokens = e->tokens,
                        .logit_count = step->logit_count,
-                       .logit_rows = worker->logit_rows};
+                       .logit_rows = worker->logit_rows,
+                       .edits = worker->edits};
     pen_meter_set(worker->options.meter, PEN_BUSY);
     pen_stage_run(worker->options.stage, slot_of(worker, e), &batch, worker->last ? step->picks : NULL);
     pen_event_record(e->computed);
@@ -246,6 +326,10 @@ static pen_status finish_steps(pen_worker *worker, bool *moved) {
 }
 
 static bool is_ready(pen_worker *worker, entry *e) {
+    if (e->history_receive != 0) {
+        if (!pen_link_done(worker->options.link, e->history_receive, NULL)) return false;
+        e->history_receive = 0;
+    }
     if (worker->first) return slot_is_free(worker, worker->next);
     if (e->phase == RECEIVING && !e->received) e->received = pen_link_done(worker->options.link, e->receive, NULL);
     return e->received;

@@ -3,7 +3,9 @@
  * receive the rows, compute, send the rows on (or, on the last stage, the choices to the leader).
  *
  * Step n uses slot n mod slots; it may have it when step n − slots has been sent. The rows' receive is posted as soon
- * as the step is known and its slot is free. Owner: the engine; device, stage and link outlive the worker.
+ * as the step is known and its slot is free. The last stage also keeps the histories that choices depend on; where a
+ * step brings news of them, they come in a message of their own. Owner: the engine; device, stage and link outlive the
+ * worker.
  */
 #ifndef PEN_WORKER_H
 #define PEN_WORKER_H

@@ -65,7 +65,9 @@ extern const pen_cpu_op_kernels pen_cpu_op_kernels_portable, pen_cpu_op_kernels_
 void pen_reference_norm_row(const pen_norm_op *op, int row, float *out);
 void pen_reference_rope_kv(const pen_cpu_device *device, const pen_rope_kv_op *op);
 void pen_reference_attention(const pen_cpu_device *device, const pen_attention_op *op, float *out);
-void pen_reference_pick(const float *logits, int vocab, const pen_pick *pick, void *scratch, pen_choice *choice);
+/* `edits` may be NULL. */
+void pen_reference_pick(const float *logits, int vocab, const pen_pick *pick, const pen_logit_edits *edits,
+                        void *scratch, pen_choice *choice);
 
 /* The uniform number in [0, 1) of a draw, a hash of its key alone. */
 double pen_pick_uniform(const pen_pick *pick);

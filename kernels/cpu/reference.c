@@ -4,6 +4,7 @@
  */
 #include "ops.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -175,7 +176,23 @@ static int32_t draw(candidate *sorted, int vocab, const pen_pick *pick) {
     return last.id;
 }
 
-void pen_reference_pick(const float *logits, int vocab, const pen_pick *pick, void *scratch, pen_choice *choice) {
+static void edit(candidate *sorted, int vocab, const pen_logit_edits *edits) {
+    for (int i = 0; i < vocab; i++)
+        for (int e = 0; e < edits->count; e++) {
+            const pen_logit_edit *by = &edits->list[e];
+            if (by->token != sorted[i].id) continue;
+            float x = sorted[i].logit + by->add;
+            if (x > 0)
+                x /= by->scale;
+            else
+                x *= by->scale;
+            sorted[i].logit = fminf(x - by->less, FLT_MAX);
+        }
+    qsort(sorted, (size_t)vocab, sizeof *sorted, better_first);
+}
+
+void pen_reference_pick(const float *logits, int vocab, const pen_pick *pick, const pen_logit_edits *edits,
+                        void *scratch, pen_choice *choice) {
     candidate *sorted = scratch; /* [vocab] */
     *choice = (pen_choice){0};
     for (int i = 0; i < vocab; i++) {
@@ -194,8 +211,7 @@ void pen_reference_pick(const float *logits, int vocab, const pen_pick *pick, vo
         choice->top_ids[i] = sorted[i].id;
         choice->top_logprobs[i] = (float)((double)sorted[i].logit - log_sum);
     }
-    choice->token = pick->target >= 0       ? pick->target
-                    : pick->temperature > 0 ? draw(sorted, vocab, pick)
-                                            : choice->argmax;
+    if (edits) edit(sorted, vocab, edits);
+    choice->token = pick->target >= 0 ? pick->target : pick->temperature > 0 ? draw(sorted, vocab, pick) : sorted[0].id;
     choice->logprob = (float)((double)logits[choice->token] - log_sum);
 }

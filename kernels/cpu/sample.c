@@ -8,6 +8,7 @@
 #include "exact.h"
 #include "ops.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -91,13 +92,26 @@ static uint64_t select_key(uint64_t *keys, int n, const float *weights, double n
 
 size_t pen_pick_row_scratch(int vocab) {
     size_t padded = ((size_t)vocab + 15) / 16 * 16;
-    return padded * (sizeof(uint64_t) + sizeof(float));
+    return padded * (sizeof(uint64_t) + 2 * sizeof(float));
+}
+
+/* A row's scratch: keys, weights and edited logits. */
+typedef struct pick_scratch {
+    uint64_t *keys;
+    float *weights, *edited;
+} pick_scratch;
+
+static pick_scratch divide_scratch(void *scratch, int vocab) {
+    size_t padded = ((size_t)vocab + 15) / 16 * 16;
+    uint64_t *keys = scratch;
+    float *weights = (float *)(keys + padded);
+    return (pick_scratch){keys, weights, weights + padded};
 }
 
 static int draw(const pen_cpu_device *device, const float *logits, int vocab, float max, const pen_pick *pick,
-                void *scratch) {
-    uint64_t *keys = scratch, floor = 0;
-    float *weights = (float *)(keys + ((size_t)vocab + 15) / 16 * 16);
+                const pick_scratch *scratch) {
+    uint64_t *keys = scratch->keys, floor = 0;
+    float *weights = scratch->weights;
     device->ops->weights(logits, vocab, max, 1.0F / pick->temperature, weights); /* the largest is 1 */
     if (pick->top_k > 0 && pick->top_k < vocab) {
         for (int i = 0; i < vocab; i++) keys[i] = key_of(logits[i], i);
@@ -137,6 +151,7 @@ typedef struct pick_job {
     const float *logits; /* [L][V] */
     int vocab;
     const pen_pick *picks;
+    const pen_logit_edits *edits; /* [L] or NULL */
     pen_choice *choices;
     pen_logit_slice *slices; /* [L][slices of a row] */
     unsigned char *scratch;  /* one row's per thread */
@@ -156,6 +171,36 @@ static void find_top(const float *logits, int vocab, int count, double log_sum, 
         choice->top_logprobs[at] = logits[i];
     }
     for (int i = 0; i < found; i++) choice->top_logprobs[i] = (float)((double)choice->top_logprobs[i] - log_sum);
+}
+
+/* The row's logits with the changes made, and which is then the best; the lowest id among equals. */
+static int edit_row(const float *logits, int vocab, const pen_logit_edits *edits, float *edited) {
+    memcpy(edited, logits, (size_t)vocab * sizeof *edited);
+    for (int i = 0; i < edits->count; i++) {
+        const pen_logit_edit *edit = &edits->list[i];
+        float x = logits[edit->token] + edit->add;
+        x = (x > 0 ? x / edit->scale : x * edit->scale) - edit->less;
+        edited[edit->token] = x < FLT_MAX ? x : FLT_MAX;
+    }
+    int best = 0;
+    for (int i = 1; i < vocab; i++)
+        if (edited[i] > edited[best]) best = i;
+    return best;
+}
+
+/* The token of a row whose best logit is that of `best`. */
+static int choose(const pick_job *job, int row, const float *logits, int best, void *row_scratch) {
+    const pen_pick *pick = &job->picks[row];
+    const pen_logit_edits *edits = job->edits && job->edits[row].count > 0 ? &job->edits[row] : NULL;
+    if (pick->target >= 0) return pick->target;
+    if (pick->temperature == 0 && !edits) return best;
+    pick_scratch scratch = divide_scratch(row_scratch, job->vocab);
+    if (edits) {
+        best = edit_row(logits, job->vocab, edits, scratch.edited);
+        logits = scratch.edited;
+        if (pick->temperature == 0 || logits[best] == -INFINITY) return best;
+    }
+    return draw(job->device, logits, job->vocab, logits[best], pick, &scratch);
 }
 
 static void pick_row(const pick_job *job, int row, void *scratch) {
@@ -178,12 +223,7 @@ static void pick_row(const pick_job *job, int row, void *scratch) {
         if (slice[s].sum > 0) sum += slice[s].sum * pen_exact_exp((double)slice[s].max - (double)max);
     double log_sum = (double)max + pen_exact_log(sum);
     for (choice->argmax = best * SLICE; logits[choice->argmax] != max;) choice->argmax++;
-    if (pick->target >= 0)
-        choice->token = pick->target;
-    else if (pick->temperature > 0)
-        choice->token = draw(job->device, logits, job->vocab, max, pick, scratch);
-    else
-        choice->token = choice->argmax;
+    choice->token = choose(job, row, logits, choice->argmax, scratch);
     choice->logprob = (float)((double)logits[choice->token] - log_sum);
     find_top(logits, job->vocab, pick->top_logprobs < job->vocab ? pick->top_logprobs : job->vocab, log_sum, choice);
 }
@@ -223,13 +263,14 @@ void pen_cpu_pick(pen_device *base, const pen_buffer *logits, int vocab, const p
                     .logits = pen_cpu_data(logits),
                     .vocab = vocab,
                     .picks = picks,
+                    .edits = device->batch.edits,
                     .choices = pen_cpu_data(choices),
                     .slices = device->op_scratch,
                     .scratch = (unsigned char *)device->op_scratch + slices_bytes(rows, vocab)};
     if (device->isa == PEN_CPU_REFERENCE) {
         for (int row = 0; row < rows; row++)
-            pen_reference_pick(job.logits + (size_t)row * (size_t)vocab, vocab, &picks[row], job.scratch,
-                               &job.choices[row]);
+            pen_reference_pick(job.logits + (size_t)row * (size_t)vocab, vocab, &picks[row],
+                               job.edits ? &job.edits[row] : NULL, job.scratch, &job.choices[row]);
         return;
     }
     pen_pool_run(device->pool, slice_task, &job, rows * ((slice_count(vocab) + TASK_SLICES - 1) / TASK_SLICES));

@@ -86,6 +86,28 @@ static void decode_choices(const void *message, size_t bytes, const pen_wire_lim
     free(choices);
 }
 
+static void decode_history(const void *message, size_t bytes, const pen_wire_limits *limits, uint64_t number) {
+    int count = 0;
+    pen_told *told = calloc((size_t)limits->rows, sizeof *told);
+    require(told != NULL);
+    if (pen_wire_decode_history(message, bytes, limits, number, told, &count) == PEN_OK) {
+        require(count <= limits->rows && pen_wire_told_bytes(told, count) == bytes);
+        for (const pen_told *t = told; t < told + count; t++) {
+            require(t->sequence >= 0 && t->sequence < limits->sequences && t->rules.repetition > 0);
+            require(t->first >= 0 && t->count >= 0 && t->first + t->count <= limits->context);
+            for (int i = 0; i < t->count; i++) require(t->tokens[i] >= 0 && t->tokens[i] < limits->vocab);
+            for (int i = 0; i < t->rules.ban_count; i++) require(t->bans[i] >= 0 && t->bans[i] < limits->vocab);
+            for (int i = 0; i < t->rules.bias_count; i++)
+                require(t->biases[i].token >= 0 && t->biases[i].token < limits->vocab);
+        }
+        unsigned char *again = malloc(bytes);
+        require(again && pen_wire_encode_history(number, told, count, EPOCH, again) == bytes &&
+                memcmp(again, message, bytes) == 0);
+        free(again);
+    }
+    free(told);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size < LIMITS_BYTES) return 0;
     pen_wire_limits limits = read_limits(data);
@@ -100,6 +122,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             if (pen_wire_decode_plain(message, bytes, header.type, EPOCH, body, most) == PEN_OK)
                 require(bytes == sizeof header + most);
         decode_choices(message, bytes, &limits, &header);
+        decode_history(message, bytes, &limits, header.sequence);
     }
     decode_step(message, bytes, &limits);
     free(message);

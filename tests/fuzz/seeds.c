@@ -389,6 +389,12 @@ static void write_messages(void) {
         bytes = pen_wire_encode_choices(7, choices, picks, 3, EPOCH, message);
         write_seed("wire", name, shape, sizeof shape, message, bytes);
     }
+    const int32_t ids[] = {5, 6, 7, 8, 9};
+    const pen_logit_bias biases[] = {{3, -2}, {4, 0.5f}};
+    const pen_told told[] = {{1, 2, 0, 5, {1.5f, 1, 0.5f, 3, 9, 2, 1}, biases, ids, ids},
+                             {2, 1, 6, 2, {1, 0.5f, 0, 3, 0, 0, 0}, NULL, NULL, ids}};
+    bytes = pen_wire_encode_history(7, told, 2, EPOCH, message);
+    write_seed("wire", "history", shape, sizeof shape, message, bytes);
     for (int type = 1; type < PEN_MESSAGE_TYPES; type++) {
         char name[16];
         snprintf(name, sizeof name, "plain-%d", type);

@@ -4,7 +4,7 @@
  *
  *   engine_run [--model SPEC] [--requests N] [--prompt P] [--output G] [--rows R] [--overhead X] [--threads T]
  *              [--timeout S] [--temperature X] [--exact] [--score] [--sequences N]
- *              [--measure] [--announce] [--times] [--blocks N] [--in-flight M]
+ *              [--penalties] [--measure] [--announce] [--times] [--blocks N] [--in-flight M]
  *              [--schedules N [--seed S]]
  *
  * With --schedules it runs a dozen requests one by one, and then N random mixtures of them: some begin while others
@@ -26,7 +26,7 @@ typedef struct options {
     const char *model;
     int requests, prompt, output, rows, threads, sequences, blocks, in_flight, schedules, seed;
     double overhead, timeout, temperature;
-    bool exact, score, measure, announce, times;
+    bool exact, score, penalties, measure, announce, times;
 } options;
 
 typedef struct output {
@@ -68,12 +68,13 @@ static options parse(int argc, char **argv) {
                  .sequences = 2, /* fewer than requests: slots and blocks are used again */
                  .overhead = 8,
                  .timeout = 30};
-    static const struct option table[] = {
-        {"model", 1, 0, 'm'},       {"requests", 1, 0, 'n'},  {"prompt", 1, 0, 'p'},  {"output", 1, 0, 'g'},
-        {"rows", 1, 0, 'r'},        {"overhead", 1, 0, 'o'},  {"threads", 1, 0, 't'}, {"timeout", 1, 0, 's'},
-        {"temperature", 1, 0, 'T'}, {"exact", 0, 0, 'e'},     {"score", 0, 0, 'c'},   {"sequences", 1, 0, 'q'},
-        {"measure", 0, 0, 'M'},     {"announce", 0, 0, 'a'},  {"times", 0, 0, 'S'},   {"blocks", 1, 0, 'b'},
-        {"in-flight", 1, 0, 'f'},   {"schedules", 1, 0, 'N'}, {"seed", 1, 0, 'd'},    {0, 0, 0, 0}};
+    static const struct option table[] = {{"model", 1, 0, 'm'},   {"requests", 1, 0, 'n'},  {"prompt", 1, 0, 'p'},
+                                          {"output", 1, 0, 'g'},  {"rows", 1, 0, 'r'},      {"overhead", 1, 0, 'o'},
+                                          {"threads", 1, 0, 't'}, {"timeout", 1, 0, 's'},   {"temperature", 1, 0, 'T'},
+                                          {"exact", 0, 0, 'e'},   {"score", 0, 0, 'c'},     {"sequences", 1, 0, 'q'},
+                                          {"measure", 0, 0, 'M'}, {"announce", 0, 0, 'a'},  {"times", 0, 0, 'S'},
+                                          {"blocks", 1, 0, 'b'},  {"in-flight", 1, 0, 'f'}, {"schedules", 1, 0, 'N'},
+                                          {"seed", 1, 0, 'd'},    {"penalties", 0, 0, 'P'}, {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) switch (c) {
         case 'm': o.model = optarg; break;
         case 'n': o.requests = atoi(optarg); break;
@@ -87,6 +88,7 @@ static options parse(int argc, char **argv) {
         case 'T': o.temperature = atof(optarg); break;
         case 'e': o.exact = true; break;
         case 'c': o.score = true; break;
+        case 'P': o.penalties = true; break;
         case 'M': o.measure = true; break;
         case 'a': o.announce = true; break;
         case 'S': o.times = true; break;
@@ -113,6 +115,21 @@ static bool beat(void *context, uint64_t done, uint64_t total) {
     return true;
 }
 
+/* Rules for every request but each third, which is a neighbour without any. */
+static void add_rules(pen_request *request, int number) {
+    static const pen_logit_bias biases[] = {{3, 4}, {5, -30}, {9, 2.5f}};
+    static const int32_t stop_ids[] = {1, 9, 17, 200};
+    if (number % 3 == 1) return;
+    request->repetition_penalty = 1.3f;
+    request->presence_penalty = 0.5f * (float)(number % 2);
+    request->frequency_penalty = 0.25f;
+    request->biases = biases;
+    request->bias_count = number % 4;
+    request->stop_ids = stop_ids;
+    request->stop_count = 4;
+    request->min_tokens = request->max_tokens;
+}
+
 static void submit_all(pen_engine *engine, const options *o, int vocab, output *outputs) {
     int32_t *prompt = malloc((size_t)(o->prompt + 7 * o->requests) * sizeof *prompt);
     for (int r = 0; r < o->requests; r++) {
@@ -128,10 +145,11 @@ static void submit_all(pen_engine *engine, const options *o, int vocab, output *
             .prompt_count = count,
             .max_tokens = o->score ? 0 : o->output,
             .score = o->score,
-            .pick = {.temperature = (float)o->temperature, .top_p = 1, .seed = 42 + (uint64_t)r, .top_logprobs = 3},
+            .pick = {.temperature = (float)o->temperature, .top_p = 1, .seed = 42, .choice = r, .top_logprobs = 3},
             .on_token = on_token,
             .on_done = on_done,
             .context = &outputs[r]};
+        if (o->penalties) add_rules(&request, r);
         if (pen_engine_submit(engine, &request) != PEN_OK) {
             fprintf(stderr, "penstock: %s\n", pen_last_error());
             exit(PEN_USAGE);
@@ -180,7 +198,7 @@ static pen_status lead(pen_engine *engine, const options *o, int stages, int voc
 
 /* ---- Random schedules -------------------------------------------------------------------------------------------- */
 
-enum { PIECES = 12, PIECE_MOST = 40, PROMPT_MOST = 160 };
+enum { PIECES = 12, OUTPUT_MOST = 40, PROMPT_MOST = 160, PIECE_MOST = PROMPT_MOST + OUTPUT_MOST };
 
 /* A request, and what it says when nobody else is there. */
 typedef struct piece {
@@ -254,13 +272,16 @@ static void make_piece(piece *made, int number, int vocab, const options *o) {
         made->prompt[i] = (int32_t)(((unsigned)(number % 3) * 7919u + (unsigned)i * 104729u) % (unsigned)vocab);
     made->request = (pen_request){.prompt = made->prompt,
                                   .prompt_count = count,
-                                  .max_tokens = 5 + number * 3 % (PIECE_MOST - 5),
+                                  .max_tokens = 5 + number * 3 % (OUTPUT_MOST - 5),
                                   .pick = {.temperature = number % 2 ? 0.8f : (float)o->temperature,
                                            .top_p = 0.95f,
                                            .seed = (uint64_t)number,
                                            .top_logprobs = 3},
                                   .on_token = play_token,
+                                  .score = number % 4 == 3, /* its prompt is heard, too */
                                   .on_done = play_done};
+    add_rules(&made->request, number);
+    made->request.min_tokens /= 2;
 }
 
 static pen_status play_schedules(pen_engine *engine, const options *o, int vocab) {

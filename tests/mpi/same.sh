@@ -12,6 +12,13 @@ echo "$expected"
 [ "$(grep -c 'finish [12], [1-9][0-9]* tokens' <<<"$expected")" = 3 ] || { echo "FAIL: not 3 requests"; exit 1; }
 failures=0
 
+# The second request has no penalties: those of its neighbours do not concern it.
+case " $* " in *" --penalties "*)
+    plain=$("$program" ${@/--penalties/}) || exit 1
+    equal=$(comm -12 <(sort <<<"$plain") <(sort <<<"$expected") | grep -o '^request [0-9]*' | tr '\n' ,)
+    [ "$equal" = "request 1," ] || { echo "FAIL: equal without penalties: $equal"; exit 1; } ;;
+esac
+
 # same MPIRUN_ARGUMENT... -- ARGUMENT...
 same() {
     local launcher=()

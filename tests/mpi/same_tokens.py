@@ -2,7 +2,8 @@
 """The same tokens, always: same_tokens.py PROGRAM MPIRUN [--expect-difference] [--model FILE]
 
 Token ids and log-probabilities must be equal bit for bit however the work is divided: over ranks, splits, threads,
-chunks of the prompt and instruction sets, for every weight type; greedy, sampled with a seed, and scoring a given text.
+chunks of the prompt and instruction sets, for every weight type; greedy, sampled with a seed, with penalties, and
+scoring a given text.
 Every case is compared with the first of its model. The cases are drawn by a fixed seed so that each value of each
 choice meets many values of the others, but not all of them.
 
@@ -28,6 +29,9 @@ LOGPROBS = ["--logprobs", "5", "--ignore-eos"]
 COMMANDS = {
     "greedy": ["run", "-n", "12", "--temperature", "0", *LOGPROBS],
     "sampled": ["run", "-n", "12", "--temperature", "0.8", "--top-p", "0.9", "--seed", "7", *LOGPROBS],
+    "penalised": ["run", "-n", "12", "--temperature", "0.6", "--seed", "9", "--repetition-penalty", "1.4",
+                  "--presence-penalty", "0.5", "--frequency-penalty", "0.3", "--logit-bias", "7:3,11:-4",
+                  "--prompt-logprobs", "3", *LOGPROBS],
     "scored": ["perplexity", "--token-logprobs"],
 }
 
@@ -133,7 +137,7 @@ def result(job, command, model, case, profile, text):
         return output["token_logprobs"]
     if len(output["output_ids"]) != 12 or len(output["logprobs"]) != 12:
         raise RuntimeError(f"{command}, {case}: not 12 tokens: {output}")
-    return list(zip(output["output_ids"], output["logprobs"]))
+    return [*output.get("prompt_logprobs", []), *zip(output["output_ids"], output["logprobs"])]
 
 
 def first_difference(expected, got):

@@ -13,7 +13,7 @@
 
 #include <cmocka.h>
 
-enum { ARGUMENTS_MAX = 32 };
+enum { ARGUMENTS_MAX = 48 };
 
 /* Parses a command line written as words separated by single blanks. */
 static pen_status parse(const char *line, pen_options *options) {
@@ -97,6 +97,48 @@ static void test_values(void **state) {
     assert_string_equal(o.config.model, "m");
     assert_int_equal(o.tokens, 64);
     assert_true(o.config.step_timeout_s == 2.5);
+}
+
+static void test_sampling(void **state) {
+    (void)state;
+    pen_options o;
+    accept("penstock run m -p x", &o);
+    assert_true(o.repetition_penalty == 1 && o.presence_penalty == 0 && o.frequency_penalty == 0);
+    assert_true(o.stop.count == 0 && o.logit_bias.count == 0 && o.min_tokens == 0 && o.prompt_logprobs == 0);
+    accept("penstock run m -p x --repetition-penalty 1.25 --presence-penalty -2 --frequency-penalty 0.5 --stop a,b "
+           "--stop=-- --logit-bias 7:-100,11:2.5 --logit-bias 0:1e1 --min-tokens 9 -n 9 --prompt-logprobs 4 --json",
+           &o);
+    assert_true(o.repetition_penalty == 1.25F && o.presence_penalty == -2 && o.frequency_penalty == 0.5F);
+    assert_int_equal(o.stop.count, 2);
+    assert_string_equal(o.stop.list[0], "a,b");
+    assert_string_equal(o.stop.list[1], "--");
+    assert_int_equal(o.logit_bias.count, 3);
+    assert_true(o.logit_bias.list[0].token == 7 && o.logit_bias.list[0].value == -100);
+    assert_true(o.logit_bias.list[1].token == 11 && o.logit_bias.list[1].value == 2.5F);
+    assert_true(o.logit_bias.list[2].token == 0 && o.logit_bias.list[2].value == 10);
+    assert_int_equal(o.min_tokens, 9);
+    assert_int_equal(o.prompt_logprobs, 4);
+
+    static const char *const biases[] = {"7",    "7:",   "7:x",     ":1",   "7:101",        "7:-100.5", "7:nan",
+                                         "7:1,", ",7:1", "7:1;8:2", "-1:1", "2147483648:1", "1.5:1",    "7:1:2"};
+    for (size_t i = 0; i < sizeof biases / sizeof biases[0]; i++) {
+        char line[64];
+        snprintf(line, sizeof line, "penstock run m -p x --logit-bias=%s", biases[i]);
+        refuse(line, "--logit-bias: '");
+    }
+    refuse("penstock run m -p x --logit-bias 7:1 --logit-bias 8:1,7:2", "token 7 has two values");
+    refuse("penstock run m -p x --stop=", "--stop needs a value that is not empty");
+    refuse("penstock run m -p x --repetition-penalty 0", "'0' is not a number from 0.01 to 100");
+    refuse("penstock run m -p x --presence-penalty 2.1", "--presence-penalty");
+    refuse("penstock run m -p x --frequency-penalty inf", "--frequency-penalty");
+    refuse("penstock run m -p x --min-tokens 9 -n 8", "--min-tokens 9 is more than --max-tokens 8");
+    refuse("penstock run m -p x --prompt-logprobs 3", "--prompt-logprobs is part of the JSON object");
+    refuse("penstock run m -p x --json --prompt-logprobs 21", "from 0 to 20");
+    refuse("penstock perplexity m -f x --stop a", "--stop belongs to penstock run");
+    /* More than there is room for. */
+    char line[512] = "penstock run m -p x", *end = line + strlen(line);
+    for (int i = 0; i < 17; i++) end += sprintf(end, " --stop=%d", i);
+    refuse(line, "--stop is given more than 16 times");
 }
 
 static void test_sizes(void **state) {
@@ -355,10 +397,11 @@ static void test_near(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults),   cmocka_unit_test(test_values),      cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_bad_values), cmocka_unit_test(test_words),       cmocka_unit_test(test_contradictions),
-        cmocka_unit_test(test_too_long),   cmocka_unit_test(test_environment), cmocka_unit_test(test_table),
-        cmocka_unit_test(test_help),       cmocka_unit_test(test_completion),  cmocka_unit_test(test_near),
+        cmocka_unit_test(test_defaults),       cmocka_unit_test(test_values),     cmocka_unit_test(test_sampling),
+        cmocka_unit_test(test_sizes),          cmocka_unit_test(test_bad_values), cmocka_unit_test(test_words),
+        cmocka_unit_test(test_contradictions), cmocka_unit_test(test_too_long),   cmocka_unit_test(test_environment),
+        cmocka_unit_test(test_table),          cmocka_unit_test(test_help),       cmocka_unit_test(test_completion),
+        cmocka_unit_test(test_near),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

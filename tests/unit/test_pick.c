@@ -12,9 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Picks from `rows` rows of logits on a device of its own. */
-static void pick_rows(pen_cpu_isa isa, int threads, const float *logits, int rows, int vocab, const pen_pick *picks,
-                      pen_choice *choices) {
+/* Picks from `rows` rows of logits, with edits (or NULL), on a device of its own. */
+static void pick_edited(pen_cpu_isa isa, int threads, const float *logits, int rows, int vocab, const pen_pick *picks,
+                        const pen_logit_edits *edits, pen_choice *choices) {
     pen_device *device;
     pen_buffer *in, *out;
     pen_cpu_options options = {.isa = isa, .threads = threads};
@@ -36,7 +36,8 @@ static void pick_rows(pen_cpu_isa isa, int threads, const float *logits, int row
     int32_t *logit_rows = malloc((size_t)rows * sizeof *logit_rows);
     for (int i = 0; i < rows; i++) logit_rows[i] = i;
     pen_run run = {.rows = rows};
-    pen_batch batch = {.rows = rows, .run_count = 1, .runs = &run, .logit_count = rows, .logit_rows = logit_rows};
+    pen_batch batch = {
+        .rows = rows, .run_count = 1, .runs = &run, .logit_count = rows, .logit_rows = logit_rows, .edits = edits};
     pen_device_set_batch(device, &batch);
     pen_op_pick(device, in, vocab, picks, out);
     pen_buffer_read(out, 0, choices, (size_t)rows * sizeof *choices);
@@ -44,6 +45,11 @@ static void pick_rows(pen_cpu_isa isa, int threads, const float *logits, int row
     pen_buffer_destroy(out);
     pen_buffer_destroy(in);
     pen_device_destroy(device);
+}
+
+static void pick_rows(pen_cpu_isa isa, int threads, const float *logits, int rows, int vocab, const pen_pick *picks,
+                      pen_choice *choices) {
+    pick_edited(isa, threads, logits, rows, vocab, picks, NULL, choices);
 }
 
 static pen_choice pick_one(const float *logits, int vocab, pen_pick pick) {
@@ -126,6 +132,92 @@ static void test_choices_are_equal_on_every_device_and_alone(void **state) {
         assert_memory_equal(got, &expected[i], sizeof got[0]);
     }
     free(logits);
+}
+
+/* Random edits of each row; some rows have none. list[ROWS][EDITS_MOST] */
+enum { EDITS_MOST = 200 };
+static void make_edits(int vocab, pen_logit_edit *list, pen_logit_edits edits[ROWS]) {
+    for (int row = 0; row < ROWS; row++, list += EDITS_MOST) {
+        int count = row % 5 ? 1 + row * 37 % EDITS_MOST : 0, stride = vocab / EDITS_MOST > 1 ? vocab / EDITS_MOST : 1;
+        if (count > vocab) count = vocab;
+        for (int i = 0; i < count; i++)
+            list[i] = (pen_logit_edit){.token = i * stride,
+                                       .add = i % 9 == 4   ? -INFINITY
+                                              : i % 4 == 1 ? (float)(i % 13) - 6
+                                                           : 0,
+                                       .scale = i % 3 ? 1.3F : 0.7F,
+                                       .less = (float)(i % 7) * 0.5F - 1};
+        edits[row] = (pen_logit_edits){list, count};
+    }
+}
+
+static void test_edited_choices_are_choices_from_edited_logits(void **state) {
+    (void)state;
+    static const int vocabs[] = {33, 1024, 3001};
+    for (int v = 0; v < 3; v++) {
+        int vocab = vocabs[v], changed = 0;
+        float *logits = random_logits(ROWS, vocab), *edited = random_logits(ROWS, vocab);
+        pen_logit_edit *list = malloc((size_t)(ROWS * EDITS_MOST) * sizeof *list);
+        pen_logit_edits edits[ROWS];
+        pen_pick picks[ROWS];
+        pen_choice expected[ROWS], plain[ROWS], got[ROWS], reference[ROWS];
+        make_edits(vocab, list, edits);
+        for (int row = 0; row < ROWS; row++)
+            for (int i = 0; i < edits[row].count; i++) {
+                const pen_logit_edit *by = &edits[row].list[i];
+                float *x = &edited[row * vocab + by->token];
+                *x += by->add;
+                *x = (*x > 0 ? *x / by->scale : *x * by->scale) - by->less;
+            }
+        vary(picks, vocab);
+        pick_rows(PEN_CPU_AUTO, 1, edited, ROWS, vocab, picks, expected);
+        pick_rows(PEN_CPU_AUTO, 1, logits, ROWS, vocab, picks, plain);
+        pick_edited(PEN_CPU_AUTO, 2, logits, ROWS, vocab, picks, edits, got);
+        pick_edited(PEN_CPU_REFERENCE, 1, logits, ROWS, vocab, picks, edits, reference);
+        for (int i = 0; i < ROWS; i++) {
+            assert_int_equal(got[i].token, expected[i].token);
+            assert_int_equal(got[i].token, reference[i].token);
+            changed += got[i].token != plain[i].token;
+            /* Everything else is the model's own. */
+            assert_int_equal(got[i].argmax, plain[i].argmax);
+            assert_memory_equal(got[i].top_ids, plain[i].top_ids, sizeof got[i].top_ids);
+            assert_memory_equal(got[i].top_logprobs, plain[i].top_logprobs, sizeof got[i].top_logprobs);
+            assert_true(fabsf(got[i].logprob - reference[i].logprob) < 2e-6F);
+            if (got[i].token == plain[i].token) assert_true(got[i].logprob == plain[i].logprob);
+        }
+        assert_true(changed > ROWS / 4);
+        /* Whatever the device, and alone. */
+        for (pen_cpu_isa isa = PEN_CPU_PORTABLE; isa <= PEN_CPU_AVX512; isa++) {
+            static const char *const names[] = {
+                [PEN_CPU_PORTABLE] = "portable", [PEN_CPU_AVX2] = "avx2", [PEN_CPU_AVX512] = "avx512"};
+            if (!strstr(pen_cpu_isa_names(), names[isa])) continue;
+            pick_edited(isa, 3, logits, ROWS, vocab, picks, edits, reference);
+            assert_memory_equal(reference, got, sizeof got);
+        }
+        for (int i = 0; i < ROWS; i++) {
+            pick_edited(PEN_CPU_AUTO, 1, logits + i * vocab, 1, vocab, &picks[i], &edits[i], expected);
+            assert_memory_equal(expected, &got[i], sizeof got[i]);
+        }
+        free(list);
+        free(edited);
+        free(logits);
+    }
+}
+
+static void test_edits_that_reach_infinity(void **state) {
+    (void)state;
+    float logits[100];
+    for (int i = 0; i < 100; i++) logits[i] = (float)i;
+    pen_logit_edit list[] = {{.token = 40, .scale = 1e-38F}, {.token = 99, .add = -INFINITY, .scale = 2}};
+    pen_logit_edits edits = {list, 2};
+    for (int i = 0; i < 2; i++) {
+        pen_choice choice;
+        pen_pick pick = {.temperature = (float)i, .top_p = 1, .target = -1};
+        pick_edited(PEN_CPU_AUTO, 1, logits, 1, 100, &pick, &edits, &choice);
+        assert_int_equal(choice.token, 40);
+        assert_int_equal(choice.argmax, 99);
+        assert_int_equal(choice.bad_logits, 0);
+    }
 }
 
 static void test_greedy_takes_the_lowest_of_equals(void **state) {
@@ -260,6 +352,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_choices_agree_with_the_reference),
         cmocka_unit_test(test_choices_are_equal_on_every_device_and_alone),
+        cmocka_unit_test(test_edited_choices_are_choices_from_edited_logits),
+        cmocka_unit_test(test_edits_that_reach_infinity),
         cmocka_unit_test(test_greedy_takes_the_lowest_of_equals),
         cmocka_unit_test(test_bad_logits_are_told),
         cmocka_unit_test(test_log_probabilities_of_large_logits),

@@ -2,6 +2,7 @@
  * The wire: what is encoded decodes to the same; and whatever bytes arrive, nothing beyond the limits gets through (run
  * under ASan, nothing beyond the buffers is touched either).
  */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -36,6 +37,7 @@ static void make_step(pen_step *step) {
         int group = below(2), blocks = limits.kv.blocks[group];
         step->copies[i] = (pen_kv_copy){.group = group, .from = below(blocks), .to = below(blocks)};
     }
+    step->history_bytes = below(2) ? below(5000) : 0;
     int runs = 1 + below(5);
     for (int i = 0; i < runs; i++) {
         int rows = 1 + below(12);
@@ -64,7 +66,8 @@ static void make_step(pen_step *step) {
 static void assert_steps_equal(const pen_step *a, const pen_step *b) {
     assert_true(a->number == b->number && a->completed == b->completed && a->rows == b->rows &&
                 a->run_count == b->run_count && a->logit_count == b->logit_count && a->block_count == b->block_count &&
-                a->copy_count == b->copy_count && a->table_hash == b->table_hash);
+                a->copy_count == b->copy_count && a->table_hash == b->table_hash &&
+                a->history_bytes == b->history_bytes);
     assert_memory_equal(a->runs, b->runs, (size_t)a->run_count * sizeof *a->runs);
     if (a->block_count) assert_memory_equal(a->blocks, b->blocks, (size_t)a->block_count * sizeof *a->blocks);
     if (a->copy_count) assert_memory_equal(a->copies, b->copies, (size_t)a->copy_count * sizeof *a->copies);
@@ -149,6 +152,100 @@ static void test_steps_survive_the_wire_and_damage_does_not(void **state) {
     pen_step_destroy(&got);
 }
 
+enum { BIASES = 6, BANS = 3, TOLD = 5 };
+
+/* Lists that told entries point to. */
+typedef struct lists {
+    pen_logit_bias biases[BIASES];
+    int32_t bans[BANS], tokens[300];
+} lists;
+
+static void make_told(const lists *from, pen_told *told) {
+    bool begins = below(2);
+    int first = begins ? 0 : 1 + below(limits.context);
+    *told = (pen_told){.sequence = below(limits.sequences),
+                       .epoch = (uint32_t)rand(),
+                       .first = first,
+                       .count = below(limits.context - first + 1),
+                       .rules = {.repetition = 1.5f,
+                                 .presence = -1,
+                                 .frequency = 0.25f,
+                                 .prompt_count = below(limits.context),
+                                 .ban_end = below(1000),
+                                 .bias_count = begins ? below(BIASES + 1) : 0,
+                                 .ban_count = begins ? below(BANS + 1) : 0},
+                       .biases = from->biases,
+                       .bans = from->bans,
+                       .tokens = from->tokens};
+}
+
+static void assert_told_equal(const pen_told *a, const pen_told *b) {
+    assert_true(a->sequence == b->sequence && a->epoch == b->epoch && a->first == b->first && a->count == b->count);
+    assert_memory_equal(&a->rules, &b->rules, sizeof a->rules);
+    if (a->rules.bias_count) assert_memory_equal(a->biases, b->biases, (size_t)a->rules.bias_count * sizeof *a->biases);
+    if (a->rules.ban_count) assert_memory_equal(a->bans, b->bans, (size_t)a->rules.ban_count * sizeof *a->bans);
+    if (a->count) assert_memory_equal(a->tokens, b->tokens, (size_t)a->count * sizeof *a->tokens);
+}
+
+static void assert_told_within_limits(const pen_told *t) {
+    assert_in_range(t->sequence, 0, limits.sequences - 1);
+    assert_true(t->first >= 0 && t->count >= 0 && t->first + t->count <= limits.context);
+    assert_true(t->rules.repetition > 0 && isfinite(t->rules.presence) && isfinite(t->rules.frequency));
+    assert_true(t->rules.bias_count >= 0 && t->rules.ban_count >= 0);
+    assert_true(t->first == 0 || (t->rules.bias_count == 0 && t->rules.ban_count == 0));
+    for (int i = 0; i < t->rules.bias_count; i++) {
+        assert_in_range(t->biases[i].token, 0, limits.vocab - 1);
+        assert_true(isfinite(t->biases[i].value));
+    }
+    for (int i = 0; i < t->rules.ban_count; i++) assert_in_range(t->bans[i], 0, limits.vocab - 1);
+    for (int i = 0; i < t->count; i++) assert_in_range(t->tokens[i], 0, limits.vocab - 1);
+}
+
+static void test_histories_survive_the_wire_and_damage_does_not(void **state) {
+    (void)state;
+    lists from;
+    pen_told sent[TOLD], *got = calloc((size_t)limits.rows, sizeof *got);
+    int accepted = 0, refused = 0, count;
+    srand(12);
+    for (int i = 0; i < 300; i++) from.tokens[i] = below(limits.vocab);
+    for (int i = 0; i < BANS; i++) from.bans[i] = below(limits.vocab);
+    for (int i = 0; i < BIASES; i++) from.biases[i] = (pen_logit_bias){below(limits.vocab), (float)i};
+    for (int round = 0; round < 2000; round++) {
+        int told = 1 + below(TOLD);
+        for (int i = 0; i < told; i++) make_told(&from, &sent[i]);
+        size_t length = pen_wire_told_bytes(sent, told);
+        unsigned char *message = malloc(length), *part = malloc(length);
+        assert_int_equal(pen_wire_encode_history(7, sent, told, limits.plan_epoch, message), length);
+        assert_int_equal(pen_wire_decode_history(message, length, &limits, 7, got, &count), PEN_OK);
+        assert_int_equal(count, told);
+        for (int i = 0; i < told; i++) assert_told_equal(&sent[i], &got[i]);
+        assert_int_not_equal(pen_wire_decode_history(message, length, &limits, 8, got, &count), PEN_OK);
+        for (int damage = 0; damage < 10; damage++) {
+            memcpy(part, message, length);
+            size_t reach = below(2) && length > 100 ? 100 : length; /* mostly where the numbers are */
+            for (int n = 1 + below(3); n > 0; n--)
+                part[24 + (size_t)below((int)reach - 24)] = (unsigned char)(below(2) ? rand() : 255);
+            if (pen_wire_decode_history(part, length, &limits, 7, got, &count) == PEN_OK) {
+                for (int i = 0; i < count; i++) assert_told_within_limits(&got[i]);
+                accepted++;
+            } else {
+                refused++;
+            }
+        }
+        /* Cut short, with a header that agrees. */
+        uint32_t less = 24 + (uint32_t)below((int)length - 24);
+        unsigned char *cut = malloc(less);
+        memcpy(cut, message, less);
+        memcpy(cut + offsetof(pen_header, length), &less, sizeof less);
+        if (pen_wire_decode_history(cut, less, &limits, 7, got, &count) == PEN_OK) assert_true(count < told);
+        free(cut);
+        free(message);
+        free(part);
+    }
+    assert_true(accepted > 100 && refused > 1000);
+    free(got);
+}
+
 static void test_the_header_is_checked_field_by_field(void **state) {
     (void)state;
     unsigned char message[64];
@@ -208,6 +305,7 @@ static void test_choices_come_back_as_they_were_asked_for(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_steps_survive_the_wire_and_damage_does_not),
+        cmocka_unit_test(test_histories_survive_the_wire_and_damage_does_not),
         cmocka_unit_test(test_the_header_is_checked_field_by_field),
         cmocka_unit_test(test_choices_come_back_as_they_were_asked_for),
     };
