@@ -114,7 +114,8 @@ static pen_status show_stages(pen_session *session) {
 static pen_status show_metrics(pen_engine *engine, int stages) {
     pen_metrics *metrics = calloc((size_t)stages, sizeof *metrics);
     if (!metrics) return pen_fail(PEN_NO_MEMORY, "no memory for %d stages", stages);
-    pen_status status = pen_engine_metrics(engine, metrics);
+    pen_status status = pen_engine_lap(engine);
+    if (status == PEN_OK) status = pen_engine_metrics(engine, metrics);
     if (status == PEN_OK) {
         pen_efficiency e = pen_metrics_efficiency(metrics, stages);
         fprintf(stderr, "\n  stage     busy s   wait receive   wait send    idle s    steps     rows\n");
@@ -135,13 +136,9 @@ static pen_status show_metrics(pen_engine *engine, int stages) {
 static pen_status lead(pen_session *session, const pen_job *job) {
     pen_engine *engine = pen_session_engine(session);
     PEN_TRY(show_stages(session));
-    pen_metrics *start_up = calloc((size_t)pen_session_solved(session)->stage_count, sizeof *start_up);
-    if (!start_up) return pen_fail(PEN_NO_MEMORY, "no memory for the stages");
-    pen_status status = pen_engine_metrics(engine, start_up); /* what came before does not count */
-    free(start_up);
-    PEN_TRY(status);
+    PEN_TRY(pen_engine_lap(engine)); /* what came before does not count */
     PEN_TRY(job->work(job->context, engine));
-    PEN_TRY(show_metrics(engine, pen_session_solved(session)->stage_count));
+    if (!job->shows_metrics) PEN_TRY(show_metrics(engine, pen_session_solved(session)->stage_count));
     return pen_engine_stop(engine);
 }
 

@@ -41,6 +41,12 @@ static pen_status fill(pen_engine *engine) {
     return engine->index == 0 ? pen_leader_create(engine) : pen_follower_create(engine);
 }
 
+/* A CPU device's first thread is ours; with others beside it that may not spin, it sleeps when it waits for them. */
+static bool computes_itself(const pen_engine *engine) {
+    const pen_share *share = pen_world_share(engine->world);
+    return strncmp(pen_device_name(engine->device), "cpu", 3) == 0 && (share->threads == 1 || share->may_spin);
+}
+
 pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *stage, const pen_engine_options *options,
                              pen_engine **out) {
     pen_engine *engine = calloc(1, sizeof *engine);
@@ -59,7 +65,7 @@ pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *st
                            .index = pen_world_stage(world),
                            .stages = pen_world_stages(world)};
     if (engine->options.step_timeout_s <= 0) engine->options.step_timeout_s = 30;
-    pen_meter_start(&engine->meter);
+    pen_meter_start(&engine->meter, computes_itself(engine));
     pen_wait_init(&engine->wait, pen_world_share(world)->may_spin);
     pen_status status = fill(engine);
     if (status != PEN_OK) {

@@ -69,6 +69,12 @@ typedef struct pen_request {
 pen_status pen_engine_submit(pen_engine *engine, const pen_request *request);
 /* Runs until all requests are done. Callbacks may submit more. */
 pen_status pen_engine_run(pen_engine *engine);
+/* The same, but at most until the clock says `deadline_ns`; the next call goes on with what is left. */
+pen_status pen_engine_run_until(pen_engine *engine, int64_t deadline_ns);
+
+/* While held, no request gets a second token: so that prompts and outputs can be timed apart. Whoever holds lets go
+ * from a callback at the latest, or the run does not end. */
+void pen_engine_hold(pen_engine *engine, bool hold);
 
 /* Times a step of this shape on every stage at once, `repeats` times after a warm-up, while nothing else runs (the KV
  * pool's contents are lost); ms[stages] are the medians. */
@@ -80,7 +86,9 @@ typedef struct pen_engine_shape {
 } pen_engine_shape;
 pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape, int repeats, double *ms);
 
-/* Every stage's metrics since the last call: stages[stage count]. */
+/* Ends a lap of every stage's metrics; waits for nobody, so callbacks may do it. */
+pen_status pen_engine_lap(pen_engine *engine);
+/* Every stage's metrics of the last lap that ended: stages[stage count]. Waits for the answers. */
 pen_status pen_engine_metrics(pen_engine *engine, pen_metrics *stages);
 
 /* Ends the other stages' pen_engine_serve. */
