@@ -20,11 +20,13 @@ typedef enum pen_option_type {
     PEN_OPTION_FLOAT,  /* float or double, min … max */
     PEN_OPTION_SIZE,   /* uint64_t bytes: 80GiB, 512MiB, 1.5GB, 4096 */
     PEN_OPTION_PAIR,   /* two adjacent ints, each min … max: 512:128 */
+    PEN_OPTION_LIST,   /* pen_int_list, each min … max: 1,4,16 */
 } pen_option_type;
 
 #define PEN_OPTION_GROUPS(X)                                                                                           \
     X(INPUT, "Input")                                                                                                  \
     X(SAMPLING, "Sampling")                                                                                            \
+    X(LOAD, "Load")                                                                                                    \
     X(PLAN, "Plan")                                                                                                    \
     X(MACHINE, "Machine")                                                                                              \
     X(OUTPUT, "Output")                                                                                                \
