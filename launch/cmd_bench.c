@@ -27,20 +27,23 @@ static int largest(const pen_int_list *list) {
     return most;
 }
 
+static int least(int a, int b) {
+    return a < b ? a : b;
+}
+
 static pen_status prepare(void *context, const pen_session *session, pen_tokenizer *tokenizer, pen_session_need *need) {
     (void)tokenizer;
     bench_state *bench = context;
     const pen_options *options = bench->options;
     bench->session = session;
-    int max_len = pen_session_max_len(session), limit = options->config.max_num_seqs;
+    int max_len = pen_session_max_len(session);
     if (options->output_tokens > max_len - options->prompt_tokens)
         return pen_fail(PEN_USAGE,
                         "prompts of %d tokens and outputs of %d are wanted, but the longest sequence allowed is %d"
                         " tokens (the model's context is %d)",
                         options->prompt_tokens, options->output_tokens, max_len,
                         pen_model_hparams(pen_session_model(session))->context);
-    int most = largest(&options->concurrency);
-    int sequences = most < limit ? most : limit; /* the rest waits */
+    int sequences = least(largest(&options->concurrency), options->config.max_num_seqs); /* the rest waits */
     *need = (pen_session_need){
         .context = options->prompt_tokens + options->output_tokens, .logit_rows = sequences, .sequences = sequences};
     return PEN_OK;
@@ -86,12 +89,16 @@ static json_t *json_phases(const pen_load_log *log) {
     return phases;
 }
 
-static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, const pen_metrics *stages) {
+static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, const pen_forecast *forecast,
+                        const pen_metrics *stages) {
     json_t *run = json_pack("{s:i, s:i, s:f, s:b, s:f, s:f, s:f}", "concurrency", log->load.concurrency, "requests",
                             log->load.requests, "seconds", s->seconds, "steady", log->steady, "prompt_tokens_per_s",
                             s->prompt_tokens_per_s, "decode_tokens_per_s", s->decode_tokens_per_s, "total_tokens_per_s",
                             s->total_tokens_per_s);
     if (!run) return NULL;
+    json_object_set_new(run, "predicted",
+                        json_pack("{s:f, s:f}", "prompt_tokens_per_s", forecast->prompt_tokens_per_s,
+                                  "decode_tokens_per_s", forecast->decode_tokens_per_s));
     json_object_set_new(run, "ttft_ms", json_statistics(&s->ttft));
     json_object_set_new(run, "tpot_ms", json_statistics(&s->tpot));
     json_object_set_new(run, "itl_ms", json_statistics(&s->itl));
@@ -108,17 +115,21 @@ static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, cons
 
 /* ---- As a table -------------------------------------------------------------------------------------------------- */
 
-static void print_run(bench_state *bench, const pen_load_log *log, const pen_load_summary *s) {
+/* In the manner of llama-bench. Speeds are measured, and in brackets what the plan promised. */
+static void print_run(bench_state *bench, const pen_load_log *log, const pen_load_summary *s,
+                      const pen_forecast *forecast) {
     if (!bench->titled)
-        puts("| concurrency | requests | prompt t/s | decode t/s | total t/s | TTFT p50 / p99 ms | ITL p50 / p99 ms | "
-             "split % | schedule % | pipeline % |\n"
-             "|------------:|---------:|-----------:|-----------:|----------:|------------------:|-----------------:|"
-             "--------:|-----------:|-----------:|");
+        puts("| streams | requests |   prompt t/s (plan) |  decode t/s (plan) | TTFT ms p50/p99 | ITL ms p50/p99 | "
+             "split "
+             "| schedule | pipeline |\n"
+             "|--------:|---------:|--------------------:|-------------------:|----------------:|---------------:|-----"
+             "-:"
+             "|---------:|---------:|");
     bench->titled = true;
-    printf("| %11d | %8d | %10.1f | %10.1f | %9.1f | %8.1f / %6.1f | %7.2f / %6.2f | %7.1f | %10.1f | %10.1f |\n",
-           log->load.concurrency, log->load.requests, s->prompt_tokens_per_s, s->decode_tokens_per_s,
-           s->total_tokens_per_s, s->ttft.p50, s->ttft.p99, s->itl.p50, s->itl.p99, 100 * s->efficiency.split,
-           100 * s->efficiency.schedule, 100 * s->efficiency.pipeline);
+    printf("| %7d | %8d | %9.1f (%7.0f) | %8.1f (%7.0f) | %7.1f/%7.1f | %6.2f/%7.2f | %5.3f | %8.3f | %8.3f |\n",
+           log->load.concurrency, log->load.requests, s->prompt_tokens_per_s, forecast->prompt_tokens_per_s,
+           s->decode_tokens_per_s, forecast->decode_tokens_per_s, s->ttft.p50, s->ttft.p99, s->itl.p50, s->itl.p99,
+           s->efficiency.split, s->efficiency.schedule, s->efficiency.pipeline);
     fflush(stdout);
 }
 
@@ -142,10 +153,13 @@ static pen_status report(bench_state *bench, const pen_load_log *log) {
     if (!stages) return pen_fail(PEN_NO_MEMORY, "no memory for %d stages", log->stages);
     pen_load_total(log, stages);
     check_busy(stages, log->stages);
+    bool apart = log->load.phases || pen_load_is_serial(&log->load);
+    pen_forecast forecast =
+        pen_session_forecast(bench->session, least(log->load.concurrency, bench->options->config.max_num_seqs), apart);
     if (bench->runs)
-        json_array_append_new(bench->runs, json_run(log, &summary, stages));
+        json_array_append_new(bench->runs, json_run(log, &summary, &forecast, stages));
     else
-        print_run(bench, log, &summary);
+        print_run(bench, log, &summary, &forecast);
     free(stages);
     return PEN_OK;
 }

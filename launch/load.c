@@ -139,11 +139,10 @@ static bool on_token(void *context, int position, const pen_choice *choice) {
     return s->runner->status == PEN_OK;
 }
 
-/* Whether the load has a steady state, now that its first request is done: as much as runs at a time is yet to come,
- * and it does not come one by one. */
+/* Whether the load has a steady state, now that its first request is done. */
 static bool is_steady(const runner *r) {
     const pen_load *load = r->load;
-    if (load->phases || (load->concurrency == 1 && load->request_rate == 0)) return false;
+    if (load->phases || pen_load_is_serial(load)) return false;
     return load->requests - r->submitted >= load->concurrency;
 }
 

@@ -21,6 +21,11 @@ typedef struct pen_load {
     uint64_t seed;
 } pen_load;
 
+/* Whether its requests come one after the other. */
+static inline bool pen_load_is_serial(const pen_load *load) {
+    return load->concurrency == 1 && load->request_rate == 0;
+}
+
 typedef struct pen_load_request {
     int64_t arrived_ns; /* when it was due, also where the engine could only take it later */
     int64_t *token_ns;  /* [output_tokens] */

@@ -114,7 +114,7 @@ pen_status pen_load_summarise(const pen_load_log *log, pen_load_summary *summary
         for (int i = 0; i < log->span_count; i++) summary->seconds += seconds_of(&log->spans[i]);
         if (load->phases)
             phase_by_phase(log, summary);
-        else if (load->concurrency == 1 && load->request_rate == 0)
+        else if (pen_load_is_serial(load))
             one_by_one(log, summary);
         else
             all_together(log, summary);

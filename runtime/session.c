@@ -495,6 +495,11 @@ pen_status pen_session_plan(pen_session *session, pen_status request, const pen_
                  broadcast_plain(world, "sharing the layout", &session->layout, sizeof session->layout));
 }
 
+pen_forecast pen_session_forecast(const pen_session *session, int sequences, bool apart) {
+    pen_forecast_options options = {.sequences = sequences, .rows = session->layout.rows, .apart = apart};
+    return pen_forecast_of(session->plan, session->model, session->profile, &options);
+}
+
 /* ---- Load -------------------------------------------------------------------------------------------------------- */
 
 static bool load_progress(void *context, uint64_t done, uint64_t total) {
