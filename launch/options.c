@@ -322,6 +322,9 @@ static pen_status check(parser *p) {
         return pen_fail(PEN_USAGE, "perplexity needs a text: -f FILE");
     if (options->command == PEN_COMMAND_tokenize && !options->prompt && !options->file)
         return pen_fail(PEN_USAGE, "tokenize needs a text: -p TEXT or -f FILE");
+    if (options->phases && (options->num_prompts > 0 || options->request_rate > 0))
+        return pen_fail(PEN_USAGE, "--phases is one wave of requests: --%s contradicts it",
+                        options->num_prompts > 0 ? "num-prompts" : "request-rate");
     if ((options->logprobs > 0 || options->token_logprobs) && !options->json)
         return pen_fail(PEN_USAGE, "--%slogprobs is part of the JSON object: add --json",
                         options->token_logprobs ? "token-" : "");
