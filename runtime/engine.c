@@ -21,6 +21,7 @@ static void poke(void *context) {
 
 static pen_status fill(pen_engine *engine) {
     const pen_engine_options *options = &engine->options;
+    if (options->trace) PEN_TRY(pen_trace_create(options->trace, engine->index == 0, &engine->trace));
     if (engine->stages == 1)
         PEN_TRY(pen_link_create_local(&engine->link));
     else
@@ -30,6 +31,7 @@ static pen_status fill(pen_engine *engine) {
                                  .stage = engine->stage,
                                  .link = engine->link,
                                  .meter = &engine->meter,
+                                 .trace = engine->trace,
                                  .index = engine->index,
                                  .stages = engine->stages,
                                  .hidden = options->hidden,
@@ -86,7 +88,12 @@ void pen_engine_destroy(pen_engine *engine) {
     pen_leader_destroy(engine->leader);
     pen_follower_destroy(engine->follower);
     pen_worker_destroy(engine->worker);
+    pen_trace_destroy(engine->trace);
     free(engine);
+}
+
+const pen_trace *pen_engine_trace(const pen_engine *engine) {
+    return engine->trace;
 }
 
 /* ---- Turns of the loop ------------------------------------------------------------------------------------------ */

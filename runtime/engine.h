@@ -14,6 +14,7 @@
 #include "link.h"
 #include "metrics.h"
 #include "stage.h"
+#include "trace.h"
 #include "world.h"
 
 typedef struct pen_engine pen_engine;
@@ -28,6 +29,7 @@ typedef struct pen_engine_options {
     double chunk_overhead; /* see schedule.h */
     double step_timeout_s;
     uint32_t plan_epoch;
+    int trace; /* records kept of what the run did when; 0: no trace */
 } pen_engine_options;
 
 /* Residual buffers that the engine wants in a stage (pen_stage_options.slots). */
@@ -37,6 +39,7 @@ enum { PEN_ENGINE_SLOTS = 4 };
 pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *stage, const pen_engine_options *options,
                              pen_engine **engine);
 void pen_engine_destroy(pen_engine *engine);
+const pen_trace *pen_engine_trace(const pen_engine *engine); /* this rank's, or NULL */
 
 /* ---- Leader ----------------------------------------------------------------------------------------------------- */
 

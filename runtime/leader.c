@@ -278,6 +278,15 @@ static void make_step(pen_engine *engine, flight *f, pen_step *step) {
     memcpy(step->picks, f->picks, (size_t)picks * sizeof *step->picks);
 }
 
+static void trace_sample(const pen_engine *engine) {
+    const pen_leader *leader = engine->leader;
+    if (!engine->trace) return;
+    int waiting = pen_schedule_waiting(leader->schedule);
+    pen_trace_sample sample = {pen_clock_ns(), waiting, leader->live_count - waiting,
+                               pen_kvcache_free_blocks(leader->cache, 0)};
+    pen_trace_add_sample(engine->trace, &sample);
+}
+
 /* Forms and sends as many steps as may be in flight. */
 static pen_status launch_steps(pen_engine *engine, bool *moved) {
     pen_leader *leader = engine->leader;
@@ -288,6 +297,7 @@ static pen_status launch_steps(pen_engine *engine, bool *moved) {
         if (!out || !step || !pen_schedule_next(leader->schedule, &f->microbatch)) return PEN_OK;
         make_step(engine, f, step);
         leader->launched++;
+        trace_sample(engine);
         if (engine->stages > 1)
             PEN_TRY(send_to_all(engine, out, pen_wire_encode_step(step, engine->limits.plan_epoch, out->message)));
         PEN_TRY(pen_worker_push(engine->worker, leader->row_tokens));
@@ -442,6 +452,7 @@ pen_status pen_engine_run_until(pen_engine *engine, int64_t deadline_ns) {
         PEN_TRY(pen_engine_pause(engine, &wait));
     }
     pen_meter_set(&engine->meter, PEN_IDLE);
+    trace_sample(engine);
     return command(engine, PEN_MESSAGE_REST, NULL, 0);
 }
 

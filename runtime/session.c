@@ -16,6 +16,7 @@
 
 enum {
     MEASURE_REPEATS = 10,
+    TRACE_RECORDS = 1 << 17, /* 5 MiB of steps a rank */
     LINK_PATIENCE_S = 30,
     CHUNK_OVERHEAD_DEFAULT = 16, /* rows; where the times of a file do not say */
     CHUNK_OVERHEAD_LEAST = 4,    /* what less than that is measured is noise */
@@ -536,6 +537,7 @@ static pen_status make_stage(pen_session *session) {
         .sequences = want->sequences,
         .chunk_overhead = want->chunk_overhead,
         .step_timeout_s = want->step_timeout_s,
+        .trace = session->config.trace[0] ? TRACE_RECORDS : 0,
     };
     return pen_engine_create(session->world, session->device, session->stage, &engine, &session->engine);
 }
