@@ -18,7 +18,7 @@ typedef struct bench_state {
     const pen_options *options;
     const pen_session *session;
     json_t *runs; /* --json */
-    bool titled;  /* the table has its head */
+    FILE *stages; /* else: lines of the table of the stages, for later */
 } bench_state;
 
 static int largest(const pen_int_list *list) {
@@ -115,22 +115,41 @@ static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, cons
 
 /* ---- As a table -------------------------------------------------------------------------------------------------- */
 
-/* In the manner of llama-bench. Speeds are measured, and in brackets what the plan promised. */
-static void print_run(bench_state *bench, const pen_load_log *log, const pen_load_summary *s,
-                      const pen_forecast *forecast) {
-    if (!bench->titled)
-        puts("| streams | requests |   prompt t/s (plan) |  decode t/s (plan) | TTFT ms p50/p99 | ITL ms p50/p99 | "
-             "split "
-             "| schedule | pipeline |\n"
-             "|--------:|---------:|--------------------:|-------------------:|----------------:|---------------:|-----"
-             "-:"
-             "|---------:|---------:|");
-    bench->titled = true;
-    printf("| %7d | %8d | %9.1f (%7.0f) | %8.1f (%7.0f) | %7.1f/%7.1f | %6.2f/%7.2f | %5.3f | %8.3f | %8.3f |\n",
+/* In the manner of llama-bench. Speeds are measured, and in brackets what the plan promises. */
+static void print_title(const bench_state *bench, int stages) {
+    const pen_options *options = bench->options;
+    printf("%s, %d stage%s, prompts of %d tokens, outputs of %d%s\n\n", options->config.model, stages,
+           stages == 1 ? "" : "s", options->prompt_tokens, options->output_tokens,
+           options->phases ? ", one after the other" : "");
+    puts("| streams | requests |  prompt t/s (plan) |  decode t/s (plan) | TTFT ms p50/p99 |  ITL ms p50/p99 | split | "
+         "schedule | pipeline |\n"
+         "|--------:|---------:|-------------------:|-------------------:|----------------:|----------------:|------:|"
+         "---------:|---------:|");
+}
+
+static void print_run(const pen_load_log *log, const pen_load_summary *s, const pen_forecast *forecast) {
+    printf("| %7d | %8d | %8.1f (%7.0f) | %8.1f (%7.0f) | %7.1f/%7.1f | %7.2f/%7.2f | %5.3f | %8.3f | %8.3f |\n",
            log->load.concurrency, log->load.requests, s->prompt_tokens_per_s, forecast->prompt_tokens_per_s,
            s->decode_tokens_per_s, forecast->decode_tokens_per_s, s->ttft.p50, s->ttft.p99, s->itl.p50, s->itl.p99,
            s->efficiency.split, s->efficiency.schedule, s->efficiency.pipeline);
     fflush(stdout);
+}
+
+/* Where the stages' time went; below all runs, so it is kept until then. */
+static void keep_stages(bench_state *bench, const pen_load_log *log, const pen_metrics *stages) {
+    for (int s = 0; s < log->stages; s++) {
+        const pen_metrics *m = &stages[s];
+        fprintf(bench->stages, "| %7d | %5d | %8.3f | %8.3f | %12.3f | %9.3f | %8.3f | %8llu | %8llu |\n",
+                log->load.concurrency, s, m->seconds[PEN_BUSY], m->busy_cpu_s, m->seconds[PEN_WAIT_RECEIVE],
+                m->seconds[PEN_WAIT_SEND], m->seconds[PEN_IDLE], (unsigned long long)m->steps,
+                (unsigned long long)m->rows);
+    }
+}
+
+static void print_stages(const char *kept) {
+    printf("\n| streams | stage |   busy s | of a CPU | wait receive | wait send |   idle s |    steps |     rows |\n"
+           "|--------:|------:|---------:|---------:|-------------:|----------:|---------:|---------:|---------:|\n%s",
+           kept);
 }
 
 /* ---- The runs ---------------------------------------------------------------------------------------------------- */
@@ -156,10 +175,12 @@ static pen_status report(bench_state *bench, const pen_load_log *log) {
     bool apart = log->load.phases || pen_load_is_serial(&log->load);
     pen_forecast forecast =
         pen_session_forecast(bench->session, least(log->load.concurrency, bench->options->config.max_num_seqs), apart);
-    if (bench->runs)
+    if (bench->runs) {
         json_array_append_new(bench->runs, json_run(log, &summary, &forecast, stages));
-    else
-        print_run(bench, log, &summary, &forecast);
+    } else {
+        print_run(log, &summary, &forecast);
+        keep_stages(bench, log, stages);
+    }
     free(stages);
     return PEN_OK;
 }
@@ -186,18 +207,37 @@ static pen_status run_once(bench_state *bench, pen_engine *engine, int run) {
     return status;
 }
 
-static pen_status work(void *context, pen_engine *engine) {
-    bench_state *bench = context;
+static pen_status run_all(bench_state *bench, pen_engine *engine) {
+    for (int run = 0; run < bench->options->concurrency.count; run++) PEN_TRY(run_once(bench, engine, run));
+    return PEN_OK;
+}
+
+static pen_status work_as_json(bench_state *bench, pen_engine *engine) {
     const pen_options *options = bench->options;
-    if (options->json) bench->runs = json_array();
-    for (int run = 0; run < options->concurrency.count; run++) PEN_TRY(run_once(bench, engine, run));
-    if (!options->json) return PEN_OK;
+    bench->runs = json_array();
+    PEN_TRY(run_all(bench, engine));
     json_t *object = json_pack("{s:i, s:i, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
                                options->output_tokens, "runs", bench->runs);
     bool written =
         object && json_dumpf(object, stdout, JSON_COMPACT) == 0 && fputc('\n', stdout) != EOF && fflush(stdout) == 0;
     json_decref(object);
     return written ? PEN_OK : pen_fail(PEN_IO, "standard output cannot be written");
+}
+
+static pen_status work(void *context, pen_engine *engine) {
+    bench_state *bench = context;
+    if (bench->options->json) return work_as_json(bench, engine);
+    char *kept = NULL;
+    size_t length;
+    bench->stages = open_memstream(&kept, &length);
+    if (!bench->stages) return pen_fail(PEN_NO_MEMORY, "no memory for a table");
+    print_title(bench, pen_session_solved(bench->session)->stage_count);
+    pen_status status = run_all(bench, engine);
+    fclose(bench->stages);
+    if (status == PEN_OK) print_stages(kept);
+    free(kept);
+    PEN_TRY(status);
+    return fflush(stdout) == 0 && !ferror(stdout) ? PEN_OK : pen_fail(PEN_IO, "standard output cannot be written");
 }
 
 pen_status pen_cmd_bench(const pen_options *options) {

@@ -289,17 +289,21 @@ static bool is_given(const parser *p, const char *name) {
 }
 
 /* The plan of a load is for that load. */
-static void plan_for_load(parser *p) {
+static pen_status plan_for_load(parser *p) {
     pen_options *options = p->options;
     pen_config *config = &options->config;
     if (!is_given(p, "workload")) {
         config->workload_prompt = options->prompt_tokens;
         config->workload_output = options->output_tokens;
     }
-    if (is_given(p, "max-num-seqs")) return;
+    int most = 0;
     for (int i = 0; i < options->concurrency.count; i++)
-        if (options->concurrency.values[i] > config->max_num_seqs)
-            config->max_num_seqs = options->concurrency.values[i];
+        if (options->concurrency.values[i] > most) most = options->concurrency.values[i];
+    if (!is_given(p, "max-num-seqs")) config->max_num_seqs = most;
+    if (options->phases && most > config->max_num_seqs)
+        return pen_fail(PEN_USAGE, "--phases needs all %d requests to run at a time, and --max-num-seqs is %d", most,
+                        config->max_num_seqs);
+    return PEN_OK;
 }
 
 static pen_status check(parser *p) {
@@ -334,8 +338,7 @@ static pen_status check(parser *p) {
         return pen_fail(PEN_USAGE, "--layers is a split by hand, so --method %s contradicts it", config->method);
     if (config->layers[0] == '\0' && custom) return pen_fail(PEN_USAGE, "--method custom needs --layers N,N,…");
     if (config->layers[0] != '\0') strcpy(config->method, "custom");
-    if (options->command == PEN_COMMAND_bench) plan_for_load(p);
-    return PEN_OK;
+    return options->command == PEN_COMMAND_bench ? plan_for_load(p) : PEN_OK;
 }
 
 pen_status pen_options_parse(int argc, char *const *argv, bool environment, pen_options *options) {

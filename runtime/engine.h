@@ -89,6 +89,14 @@ typedef struct pen_engine_shape {
 } pen_engine_shape;
 pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape, int repeats, double *ms);
 
+/* What the leader has done since it was made. */
+typedef struct pen_engine_counts {
+    pen_kv_counts kv;
+    uint64_t pauses; /* for memory */
+    int blocks_held; /* now, in all groups */
+} pen_engine_counts;
+pen_engine_counts pen_engine_count(const pen_engine *engine);
+
 /* Ends a lap of every stage's metrics; waits for nobody, so callbacks may do it. */
 pen_status pen_engine_lap(pen_engine *engine);
 /* Every stage's metrics of the last lap that ended: stages[stage count]. Waits for the answers. */

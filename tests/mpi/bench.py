@@ -82,11 +82,14 @@ class Bench(unittest.TestCase):
         self.assertEqual(run["stages"][0]["rows"], 3 * (P + G - 1))
 
     def test_table(self):
-        outcome = JOB.run(*LOAD, "--concurrency", "1,2")
-        lines = [line.split("|")[1:-1] for line in outcome.out.splitlines()]
-        self.assertEqual(len(lines), 4, outcome.out)
-        self.assertEqual({len(line) for line in lines}, {len(lines[0])})
-        self.assertEqual([line[0].strip() for line in lines[2:]], ["1", "2"])
+        outcome = JOB.run(*LOAD, "--concurrency", "1,2", ranks=2)
+        title, runs, stages = outcome.out.split("\n\n")
+        self.assertIn(f"2 stages, prompts of {P} tokens, outputs of {G}", title)
+        for table, firsts in ((runs, ["1", "2"]), (stages, ["1", "1", "2", "2"])):
+            lines = [line.split("|")[1:-1] for line in table.splitlines()]
+            self.assertEqual({len(line) for line in lines}, {len(lines[0])})
+            self.assertEqual({len(line) for line in table.splitlines()}, {len(table.splitlines()[0])})
+            self.assertEqual([line[0].strip() for line in lines[2:]], firsts)
 
     def test_too_long(self):
         outcome = JOB.run(*LOAD[:2], "--prompt-tokens", 510, "--output-tokens", 3)

@@ -204,6 +204,7 @@ static void test_contradictions(void **state) {
     refuse("penstock perplexity m", "perplexity needs a text");
     refuse("penstock bench", "bench needs a MODEL");
     refuse("penstock bench m --phases --num-prompts 9", "--num-prompts contradicts it");
+    refuse("penstock bench m --phases --max-num-seqs 4", "all 16 requests");
     refuse("penstock bench m --phases --request-rate 9", "--request-rate contradicts it");
     refuse("penstock plan m --method custom", "needs --layers");
     refuse("penstock plan m --method dp --layers 1,2", "--method dp contradicts it");
