@@ -118,9 +118,10 @@ static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, cons
 /* In the manner of llama-bench. Speeds are measured, and in brackets what the plan promises. */
 static void print_title(const bench_state *bench, int stages) {
     const pen_options *options = bench->options;
-    printf("%s, %d stage%s, prompts of %d tokens, outputs of %d%s\n\n", options->config.model, stages,
-           stages == 1 ? "" : "s", options->prompt_tokens, options->output_tokens,
-           options->phases ? ", one after the other" : "");
+    const pen_config *config = &options->config;
+    printf("%s, %d stage%s, prompts of %d tokens, outputs of %d%s\n\n",
+           config->model[0] ? config->model : config->device, stages, stages == 1 ? "" : "s", options->prompt_tokens,
+           options->output_tokens, options->phases ? ", one after the other" : "");
     puts("| streams | requests |  prompt t/s (plan) |  decode t/s (plan) | TTFT ms p50/p99 |  ITL ms p50/p99 | split | "
          "schedule | pipeline |\n"
          "|--------:|---------:|-------------------:|-------------------:|----------------:|----------------:|------:|"
