@@ -5,6 +5,7 @@
 #include "help.h"
 #include "log.h"
 #include "report.h"
+#include "trace_file.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -114,7 +115,8 @@ static pen_status show_stages(pen_session *session) {
 static pen_status show_metrics(pen_engine *engine, int stages) {
     pen_metrics *metrics = calloc((size_t)stages, sizeof *metrics);
     if (!metrics) return pen_fail(PEN_NO_MEMORY, "no memory for %d stages", stages);
-    pen_status status = pen_engine_metrics(engine, metrics);
+    pen_status status = pen_engine_lap(engine);
+    if (status == PEN_OK) status = pen_engine_metrics(engine, metrics);
     if (status == PEN_OK) {
         pen_efficiency e = pen_metrics_efficiency(metrics, stages);
         fprintf(stderr, "\n  stage     busy s   wait receive   wait send    idle s    steps     rows\n");
@@ -135,13 +137,9 @@ static pen_status show_metrics(pen_engine *engine, int stages) {
 static pen_status lead(pen_session *session, const pen_job *job) {
     pen_engine *engine = pen_session_engine(session);
     PEN_TRY(show_stages(session));
-    pen_metrics *start_up = calloc((size_t)pen_session_solved(session)->stage_count, sizeof *start_up);
-    if (!start_up) return pen_fail(PEN_NO_MEMORY, "no memory for the stages");
-    pen_status status = pen_engine_metrics(engine, start_up); /* what came before does not count */
-    free(start_up);
-    PEN_TRY(status);
+    PEN_TRY(pen_engine_lap(engine)); /* what came before does not count */
     PEN_TRY(job->work(job->context, engine));
-    PEN_TRY(show_metrics(engine, pen_session_solved(session)->stage_count));
+    if (!job->shows_metrics) PEN_TRY(show_metrics(engine, pen_session_solved(session)->stage_count));
     return pen_engine_stop(engine);
 }
 
@@ -152,15 +150,35 @@ static pen_status check_stages(const pen_options *options, int processes) {
                     options->stages, processes, processes == 1 ? " was" : "es were", options->stages);
 }
 
+/* `lead` or serve, with a trace of it where one is wanted. */
+static pen_status run_stages(pen_world *world, pen_session *session, const pen_job *job, FILE *trace_file) {
+    pen_engine *engine = pen_session_engine(session);
+    const pen_trace *trace = pen_engine_trace(engine);
+    pen_tracer *tracer = NULL;
+    pen_status status = trace ? pen_tracer_begin(world, &tracer) : PEN_OK;
+    if (status == PEN_OK) status = pen_world_rank(world) == 0 ? lead(session, job) : pen_engine_serve(engine);
+    if (status == PEN_OK && trace) status = pen_tracer_end(tracer, trace, trace_file);
+    pen_tracer_destroy(tracer);
+    return status;
+}
+
+/* Now, since after the run it would be late to hear that it cannot be written. */
+static pen_status open_trace(const char *path, FILE **file) {
+    if (path[0] == '\0') return PEN_OK;
+    *file = fopen(path, "w");
+    return *file ? PEN_OK : pen_fail(PEN_IO, "%s: %s", path, strerror(errno));
+}
+
 /* Everything up to the point where all ranks can still agree. */
 static pen_status start(pen_world *world, const pen_options *options, const pen_job *job, progress_line *display,
-                        pen_session **session, pen_tokenizer **tokenizer) {
+                        pen_session **session, pen_tokenizer **tokenizer, FILE **trace_file) {
     bool first = pen_world_rank(world) == 0;
     PEN_TRY(pen_session_open(world, &options->config, first ? progress : NULL, display, session));
     pen_session_need need = {0};
     pen_status status = PEN_OK;
     if (first) {
         status = check_stages(options, pen_world_size(world));
+        if (status == PEN_OK) status = open_trace(options->config.trace, trace_file);
         if (status == PEN_OK) status = open_tokenizer(pen_session_model(*session), tokenizer);
         if (status == PEN_OK) status = job->prepare(job->context, *session, *tokenizer, &need);
     }
@@ -174,6 +192,7 @@ pen_status pen_job_run(const pen_options *options, const pen_job *job) {
     pen_world *world = NULL;
     pen_session *session = NULL;
     pen_tokenizer *tokenizer = NULL;
+    FILE *trace_file = NULL; /* rank 0's */
     progress_line display = {.terminal = isatty(STDERR_FILENO)};
     bool together = true;     /* a failure now is every rank's */
     signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error like any other: the ranks must end together */
@@ -181,15 +200,16 @@ pen_status pen_job_run(const pen_options *options, const pen_job *job) {
     pen_status status = pen_world_create(&world);
     if (status == PEN_OK) {
         pen_log_init((pen_log_level)options->config.log_level, pen_world_size(world) > 1 ? pen_world_rank(world) : -1);
-        status = start(world, options, job, &display, &session, &tokenizer);
+        status = start(world, options, job, &display, &session, &tokenizer, &trace_file);
     }
     end_line(&display);
     if (status == PEN_OK) {
         together = false;
-        status = pen_world_rank(world) == 0 ? lead(session, job) : pen_engine_serve(pen_session_engine(session));
+        status = run_stages(world, session, job, trace_file);
     }
     if (status != PEN_OK && world && (!together || status == PEN_PEER_LOST))
         pen_world_abort(world, status); /* the others do not know */
+    if (trace_file) fclose(trace_file); /* what is in it was flushed */
     pen_session_close(session);
     pen_tokenizer_close(tokenizer);
     pen_world_destroy(world);

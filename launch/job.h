@@ -21,6 +21,7 @@ typedef struct pen_job {
     /* Submits to the engine, runs it, writes the result. */
     pen_status (*work)(void *context, pen_engine *engine);
     void *context;
+    bool shows_metrics; /* itself */
 } pen_job;
 
 /* Runs the job; the same status on all ranks, or the process has ended (a lost peer). */

@@ -19,9 +19,9 @@ const pen_command_info pen_command_table[PEN_COMMAND_COUNT] = {
 #define ON(command) (1U << PEN_COMMAND_##command)
 #define ALL         (~0U)
 #define COMMANDS    (ALL & ~ON(none))
-#define MODELS      (ON(run) | ON(perplexity))
+#define MODELS      (ON(run) | ON(perplexity) | ON(bench))
 #define PLANS       (MODELS | ON(plan))
-#define TEXTS       (MODELS | ON(tokenize))
+#define TEXTS       (ON(run) | ON(perplexity) | ON(tokenize))
 
 #define RANGE(low, high) .min = (low), .max = (high)
 

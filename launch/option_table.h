@@ -22,11 +22,13 @@ typedef enum pen_option_type {
     PEN_OPTION_PAIR,   /* two adjacent ints, each min … max: 512:128 */
     PEN_OPTION_TEXTS,  /* pen_option_texts; may be given again */
     PEN_OPTION_BIASES, /* pen_option_biases, values min … max: 11:-5,13:2.5; may be given again */
+    PEN_OPTION_LIST,   /* pen_int_list, each min … max: 1,4,16 */
 } pen_option_type;
 
 #define PEN_OPTION_GROUPS(X)                                                                                           \
     X(INPUT, "Input")                                                                                                  \
     X(SAMPLING, "Sampling")                                                                                            \
+    X(LOAD, "Load")                                                                                                    \
     X(PLAN, "Plan")                                                                                                    \
     X(MACHINE, "Machine")                                                                                              \
     X(OUTPUT, "Output")                                                                                                \

@@ -161,6 +161,21 @@ static pen_status set_value(const pen_option *option, const char *spelled, const
     case PEN_OPTION_SIZE:
         if (!parse_size(text, field)) return fail_value(option, spelled, text, "a size as 80GiB, 512MiB or 1000000");
         break;
+    case PEN_OPTION_LIST: {
+        pen_int_list *list = field;
+        list->count = 0;
+        for (const char *word = text;; word++) {
+            const char *end = word + strcspn(word, ",");
+            if (!parse_integer(word, end, &integer) || !in_range(option, (double)integer))
+                return fail_value(option, spelled, text, "a list as 1,4,16 of whole numbers, each");
+            if (list->count == PEN_LIST_MAX)
+                return pen_fail(PEN_USAGE, "%s: more than %d numbers", spelled, PEN_LIST_MAX);
+            list->values[list->count++] = (int)integer;
+            word = end;
+            if (*word == '\0') break;
+        }
+        break;
+    }
     case PEN_OPTION_PAIR: {
         const char *colon = strchr(text, ':');
         if (!colon || !parse_integer(text, colon, &integer) ||
@@ -316,6 +331,28 @@ static pen_status parse_environment(parser *p) {
     return PEN_OK;
 }
 
+static bool is_given(const parser *p, const char *name) {
+    return p->given[find_long(name, strlen(name)) - pen_option_table] != NULL;
+}
+
+/* The plan of a load is for that load. */
+static pen_status plan_for_load(parser *p) {
+    pen_options *options = p->options;
+    pen_config *config = &options->config;
+    if (!is_given(p, "workload")) {
+        config->workload_prompt = options->prompt_tokens;
+        config->workload_output = options->output_tokens;
+    }
+    int most = 0;
+    for (int i = 0; i < options->concurrency.count; i++)
+        if (options->concurrency.values[i] > most) most = options->concurrency.values[i];
+    if (!is_given(p, "max-num-seqs")) config->max_num_seqs = most;
+    if (options->phases && most > config->max_num_seqs)
+        return pen_fail(PEN_USAGE, "--phases needs all %d requests to run at a time, and --max-num-seqs is %d", most,
+                        config->max_num_seqs);
+    return PEN_OK;
+}
+
 static pen_status check(parser *p) {
     pen_options *options = p->options;
     pen_config *config = &options->config;
@@ -336,6 +373,9 @@ static pen_status check(parser *p) {
         return pen_fail(PEN_USAGE, "perplexity needs a text: -f FILE");
     if (options->command == PEN_COMMAND_tokenize && !options->prompt && !options->file)
         return pen_fail(PEN_USAGE, "tokenize needs a text: -p TEXT or -f FILE");
+    if (options->phases && (options->num_prompts > 0 || options->request_rate > 0))
+        return pen_fail(PEN_USAGE, "--phases is one wave of requests: --%s contradicts it",
+                        options->num_prompts > 0 ? "num-prompts" : "request-rate");
     if ((options->logprobs > 0 || options->prompt_logprobs > 0 || options->token_logprobs) && !options->json)
         return pen_fail(PEN_USAGE, "--%slogprobs is part of the JSON object: add --json",
                         options->token_logprobs        ? "token-"
@@ -345,13 +385,12 @@ static pen_status check(parser *p) {
         return pen_fail(PEN_USAGE, "--min-tokens %d is more than --max-tokens %d", options->min_tokens,
                         options->max_tokens);
 
-    const pen_option *method = find_long("method", strlen("method"));
     bool custom = strcmp(config->method, "custom") == 0;
-    if (config->layers[0] != '\0' && !custom && p->given[method - pen_option_table])
+    if (config->layers[0] != '\0' && !custom && is_given(p, "method"))
         return pen_fail(PEN_USAGE, "--layers is a split by hand, so --method %s contradicts it", config->method);
     if (config->layers[0] == '\0' && custom) return pen_fail(PEN_USAGE, "--method custom needs --layers N,N,…");
     if (config->layers[0] != '\0') strcpy(config->method, "custom");
-    return PEN_OK;
+    return options->command == PEN_COMMAND_bench ? plan_for_load(p) : PEN_OK;
 }
 
 pen_status pen_options_parse(int argc, char *const *argv, bool environment, pen_options *options) {

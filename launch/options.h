@@ -32,6 +32,12 @@ typedef struct pen_option_biases {
     int count;
     pen_logit_bias list[PEN_OPTION_BIASES_MAX];
 } pen_option_biases;
+enum { PEN_LIST_MAX = 16 };
+
+typedef struct pen_int_list {
+    int count;
+    int values[PEN_LIST_MAX];
+} pen_int_list;
 
 typedef struct pen_options {
     pen_command command;
@@ -51,6 +57,13 @@ typedef struct pen_options {
     int logprobs, prompt_logprobs; /* best K to report per token; 0: none */
     int tokens;                    /* perplexity: score the first N; 0: all */
     bool token_logprobs;           /* perplexity: also one per token */
+
+    /* bench: the load. */
+    int prompt_tokens, output_tokens;
+    pen_int_list concurrency; /* a run for each */
+    int num_prompts;          /* of a run; 0: 8 times its concurrency */
+    double request_rate;      /* per second; 0: a request follows when another ends */
+    bool phases;
 
     /* tokenize. */
     bool no_bos, no_parse_special;

@@ -34,6 +34,7 @@ typedef struct pen_config {
                                  */
     double step_timeout_s;      /* 0: max(30 s, 20 × predicted) */
     bool ignore_eos;
+    char trace[PEN_PATH_MAX]; /* written by rank 0; "": nothing is recorded */
     int log_level;
 } pen_config;
 

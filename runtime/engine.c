@@ -21,6 +21,7 @@ static void poke(void *context) {
 
 static pen_status fill(pen_engine *engine) {
     const pen_engine_options *options = &engine->options;
+    if (options->trace) PEN_TRY(pen_trace_create(options->trace, engine->index == 0, &engine->trace));
     if (engine->stages == 1)
         PEN_TRY(pen_link_create_local(&engine->link));
     else
@@ -30,6 +31,7 @@ static pen_status fill(pen_engine *engine) {
                                  .stage = engine->stage,
                                  .link = engine->link,
                                  .meter = &engine->meter,
+                                 .trace = engine->trace,
                                  .index = engine->index,
                                  .stages = engine->stages,
                                  .hidden = options->hidden,
@@ -39,6 +41,12 @@ static pen_status fill(pen_engine *engine) {
                                  .limits = engine->limits};
     PEN_TRY(pen_worker_create(&worker, &engine->worker));
     return engine->index == 0 ? pen_leader_create(engine) : pen_follower_create(engine);
+}
+
+/* A CPU device's first thread is ours; with others beside it that may not spin, it sleeps when it waits for them. */
+static bool computes_itself(const pen_engine *engine) {
+    const pen_share *share = pen_world_share(engine->world);
+    return strncmp(pen_device_name(engine->device), "cpu", 3) == 0 && (share->threads == 1 || share->may_spin);
 }
 
 pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *stage, const pen_engine_options *options,
@@ -59,7 +67,7 @@ pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *st
                            .index = pen_world_stage(world),
                            .stages = pen_world_stages(world)};
     if (engine->options.step_timeout_s <= 0) engine->options.step_timeout_s = 30;
-    pen_meter_start(&engine->meter);
+    pen_meter_start(&engine->meter, computes_itself(engine));
     pen_wait_init(&engine->wait, pen_world_share(world)->may_spin);
     pen_status status = fill(engine);
     if (status != PEN_OK) {
@@ -80,7 +88,12 @@ void pen_engine_destroy(pen_engine *engine) {
     pen_leader_destroy(engine->leader);
     pen_follower_destroy(engine->follower);
     pen_worker_destroy(engine->worker);
+    pen_trace_destroy(engine->trace);
     free(engine);
+}
+
+const pen_trace *pen_engine_trace(const pen_engine *engine) {
+    return engine->trace;
 }
 
 /* ---- Turns of the loop ------------------------------------------------------------------------------------------ */

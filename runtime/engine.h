@@ -15,6 +15,7 @@
 #include "link.h"
 #include "metrics.h"
 #include "stage.h"
+#include "trace.h"
 #include "world.h"
 
 typedef struct pen_engine pen_engine;
@@ -29,6 +30,7 @@ typedef struct pen_engine_options {
     double chunk_overhead; /* see schedule.h */
     double step_timeout_s;
     uint32_t plan_epoch;
+    int trace; /* records kept of what the run did when; 0: no trace */
 } pen_engine_options;
 
 /* Residual buffers that the engine wants in a stage (pen_stage_options.slots). */
@@ -38,6 +40,7 @@ enum { PEN_ENGINE_SLOTS = 4 };
 pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *stage, const pen_engine_options *options,
                              pen_engine **engine);
 void pen_engine_destroy(pen_engine *engine);
+const pen_trace *pen_engine_trace(const pen_engine *engine); /* this rank's, or NULL */
 
 /* ---- Leader ----------------------------------------------------------------------------------------------------- */
 
@@ -75,6 +78,12 @@ typedef struct pen_request {
 pen_status pen_engine_submit(pen_engine *engine, const pen_request *request);
 /* Runs until all requests are done. Callbacks may submit more. */
 pen_status pen_engine_run(pen_engine *engine);
+/* The same, but at most until the clock says `deadline_ns`; the next call goes on with what is left. */
+pen_status pen_engine_run_until(pen_engine *engine, int64_t deadline_ns);
+
+/* While held, no request gets a second token: so that prompts and outputs can be timed apart. Whoever holds lets go
+ * from a callback at the latest, or the run does not end. */
+void pen_engine_hold(pen_engine *engine, bool hold);
 
 /* Times a step of this shape on every stage at once, `repeats` times after a warm-up, while nothing else runs (the KV
  * pool's contents are lost); ms[stages] are the medians. */
@@ -94,7 +103,9 @@ typedef struct pen_engine_counts {
 } pen_engine_counts;
 pen_engine_counts pen_engine_count(const pen_engine *engine);
 
-/* Every stage's metrics since the last call: stages[stage count]. */
+/* Ends a lap of every stage's metrics; waits for nobody, so callbacks may do it. */
+pen_status pen_engine_lap(pen_engine *engine);
+/* Every stage's metrics of the last lap that ended: stages[stage count]. Waits for the answers. */
 pen_status pen_engine_metrics(pen_engine *engine, pen_metrics *stages);
 
 /* Ends the other stages' pen_engine_serve. */

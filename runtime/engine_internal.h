@@ -19,6 +19,7 @@ struct pen_engine {
     pen_link *link;
     pen_worker *worker;
     pen_meter meter;
+    pen_trace *trace; /* or NULL */
     pen_wait wait;
     int64_t moved_ns;   /* when anything last moved: deadlines run from here */
     pen_status failure; /* of a poke, kept until the computing that it interrupted is over */

@@ -77,12 +77,8 @@ static pen_status obey(pen_engine *engine, const pen_header *header, const void 
         PEN_TRY(pen_engine_time_stage(engine, &shape, &ms));
         return answer(engine, PEN_MESSAGE_MEASURED, &ms, sizeof ms);
     }
-    case PEN_MESSAGE_REPORT: {
-        pen_metrics metrics;
-        pen_meter_read(&engine->meter, &metrics);
-        pen_meter_start(&engine->meter);
-        return answer(engine, PEN_MESSAGE_METRICS, &metrics, sizeof metrics);
-    }
+    case PEN_MESSAGE_LAP: pen_meter_lap(&engine->meter); return PEN_OK;
+    case PEN_MESSAGE_REPORT: return answer(engine, PEN_MESSAGE_METRICS, &engine->meter.lap, sizeof engine->meter.lap);
     case PEN_MESSAGE_STOP: follower->stopped = true; return PEN_OK;
     default: return pen_fail(PEN_INTERNAL, "bad message: type %u from the leader", header->type);
     }
@@ -96,8 +92,8 @@ static pen_status take_step(pen_engine *engine, const void *message, size_t byte
 }
 
 /* Deals with the messages that have arrived, in order. A step for which there is no room waits where it is, and so
- * does, where only steps are wanted, a command. */
-static pen_status take_messages(pen_engine *engine, bool only_steps, bool *moved) {
+ * does, while the stage computes, a command; only laps end when the leader says so. */
+static pen_status take_messages(pen_engine *engine, bool computing, bool *moved) {
     pen_follower *follower = engine->follower;
     while (!follower->stopped) {
         int i = follower->turn;
@@ -110,7 +106,7 @@ static pen_status take_messages(pen_engine *engine, bool only_steps, bool *moved
             if (!step) break;
             PEN_TRY(take_step(engine, follower->buffers[i], *bytes, step));
         } else {
-            if (only_steps) break;
+            if (computing && header.type != PEN_MESSAGE_LAP) break;
             PEN_TRY(obey(engine, &header, follower->buffers[i], *bytes));
         }
         *bytes = 0;

@@ -21,6 +21,7 @@ typedef struct live {
     int64_t sequence;
     pen_request request;
     int output; /* tokens generated */
+    bool held;  /* its next token waits until the hold ends */
     pen_history_rules rules;
     bool has_rules;   /* that change anything */
     int32_t tokens[]; /* prompt, then output */
@@ -65,6 +66,7 @@ struct pen_leader {
     live **live;         /* [live_capacity], sequence n in n mod live_capacity */
     int live_capacity, live_count;
     int64_t work_since_ns; /* while there are live requests */
+    bool hold;
 };
 
 /* ---- Making ----------------------------------------------------------------------------------------------------- */
@@ -378,6 +380,15 @@ static void make_step(pen_engine *engine, flight *f, pen_step *step) {
     memcpy(step->picks, f->picks, (size_t)picks * sizeof *step->picks);
 }
 
+static void trace_sample(const pen_engine *engine) {
+    const pen_leader *leader = engine->leader;
+    if (!engine->trace) return;
+    int waiting = pen_schedule_waiting(leader->schedule);
+    pen_trace_sample sample = {pen_clock_ns(), waiting, leader->live_count - waiting,
+                               pen_kvcache_free_blocks(leader->cache, 0)};
+    pen_trace_add_sample(engine->trace, &sample);
+}
+
 /* Forms and sends as many steps as may be in flight. */
 static pen_status launch_steps(pen_engine *engine, bool *moved) {
     pen_leader *leader = engine->leader;
@@ -391,6 +402,7 @@ static pen_status launch_steps(pen_engine *engine, bool *moved) {
         PEN_TRY(make_history(engine, f, step));
         int history_bytes = step->history_bytes;
         leader->launched++;
+        trace_sample(engine);
         if (engine->stages > 1)
             PEN_TRY(send_to_all(engine, out, pen_wire_encode_step(step, engine->limits.plan_epoch, out->message)));
         PEN_TRY(pen_worker_push(engine->worker, leader->row_tokens));
@@ -419,8 +431,21 @@ static void take_token(pen_engine *engine, live *l, int position, const pen_choi
         end_request(engine, l, PEN_FINISH_STOP);
     else if (l->output == request->max_tokens)
         end_request(engine, l, PEN_FINISH_LENGTH);
+    else if (engine->leader->hold)
+        l->held = true;
     else
         pen_schedule_continue(engine->leader->schedule, l->sequence);
+}
+
+void pen_engine_hold(pen_engine *engine, bool hold) {
+    pen_leader *leader = engine->leader;
+    leader->hold = hold;
+    for (int i = 0; !hold && i < leader->live_capacity; i++) {
+        live *l = leader->live[i];
+        if (!l || !l->held) continue;
+        l->held = false;
+        pen_schedule_continue(leader->schedule, l->sequence);
+    }
 }
 
 /* The choices of one run. The request may have ended while the run was in flight, or end here. */
@@ -511,10 +536,15 @@ static pen_status command(pen_engine *engine, pen_message_type type, const void 
 }
 
 pen_status pen_engine_run(pen_engine *engine) {
+    return pen_engine_run_until(engine, INT64_MAX);
+}
+
+pen_status pen_engine_run_until(pen_engine *engine, int64_t deadline_ns) {
     pen_leader *leader = engine->leader;
-    if (leader->live_count == 0) return PEN_OK;
+    if (leader->live_count == 0 && leader->launched == leader->landed) return PEN_OK;
     pen_engine_moved(engine);
     while (leader->live_count > 0 || leader->launched > leader->landed) {
+        if (pen_clock_ns() >= deadline_ns) return PEN_OK;
         bool moved = false;
         PEN_TRY(pen_engine_progress(engine, &moved));
         PEN_TRY(take_choices(engine, &moved));
@@ -528,6 +558,7 @@ pen_status pen_engine_run(pen_engine *engine) {
         PEN_TRY(pen_engine_pause(engine, &wait));
     }
     pen_meter_set(&engine->meter, PEN_IDLE);
+    trace_sample(engine);
     return command(engine, PEN_MESSAGE_REST, NULL, 0);
 }
 
@@ -580,6 +611,17 @@ pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape,
     return status;
 }
 
+pen_status pen_engine_lap(pen_engine *engine) {
+    pen_leader *leader = engine->leader;
+    if (leader->live_count > 0) {
+        int64_t now = pen_clock_ns();
+        engine->meter.total.work_s += (double)(now - leader->work_since_ns) * 1e-9;
+        leader->work_since_ns = now;
+    }
+    pen_meter_lap(&engine->meter);
+    return command(engine, PEN_MESSAGE_LAP, NULL, 0);
+}
+
 pen_engine_counts pen_engine_count(const pen_engine *engine) {
     const pen_leader *leader = engine->leader;
     pen_engine_counts counts = {.kv = pen_kvcache_counts(leader->cache),
@@ -591,8 +633,7 @@ pen_engine_counts pen_engine_count(const pen_engine *engine) {
 
 pen_status pen_engine_metrics(pen_engine *engine, pen_metrics *stages) {
     PEN_TRY(command(engine, PEN_MESSAGE_REPORT, NULL, 0));
-    pen_meter_read(&engine->meter, &stages[0]);
-    pen_meter_start(&engine->meter);
+    stages[0] = engine->meter.lap;
     return take_answers(engine, PEN_MESSAGE_METRICS, stages, sizeof *stages);
 }
 

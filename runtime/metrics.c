@@ -3,8 +3,8 @@
 
 #include "clock.h"
 
-void pen_meter_start(pen_meter *meter) {
-    *meter = (pen_meter){.activity = PEN_IDLE, .since_ns = pen_clock_ns()};
+void pen_meter_start(pen_meter *meter, bool cpu_tells) {
+    *meter = (pen_meter){.total.cpu_tells = cpu_tells, .activity = PEN_IDLE, .since_ns = pen_clock_ns()};
 }
 
 static void settle(pen_meter *meter, int64_t now) {
@@ -24,9 +24,10 @@ void pen_meter_set(pen_meter *meter, pen_activity activity) {
     if (activity == PEN_BUSY) meter->since_cpu_ns = pen_clock_thread_cpu_ns();
 }
 
-void pen_meter_read(pen_meter *meter, pen_metrics *metrics) {
+void pen_meter_lap(pen_meter *meter) {
     settle(meter, pen_clock_ns());
-    *metrics = meter->total;
+    meter->lap = meter->total;
+    meter->total = (pen_metrics){.cpu_tells = meter->lap.cpu_tells};
 }
 
 pen_efficiency pen_metrics_efficiency(const pen_metrics *stages, int count) {

@@ -2,11 +2,13 @@
  * Metrics: where a stage's time went, and what that says about the pipeline.
  *
  * A meter is a stopwatch with one hand per state; the engine moves it at each change of state. Busy time is checked
- * against the CPU time of the same thread: a stage that was "busy" without a core was waiting for one.
+ * against the CPU time of the same thread: a stage that was "busy" without a core was waiting for one. What is counted
+ * is cut into laps, so that start-up, and a run's beginning and end, can be kept out of what is reported.
  */
 #ifndef PEN_METRICS_H
 #define PEN_METRICS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef enum pen_activity {
@@ -21,19 +23,21 @@ typedef enum pen_activity {
 typedef struct pen_metrics {
     double seconds[PEN_ACTIVITIES];
     double busy_cpu_s; /* CPU time of the engine's thread while busy */
+    bool cpu_tells;    /* both should be the same: that thread computes, and never sleeps meanwhile */
     double work_s;     /* leader: wall time while there were unfinished requests */
     uint64_t steps, rows;
 } pen_metrics;
 
 typedef struct pen_meter {
-    pen_metrics total;
+    pen_metrics total; /* of the lap that runs */
+    pen_metrics lap;   /* the last one that ended */
     pen_activity activity;
     int64_t since_ns, since_cpu_ns;
 } pen_meter;
 
-void pen_meter_start(pen_meter *meter);                      /* from zero, idle */
+void pen_meter_start(pen_meter *meter, bool cpu_tells);      /* from zero, idle */
 void pen_meter_set(pen_meter *meter, pen_activity activity); /* what happens from now on */
-void pen_meter_read(pen_meter *meter, pen_metrics *metrics); /* up to now */
+void pen_meter_lap(pen_meter *meter);                        /* a lap ends, the next begins from zero */
 
 typedef struct pen_efficiency {
     double split;    /* mean ÷ max of the stages' busy times: what the plan can give */

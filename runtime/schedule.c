@@ -59,6 +59,10 @@ void pen_schedule_destroy(pen_schedule *schedule) {
     free(schedule);
 }
 
+int pen_schedule_waiting(const pen_schedule *schedule) {
+    return schedule->waiting_count;
+}
+
 int pen_schedule_in_flight(const pen_schedule *schedule) {
     return schedule->in_flight;
 }

@@ -70,6 +70,7 @@ void pen_schedule_continue(pen_schedule *schedule, int64_t sequence);
 /* The sequence ends, queued or running: its slot and blocks are free. */
 void pen_schedule_finish(pen_schedule *schedule, int64_t sequence);
 
+int pen_schedule_waiting(const pen_schedule *schedule); /* sequences that have not started, or are paused */
 int pen_schedule_in_flight(const pen_schedule *schedule);
 uint64_t pen_schedule_pauses(const pen_schedule *schedule); /* so far */
 int pen_schedule_limit(const pen_schedule *schedule);       /* of microbatches in flight */

@@ -16,6 +16,7 @@
 
 enum {
     MEASURE_REPEATS = 10,
+    TRACE_RECORDS = 1 << 17, /* 5 MiB of steps a rank */
     LINK_PATIENCE_S = 30,
     CHUNK_OVERHEAD_DEFAULT = 16, /* rows; where the times of a file do not say */
     CHUNK_OVERHEAD_LEAST = 4,    /* what less than that is measured is noise */
@@ -499,6 +500,11 @@ pen_status pen_session_plan(pen_session *session, pen_status request, const pen_
                  broadcast_plain(world, "sharing the layout", &session->layout, sizeof session->layout));
 }
 
+pen_forecast pen_session_forecast(const pen_session *session, int sequences, bool apart) {
+    pen_forecast_options options = {.sequences = sequences, .rows = session->layout.rows, .apart = apart};
+    return pen_forecast_of(session->plan, session->model, session->profile, &options);
+}
+
 /* ---- Load -------------------------------------------------------------------------------------------------------- */
 
 static bool load_progress(void *context, uint64_t done, uint64_t total) {
@@ -535,6 +541,7 @@ static pen_status make_stage(pen_session *session) {
         .sequences = want->sequences,
         .chunk_overhead = want->chunk_overhead,
         .step_timeout_s = want->step_timeout_s,
+        .trace = session->config.trace[0] ? TRACE_RECORDS : 0,
     };
     return pen_engine_create(session->world, session->device, session->stage, &engine, &session->engine);
 }

@@ -15,6 +15,7 @@
 
 #include "config.h"
 #include "engine.h"
+#include "forecast.h"
 #include "model.h"
 #include "plan.h"
 #include "world.h"
@@ -43,6 +44,9 @@ typedef struct pen_session_need {
 /* `request` is the caller's own outcome on rank 0 so far (a prompt that is too long ends all ranks here). */
 pen_status pen_session_plan(pen_session *session, pen_status request, const pen_session_need *need);
 const pen_plan *pen_session_solved(const pen_session *session); /* the plan; rank 0's has the rivals and warnings */
+
+/* Rank 0: what the plan promises for so many sequences at a time; `apart` as in forecast.h. */
+pen_forecast pen_session_forecast(const pen_session *session, int sequences, bool apart);
 
 pen_status pen_session_load(pen_session *session);
 pen_engine *pen_session_engine(pen_session *session);

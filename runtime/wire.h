@@ -19,7 +19,8 @@ typedef enum pen_message_type {
     PEN_MESSAGE_REST,     /* leader → all: nothing is outstanding; stop the clocks */
     PEN_MESSAGE_MEASURE,  /* leader → all: time a step of this shape */
     PEN_MESSAGE_MEASURED, /* stage → leader */
-    PEN_MESSAGE_REPORT,   /* leader → all: send your metrics */
+    PEN_MESSAGE_LAP,      /* leader → all: a lap of the metrics ends here */
+    PEN_MESSAGE_REPORT,   /* leader → all: send the metrics of your last lap */
     PEN_MESSAGE_METRICS,  /* stage → leader */
     PEN_MESSAGE_STOP,     /* leader → all */
     PEN_MESSAGE_TYPES

@@ -21,6 +21,7 @@ typedef struct entry {
     void *history; /* [history_capacity] the step's message of histories; last stage */
     size_t history_capacity;
     pen_transfer history_receive; /* 0: there is none, or it has come */
+    int64_t begin_ns; /* of computing; for the trace */
 } entry;
 
 /* The table of a sequence as the steps have told it. */
@@ -42,6 +43,8 @@ struct pen_worker {
     bool first, last;
     /* A ring of steps: [head, next) were run, [next, tail) were not. Counted for ever, taken modulo options.steps. */
     uint64_t head, next, tail;
+    uint64_t traced;   /* steps below this one are in the trace, */
+    int64_t traced_ns; /* and the last of them ended then */
     entry *entries;
     table *tables; /* [limits.sequences] */
     int32_t *table_memory;
@@ -285,12 +288,33 @@ static pen_status compute(pen_worker *worker, entry *e) {
                        .logit_count = step->logit_count,
                        .logit_rows = worker->logit_rows,
                        .edits = worker->edits};
+    if (worker->options.trace) e->begin_ns = pen_clock_ns();
     pen_meter_set(worker->options.meter, PEN_BUSY);
     pen_stage_run(worker->options.stage, slot_of(worker, e), &batch, worker->last ? step->picks : NULL);
     pen_event_record(e->computed);
     worker->options.meter->total.steps++;
     worker->options.meter->total.rows += (uint64_t)step->rows;
     return PEN_OK;
+}
+
+/* Writes the steps that were computed into the trace. One that was enqueued behind another began when that ended. */
+static void trace_steps(pen_worker *worker) {
+    while (worker->options.trace && worker->traced < worker->next) {
+        const entry *e = entry_at(worker, worker->traced);
+        if (!pen_event_done(e->computed)) return;
+        pen_trace_slice slice = {.step = e->step.number,
+                                 .begin_ns = e->begin_ns > worker->traced_ns ? e->begin_ns : worker->traced_ns,
+                                 .end_ns = pen_clock_ns(),
+                                 .rows = e->step.rows};
+        for (int i = 0; i < e->step.run_count; i++) {
+            const pen_step_run *run = &e->step.runs[i];
+            slice.decode_rows += run->rows == 1 && run->logit_rows == 1;
+            if (run->position + run->rows > slice.context) slice.context = run->position + run->rows;
+        }
+        pen_trace_add_slice(worker->options.trace, &slice);
+        worker->traced_ns = slice.end_ns;
+        worker->traced++;
+    }
 }
 
 /* What was computed goes on: rows to the next stage, behind the event; choices, which the host must read first, to the
@@ -308,6 +332,7 @@ static pen_status send_on(pen_worker *worker, entry *e) {
 
 /* Moves the steps that were computed on, and forgets the oldest ones that were sent. */
 static pen_status finish_steps(pen_worker *worker, bool *moved) {
+    trace_steps(worker);
     for (uint64_t i = worker->head; i < worker->next; i++) {
         entry *e = entry_at(worker, i);
         if (e->phase != COMPUTING) continue;
@@ -319,6 +344,7 @@ static pen_status finish_steps(pen_worker *worker, bool *moved) {
     while (worker->head < worker->next) {
         entry *e = entry_at(worker, worker->head);
         if (e->phase != SENDING || !pen_link_done(worker->options.link, e->send, NULL)) break;
+        trace_steps(worker); /* its place may be taken now */
         worker->head++;
         *moved = true;
     }

@@ -13,6 +13,7 @@
 #include "link.h"
 #include "metrics.h"
 #include "stage.h"
+#include "trace.h"
 #include "wire.h"
 
 #include <stdbool.h>
@@ -24,6 +25,7 @@ typedef struct pen_worker_options {
     pen_stage *stage;
     pen_link *link;
     pen_meter *meter;  /* told when computing begins and ends */
+    pen_trace *trace;  /* of the steps; or NULL */
     int index, stages; /* this stage's number, and how many there are */
     int hidden;
     int steps; /* that can be known at a time */

@@ -17,7 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { TAG_LENGTH = 1, TAG_DATA, TAG_BEAT, TAG_HUSH };
+enum { TAG_LENGTH = 1, TAG_DATA, TAG_BEAT, TAG_HUSH, TAG_CLOCK };
 
 enum { WATCHDOG_S = 60, ABORT_S = 5, HUSH_MS = 10 };
 static const int64_t BEAT_NS = 1000 * 1000 * 1000;
@@ -342,6 +342,45 @@ pen_status pen_world_gather(pen_world *world, const char *what, const void *data
         return status;
     }
     return PEN_OK;
+}
+
+/* ---- Clocks ------------------------------------------------------------------------------------------------------ */
+
+static const char comparing_clocks[] = "comparing clocks";
+
+static pen_status ask_clock(pen_world *world, int rank, pen_clock_probe *probe) {
+    MPI_Request ask, hear;
+    probe->asked_ns = pen_clock_ns();
+    PEN_TRY(mpi_status(MPI_Isend(NULL, 0, MPI_BYTE, rank, TAG_CLOCK, world->talk, &ask), comparing_clocks));
+    PEN_TRY(
+        mpi_status(MPI_Irecv(&probe->other_ns, sizeof probe->other_ns, MPI_BYTE, rank, TAG_CLOCK, world->talk, &hear),
+                   comparing_clocks));
+    PEN_TRY(await(world, rank, comparing_clocks, &hear));
+    probe->heard_ns = pen_clock_ns();
+    return await(world, rank, comparing_clocks, &ask);
+}
+
+static pen_status tell_clock(pen_world *world) {
+    MPI_Request request;
+    PEN_TRY(mpi_status(MPI_Irecv(NULL, 0, MPI_BYTE, 0, TAG_CLOCK, world->talk, &request), comparing_clocks));
+    PEN_TRY(await(world, 0, comparing_clocks, &request));
+    int64_t now = pen_clock_ns();
+    PEN_TRY(mpi_status(MPI_Isend(&now, sizeof now, MPI_BYTE, 0, TAG_CLOCK, world->talk, &request), comparing_clocks));
+    return await(world, 0, comparing_clocks, &request);
+}
+
+pen_status pen_world_probe_clocks(pen_world *world, int count, pen_clock_probe *probes) {
+    pen_status status = PEN_OK;
+    bool may_spin = world->wait.may_spin;
+    world->wait.may_spin = true; /* for the moment: what is measured is how long an answer takes */
+    if (world->rank == 0) {
+        for (int i = count; i < world->size * count && status == PEN_OK; i++)
+            status = ask_clock(world, i / count, &probes[i]);
+    } else {
+        for (int i = 0; i < count && status == PEN_OK; i++) status = tell_clock(world);
+    }
+    world->wait.may_spin = may_spin;
+    return status;
 }
 
 /* ---- Agreement -------------------------------------------------------------------------------------------------- */

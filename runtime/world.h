@@ -11,6 +11,7 @@
 #ifndef PEN_WORLD_H
 #define PEN_WORLD_H
 
+#include "clock_map.h"
 #include "machine.h"
 #include "status.h"
 
@@ -61,6 +62,10 @@ typedef struct pen_blob {
 pen_status pen_world_broadcast(pen_world *world, const char *what, pen_blob *blob);
 /* Everyone's data comes to rank 0, which gets blobs[size]; the others' `blobs` is not touched. */
 pen_status pen_world_gather(pen_world *world, const char *what, const void *data, size_t bytes, pen_blob *blobs);
+
+/* Asks everyone's clock `count` times: rank 0 gets probes[size][count], its own are not touched; the others' `probes`
+ * neither. */
+pen_status pen_world_probe_clocks(pen_world *world, int count, pen_clock_probe *probes);
 
 /* Makes one outcome of all ranks' outcomes: PEN_OK if all have that, else the status and error text of the lowest
  * rank that failed, on every rank. So all leave with one code, and one of them (rank 0) says why. */

@@ -174,6 +174,7 @@ static pen_status lead(pen_engine *engine, const options *o, int stages, int voc
             printf("  first after %.1f ms, then %.3f ms a token\n", (double)(outputs[r].first_ns - begin) * 1e-6,
                    (double)(outputs[r].last_ns - outputs[r].first_ns) * 1e-6 / (outputs[r].count - 1));
     }
+    PEN_TRY(pen_engine_lap(engine));
     PEN_TRY(pen_engine_metrics(engine, metrics));
     for (int s = 0; o->times && s < stages; s++)
         printf("stage %d: busy %.3f (cpu %.3f) receive %.3f send %.3f idle %.3f s, %" PRIu64 " steps, %" PRIu64

@@ -93,6 +93,18 @@ static void test_values(void **state) {
     accept("penstock plan m --layers 10,10,12", &o);
     assert_string_equal(o.config.layers, "10,10,12");
     assert_string_equal(o.config.method, "custom");
+    accept("penstock bench m --concurrency 1,4,32 --prompt-tokens 100 --request-rate 2.5", &o);
+    assert_int_equal(o.concurrency.count, 3);
+    assert_memory_equal(o.concurrency.values, ((int[]){1, 4, 32}), 3 * sizeof(int));
+    assert_true(o.request_rate == 2.5);
+    assert_int_equal(o.config.workload_prompt, 100); /* the plan is for the load */
+    assert_int_equal(o.config.workload_output, 128);
+    assert_int_equal(o.config.max_num_seqs, 32);
+    accept("penstock bench m --workload 7:8 --max-num-seqs 4", &o);
+    assert_int_equal(o.concurrency.count, 2);
+    assert_int_equal(o.config.workload_prompt, 7);
+    assert_int_equal(o.config.workload_output, 8);
+    assert_int_equal(o.config.max_num_seqs, 4);
     accept("penstock perplexity -m m -f t --tokens 64 --step-timeout 2.5", &o);
     assert_string_equal(o.config.model, "m");
     assert_int_equal(o.tokens, 64);
@@ -181,6 +193,11 @@ static void test_bad_values(void **state) {
     refuse("penstock run m -p x --workload 512", "--workload: '512' is not two whole numbers");
     refuse("penstock run m -p x --workload 512:0", "--workload");
     refuse("penstock run m -p x --workload :5", "--workload");
+    refuse("penstock bench m --concurrency 1,x", "--concurrency: '1,x' is not a list as 1,4,16");
+    refuse("penstock bench m --concurrency 1,,2", "--concurrency");
+    refuse("penstock bench m --concurrency 1,2,", "--concurrency");
+    refuse("penstock bench m --concurrency 0", "each from 1 to 65536");
+    refuse("penstock bench m --concurrency 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1", "more than 16 numbers");
     refuse("penstock run m -p x --device gpu", "--device: 'gpu' is not one of auto|cpu");
     refuse("penstock run m -p x --json=yes", "--json takes no value");
     refuse("penstock run m -p", "-p needs a value: TEXT");
@@ -227,6 +244,10 @@ static void test_contradictions(void **state) {
     refuse("penstock inspect", "inspect needs a MODEL");
     refuse("penstock plan", "plan needs a MODEL or --profile FILE");
     refuse("penstock perplexity m", "perplexity needs a text");
+    refuse("penstock bench", "bench needs a MODEL");
+    refuse("penstock bench m --phases --num-prompts 9", "--num-prompts contradicts it");
+    refuse("penstock bench m --phases --max-num-seqs 4", "all 16 requests");
+    refuse("penstock bench m --phases --request-rate 9", "--request-rate contradicts it");
     refuse("penstock plan m --method custom", "needs --layers");
     refuse("penstock plan m --method dp --layers 1,2", "--method dp contradicts it");
     refuse("penstock run m -p x --logprobs 3", "add --json");

@@ -1,0 +1,250 @@
+/*
+ * `penstock bench`: speed, latencies and how busy the stages are under a load that is made up, for one or several
+ * numbers of requests at a time. See load.h for the load and load_summary.h for what is measured.
+ */
+#include "command.h"
+#include "job.h"
+#include "load_summary.h"
+
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A stage that had its core for less of its busy time than this was waiting for it. */
+#define CPU_SHARE_LEAST 0.95
+enum { REQUESTS_PER_STREAM = 8 };
+
+typedef struct bench_state {
+    const pen_options *options;
+    const pen_session *session;
+    json_t *runs; /* --json */
+    FILE *stages; /* else: lines of the table of the stages, for later */
+} bench_state;
+
+static int largest(const pen_int_list *list) {
+    int most = 0;
+    for (int i = 0; i < list->count; i++) most = list->values[i] > most ? list->values[i] : most;
+    return most;
+}
+
+static int least(int a, int b) {
+    return a < b ? a : b;
+}
+
+static pen_status prepare(void *context, const pen_session *session, pen_tokenizer *tokenizer, pen_session_need *need) {
+    (void)tokenizer;
+    bench_state *bench = context;
+    const pen_options *options = bench->options;
+    bench->session = session;
+    int max_len = pen_session_max_len(session);
+    if (options->output_tokens > max_len - options->prompt_tokens)
+        return pen_fail(PEN_USAGE,
+                        "prompts of %d tokens and outputs of %d are wanted, but the longest sequence allowed is %d"
+                        " tokens (the model's context is %d)",
+                        options->prompt_tokens, options->output_tokens, max_len,
+                        pen_model_hparams(pen_session_model(session))->context);
+    int sequences = least(largest(&options->concurrency), options->config.max_num_seqs); /* the rest waits */
+    *need = (pen_session_need){
+        .context = options->prompt_tokens + options->output_tokens, .logit_rows = sequences, .sequences = sequences};
+    return PEN_OK;
+}
+
+/* ---- As JSON ----------------------------------------------------------------------------------------------------- */
+
+static json_t *json_statistics(const pen_statistics *s) {
+    return json_pack("{s:f, s:f, s:f, s:f}", "mean", s->mean, "p50", s->p50, "p90", s->p90, "p99", s->p99);
+}
+
+static json_t *json_stages(const pen_metrics *stages, int count) {
+    json_t *list = json_array();
+    for (int s = 0; s < count; s++) {
+        const pen_metrics *m = &stages[s];
+        json_array_append_new(list,
+                              json_pack("{s:f, s:f, s:f, s:f, s:f, s:I, s:I}", "busy_s", m->seconds[PEN_BUSY],
+                                        "wait_recv_s", m->seconds[PEN_WAIT_RECEIVE], "wait_send_s",
+                                        m->seconds[PEN_WAIT_SEND], "idle_s", m->seconds[PEN_IDLE], "busy_cpu_s",
+                                        m->busy_cpu_s, "steps", (json_int_t)m->steps, "rows", (json_int_t)m->rows));
+    }
+    return list;
+}
+
+/* There is one replica: nobody to take from, and nobody to be compared with. */
+static json_t *json_replicas(const pen_load_summary *summary) {
+    return json_pack("[{s:f, s:i, s:i}]", "utilisation", summary->utilisation, "requests", summary->requests, "stolen",
+                     0);
+}
+
+static json_t *json_phases(const pen_load_log *log) {
+    static const char *const names[] = {[PEN_LOAD_PROMPTS] = "prompts", [PEN_LOAD_OUTPUTS] = "outputs"};
+    json_t *phases = json_object();
+    for (int i = 0; i < log->span_count; i++) {
+        const pen_load_span *span = &log->spans[i];
+        pen_efficiency e = pen_metrics_efficiency(span->stages, log->stages);
+        json_object_set_new(phases, names[i],
+                            json_pack("{s:f, s:f, s:f, s:f, s:o}", "seconds",
+                                      (double)(span->end_ns - span->begin_ns) * 1e-9, "split_efficiency", e.split,
+                                      "schedule_efficiency", e.schedule, "pipeline_efficiency", e.pipeline, "stages",
+                                      json_stages(span->stages, log->stages)));
+    }
+    return phases;
+}
+
+static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, const pen_forecast *forecast,
+                        const pen_metrics *stages) {
+    json_t *run = json_pack("{s:i, s:i, s:f, s:b, s:f, s:f, s:f}", "concurrency", log->load.concurrency, "requests",
+                            log->load.requests, "seconds", s->seconds, "steady", log->steady, "prompt_tokens_per_s",
+                            s->prompt_tokens_per_s, "decode_tokens_per_s", s->decode_tokens_per_s, "total_tokens_per_s",
+                            s->total_tokens_per_s);
+    if (!run) return NULL;
+    json_object_set_new(run, "predicted",
+                        json_pack("{s:f, s:f}", "prompt_tokens_per_s", forecast->prompt_tokens_per_s,
+                                  "decode_tokens_per_s", forecast->decode_tokens_per_s));
+    json_object_set_new(run, "ttft_ms", json_statistics(&s->ttft));
+    json_object_set_new(run, "tpot_ms", json_statistics(&s->tpot));
+    json_object_set_new(run, "itl_ms", json_statistics(&s->itl));
+    json_object_set_new(run, "e2el_ms", json_statistics(&s->e2el));
+    json_object_set_new(run, "split_efficiency", json_real(s->efficiency.split));
+    json_object_set_new(run, "schedule_efficiency", json_real(s->efficiency.schedule));
+    json_object_set_new(run, "pipeline_efficiency", json_real(s->efficiency.pipeline));
+    json_object_set_new(run, "stages", json_stages(stages, log->stages));
+    json_object_set_new(run, "replicas", json_replicas(s));
+    json_object_set_new(run, "load_balance_factor", json_real(1));
+    if (log->load.phases) json_object_set_new(run, "phases", json_phases(log));
+    return run;
+}
+
+/* ---- As a table -------------------------------------------------------------------------------------------------- */
+
+/* In the manner of llama-bench. Speeds are measured, and in brackets what the plan promises. */
+static void print_title(const bench_state *bench, int stages) {
+    const pen_options *options = bench->options;
+    const pen_config *config = &options->config;
+    printf("%s, %d stage%s, prompts of %d tokens, outputs of %d%s\n\n",
+           config->model[0] ? config->model : config->device, stages, stages == 1 ? "" : "s", options->prompt_tokens,
+           options->output_tokens, options->phases ? ", one after the other" : "");
+    puts("| streams | requests |  prompt t/s (plan) |  decode t/s (plan) | TTFT ms p50/p99 |  ITL ms p50/p99 | split | "
+         "schedule | pipeline |\n"
+         "|--------:|---------:|-------------------:|-------------------:|----------------:|----------------:|------:|"
+         "---------:|---------:|");
+}
+
+static void print_run(const pen_load_log *log, const pen_load_summary *s, const pen_forecast *forecast) {
+    printf("| %7d | %8d | %8.1f (%7.0f) | %8.1f (%7.0f) | %7.1f/%7.1f | %7.2f/%7.2f | %5.3f | %8.3f | %8.3f |\n",
+           log->load.concurrency, log->load.requests, s->prompt_tokens_per_s, forecast->prompt_tokens_per_s,
+           s->decode_tokens_per_s, forecast->decode_tokens_per_s, s->ttft.p50, s->ttft.p99, s->itl.p50, s->itl.p99,
+           s->efficiency.split, s->efficiency.schedule, s->efficiency.pipeline);
+    fflush(stdout);
+}
+
+/* Where the stages' time went; below all runs, so it is kept until then. */
+static void keep_stages(bench_state *bench, const pen_load_log *log, const pen_metrics *stages) {
+    for (int s = 0; s < log->stages; s++) {
+        const pen_metrics *m = &stages[s];
+        fprintf(bench->stages, "| %7d | %5d | %8.3f | %8.3f | %12.3f | %9.3f | %8.3f | %8llu | %8llu |\n",
+                log->load.concurrency, s, m->seconds[PEN_BUSY], m->busy_cpu_s, m->seconds[PEN_WAIT_RECEIVE],
+                m->seconds[PEN_WAIT_SEND], m->seconds[PEN_IDLE], (unsigned long long)m->steps,
+                (unsigned long long)m->rows);
+    }
+}
+
+static void print_stages(const char *kept) {
+    printf("\n| streams | stage |   busy s | of a CPU | wait receive | wait send |   idle s |    steps |     rows |\n"
+           "|--------:|------:|---------:|---------:|-------------:|----------:|---------:|---------:|---------:|\n%s",
+           kept);
+}
+
+/* ---- The runs ---------------------------------------------------------------------------------------------------- */
+
+/* Busy time is wall time; on a core that others use too it says less about us. */
+static void check_busy(const pen_metrics *stages, int count) {
+    for (int s = 0; s < count; s++) {
+        double busy = stages[s].seconds[PEN_BUSY], cpu = stages[s].busy_cpu_s;
+        if (stages[s].cpu_tells && cpu < CPU_SHARE_LEAST * busy)
+            PEN_WARN("stage %d was busy for %.2f s and had a core for %.2f s of them: others use its core, and what is "
+                     "measured is theirs as well",
+                     s, busy, cpu);
+    }
+}
+
+static pen_status report(bench_state *bench, const pen_load_log *log) {
+    pen_load_summary summary;
+    PEN_TRY(pen_load_summarise(log, &summary));
+    pen_metrics *stages = calloc((size_t)log->stages, sizeof *stages);
+    if (!stages) return pen_fail(PEN_NO_MEMORY, "no memory for %d stages", log->stages);
+    pen_load_total(log, stages);
+    check_busy(stages, log->stages);
+    bool apart = log->load.phases || pen_load_is_serial(&log->load);
+    pen_forecast forecast =
+        pen_session_forecast(bench->session, least(log->load.concurrency, bench->options->config.max_num_seqs), apart);
+    if (bench->runs) {
+        json_array_append_new(bench->runs, json_run(log, &summary, &forecast, stages));
+    } else {
+        print_run(log, &summary, &forecast);
+        keep_stages(bench, log, stages);
+    }
+    free(stages);
+    return PEN_OK;
+}
+
+static pen_status run_once(bench_state *bench, pen_engine *engine, int run) {
+    const pen_options *options = bench->options;
+    int concurrency = options->concurrency.values[run], requests = options->num_prompts;
+    if (options->phases)
+        requests = concurrency;
+    else if (requests == 0)
+        requests = REQUESTS_PER_STREAM * concurrency;
+    pen_load load = {.prompt_tokens = options->prompt_tokens,
+                     .output_tokens = options->output_tokens,
+                     .concurrency = concurrency,
+                     .requests = requests,
+                     .request_rate = options->request_rate,
+                     .phases = options->phases,
+                     .seed = options->seed + (uint64_t)run};
+    pen_load_log log;
+    pen_status status = pen_load_run(&load, engine, pen_session_solved(bench->session)->stage_count,
+                                     pen_model_hparams(pen_session_model(bench->session))->vocab, &log);
+    if (status == PEN_OK) status = report(bench, &log);
+    pen_load_log_free(&log);
+    return status;
+}
+
+static pen_status run_all(bench_state *bench, pen_engine *engine) {
+    for (int run = 0; run < bench->options->concurrency.count; run++) PEN_TRY(run_once(bench, engine, run));
+    return PEN_OK;
+}
+
+static pen_status work_as_json(bench_state *bench, pen_engine *engine) {
+    const pen_options *options = bench->options;
+    bench->runs = json_array();
+    PEN_TRY(run_all(bench, engine));
+    json_t *object = json_pack("{s:i, s:i, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
+                               options->output_tokens, "runs", bench->runs);
+    bool written =
+        object && json_dumpf(object, stdout, JSON_COMPACT) == 0 && fputc('\n', stdout) != EOF && fflush(stdout) == 0;
+    json_decref(object);
+    return written ? PEN_OK : pen_fail(PEN_IO, "standard output cannot be written");
+}
+
+static pen_status work(void *context, pen_engine *engine) {
+    bench_state *bench = context;
+    if (bench->options->json) return work_as_json(bench, engine);
+    char *kept = NULL;
+    size_t length;
+    bench->stages = open_memstream(&kept, &length);
+    if (!bench->stages) return pen_fail(PEN_NO_MEMORY, "no memory for a table");
+    print_title(bench, pen_session_solved(bench->session)->stage_count);
+    pen_status status = run_all(bench, engine);
+    fclose(bench->stages);
+    if (status == PEN_OK) print_stages(kept);
+    free(kept);
+    PEN_TRY(status);
+    return fflush(stdout) == 0 && !ferror(stdout) ? PEN_OK : pen_fail(PEN_IO, "standard output cannot be written");
+}
+
+pen_status pen_cmd_bench(const pen_options *options) {
+    bench_state bench = {.options = options};
+    pen_job job = {.prepare = prepare, .work = work, .context = &bench, .shows_metrics = true};
+    pen_status status = pen_job_run(options, &job);
+    json_decref(bench.runs);
+    return status;
+}

@@ -1,0 +1,64 @@
+/*
+ * The load generator of `bench`: requests of exact lengths, made up by a seed, for the engine, and a log of when their
+ * tokens came back. It lives on rank 0.
+ *
+ * A load arrives in one of three ways. Closed: `concurrency` requests at a time, the next when one ends; the first ones
+ * follow the first one's output at even distances, so that at any time some are at their prompt and others anywhere in
+ * their output. Open: at random times, `request_rate` a second (a Poisson process). In phases: `concurrency` requests
+ * at once, whose outputs begin when all prompts are through.
+ */
+#ifndef PEN_LOAD_H
+#define PEN_LOAD_H
+
+#include "engine.h"
+
+typedef struct pen_load {
+    int prompt_tokens, output_tokens;
+    int concurrency;
+    int requests;
+    double request_rate; /* 0: a closed load */
+    bool phases;
+    uint64_t seed;
+} pen_load;
+
+/* Whether its requests come one after the other. */
+static inline bool pen_load_is_serial(const pen_load *load) {
+    return load->concurrency == 1 && load->request_rate == 0;
+}
+
+typedef struct pen_load_request {
+    int64_t arrived_ns; /* when it was due, also where the engine could only take it later */
+    int64_t *token_ns;  /* [output_tokens] */
+    int tokens;
+} pen_load_request;
+
+/* A stretch of time, and what the stages did in it. */
+typedef struct pen_load_span {
+    int64_t begin_ns, end_ns;
+    pen_metrics *stages; /* [stages] */
+} pen_load_span;
+
+enum { PEN_LOAD_PROMPTS, PEN_LOAD_OUTPUTS, PEN_LOAD_SPANS };
+
+typedef struct pen_load_log {
+    pen_load load;
+    int stages;
+    pen_load_request *requests; /* [load.requests] */
+    int64_t *token_memory;
+    /* With phases both; else one: the steady state, from the first completion to the last admission, or, where there
+     * is none (too few requests) or need be none (they come one after the other), the whole run. */
+    pen_load_span spans[PEN_LOAD_SPANS];
+    int span_count;
+    bool steady;
+} pen_load_log;
+
+/* Runs the load on an engine without other work. Free the log in any case. */
+pen_status pen_load_run(const pen_load *load, pen_engine *engine, int stages, int vocab, pen_load_log *log);
+void pen_load_log_free(pen_load_log *log);
+
+/* When the requests of an open load arrive: arrivals[count] in nanoseconds after its beginning. */
+void pen_load_arrivals(double request_rate, uint64_t seed, int64_t *arrivals, int count);
+/* A prompt of the load. Prompts of different numbers share no beginning, but by chance. */
+void pen_load_prompt(uint64_t seed, int number, int vocab, int32_t *prompt, int count);
+
+#endif

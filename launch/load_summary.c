@@ -1,0 +1,131 @@
+/* The summary of a load; see load_summary.h. */
+#include "load_summary.h"
+
+#include <stdlib.h>
+
+static double seconds_of(const pen_load_span *span) {
+    return (double)(span->end_ns - span->begin_ns) * 1e-9;
+}
+
+static double per_second(double tokens, double seconds) {
+    return seconds > 0 ? tokens / seconds : 0;
+}
+
+static bool within(const pen_load_log *log, int64_t time_ns) {
+    return time_ns > log->spans[0].begin_ns && time_ns <= log->spans[log->span_count - 1].end_ns;
+}
+
+void pen_load_total(const pen_load_log *log, pen_metrics *stages) {
+    for (int s = 0; s < log->stages; s++) {
+        stages[s] = log->spans[0].stages[s];
+        for (int i = 1; i < log->span_count; i++) {
+            const pen_metrics *more = &log->spans[i].stages[s];
+            for (int a = 0; a < PEN_ACTIVITIES; a++) stages[s].seconds[a] += more->seconds[a];
+            stages[s].busy_cpu_s += more->busy_cpu_s;
+            stages[s].work_s += more->work_s;
+            stages[s].steps += more->steps;
+            stages[s].rows += more->rows;
+        }
+    }
+}
+
+/* ---- Speeds ------------------------------------------------------------------------------------------------------ */
+
+/* Requests that came one after the other: their own times, without what lies between them. */
+static void one_by_one(const pen_load_log *log, pen_load_summary *summary) {
+    double prompt_s = 0, output_s = 0;
+    int n = log->load.requests, outputs = log->load.output_tokens;
+    for (int i = 0; i < n; i++) {
+        const pen_load_request *request = &log->requests[i];
+        prompt_s += (double)(request->token_ns[0] - request->arrived_ns) * 1e-9;
+        output_s += (double)(request->token_ns[outputs - 1] - request->token_ns[0]) * 1e-9;
+    }
+    summary->prompt_tokens_per_s = per_second((double)n * log->load.prompt_tokens, prompt_s);
+    summary->decode_tokens_per_s = per_second((double)n * (outputs - 1), output_s);
+    summary->total_tokens_per_s = per_second((double)n * (log->load.prompt_tokens + outputs), prompt_s + output_s);
+}
+
+static void phase_by_phase(const pen_load_log *log, pen_load_summary *summary) {
+    double prompts = (double)log->load.requests * log->load.prompt_tokens;
+    double outputs = (double)log->load.requests * (log->load.output_tokens - 1); /* the first came with the prompt */
+    summary->prompt_tokens_per_s = per_second(prompts, seconds_of(&log->spans[PEN_LOAD_PROMPTS]));
+    summary->decode_tokens_per_s = per_second(outputs, seconds_of(&log->spans[PEN_LOAD_OUTPUTS]));
+    summary->total_tokens_per_s = per_second(prompts + outputs + log->load.requests, summary->seconds);
+}
+
+/* A prompt counts when its first token is there. */
+static void all_together(const pen_load_log *log, pen_load_summary *summary) {
+    double prompts = 0, outputs = 0;
+    for (int i = 0; i < log->load.requests; i++) {
+        const pen_load_request *request = &log->requests[i];
+        if (within(log, request->token_ns[0])) prompts += log->load.prompt_tokens;
+        for (int t = 0; t < request->tokens; t++) outputs += within(log, request->token_ns[t]);
+    }
+    summary->prompt_tokens_per_s = per_second(prompts, summary->seconds);
+    summary->decode_tokens_per_s = per_second(outputs, summary->seconds);
+    summary->total_tokens_per_s = per_second(prompts + outputs, summary->seconds);
+}
+
+/* ---- Latencies --------------------------------------------------------------------------------------------------- */
+
+static double ms_between(int64_t from_ns, int64_t to_ns) {
+    return (double)(to_ns - from_ns) * 1e-6;
+}
+
+/* Of the requests that ended in the spans: ended[summary->requests]. `values` has room for all their tokens. */
+static void latencies(const pen_load_log *log, const pen_load_request *const *ended, double *values,
+                      pen_load_summary *summary) {
+    int last = log->load.output_tokens - 1;
+    size_t count = (size_t)summary->requests, gaps = 0;
+    for (size_t i = 0; i < count; i++) values[i] = ms_between(ended[i]->arrived_ns, ended[i]->token_ns[0]);
+    summary->ttft = pen_statistics_of(values, count);
+    for (size_t i = 0; i < count; i++) values[i] = ms_between(ended[i]->arrived_ns, ended[i]->token_ns[last]);
+    summary->e2el = pen_statistics_of(values, count);
+    if (last == 0) return;
+    for (size_t i = 0; i < count; i++) values[i] = ms_between(ended[i]->token_ns[0], ended[i]->token_ns[last]) / last;
+    summary->tpot = pen_statistics_of(values, count);
+    for (size_t i = 0; i < count; i++)
+        for (int t = 1; t <= last; t++) values[gaps++] = ms_between(ended[i]->token_ns[t - 1], ended[i]->token_ns[t]);
+    summary->itl = pen_statistics_of(values, gaps);
+}
+
+/* ---- All of it --------------------------------------------------------------------------------------------------- */
+
+static void stages_of(const pen_load_log *log, pen_metrics *stages, pen_load_summary *summary) {
+    pen_load_total(log, stages);
+    summary->efficiency = pen_metrics_efficiency(stages, log->stages);
+    for (int s = 0; s < log->stages; s++) {
+        double share = per_second(stages[s].seconds[PEN_BUSY], summary->seconds);
+        if (share > summary->utilisation) summary->utilisation = share;
+    }
+}
+
+pen_status pen_load_summarise(const pen_load_log *log, pen_load_summary *summary) {
+    const pen_load *load = &log->load;
+    size_t requests = (size_t)load->requests;
+    const pen_load_request **ended = calloc(requests, sizeof *ended);
+    double *values = calloc(requests * (size_t)load->output_tokens, sizeof *values);
+    pen_metrics *stages = calloc((size_t)log->stages, sizeof *stages);
+    *summary = (pen_load_summary){0};
+    pen_status status = PEN_OK;
+    if (!ended || !values || !stages) {
+        status = pen_fail(PEN_NO_MEMORY, "no memory for the summary of %d requests", load->requests);
+    } else {
+        for (int i = 0; i < log->span_count; i++) summary->seconds += seconds_of(&log->spans[i]);
+        if (load->phases)
+            phase_by_phase(log, summary);
+        else if (pen_load_is_serial(load))
+            one_by_one(log, summary);
+        else
+            all_together(log, summary);
+        for (int i = 0; i < load->requests; i++)
+            if (within(log, log->requests[i].token_ns[load->output_tokens - 1]))
+                ended[summary->requests++] = &log->requests[i];
+        latencies(log, ended, values, summary);
+        stages_of(log, stages, summary);
+    }
+    free(ended);
+    free(values);
+    free(stages);
+    return status;
+}

@@ -1,0 +1,163 @@
+/* The load of bench and what is said of it: arrivals, prompts, percentiles, speeds in the steady state. */
+#include "load_summary.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static void near(double got, double wanted, double tolerance) {
+    if (!(fabs(got - wanted) <= tolerance)) fail_msg("%g is not %g", got, wanted);
+}
+
+/* numpy.percentile of the same numbers. */
+static void test_percentiles_are_numpys(void **state) {
+    (void)state;
+    double values[] = {9, 1, 8, 2, 7, 3, 6, 4, 5, 100};
+    pen_statistics s = pen_statistics_of(values, 10);
+    near(s.mean, 14.5, 1e-12);
+    near(s.p50, 5.5, 1e-12);
+    near(s.p90, 18.1, 1e-12);
+    near(s.p99, 91.81, 1e-12);
+    double one[] = {3.5};
+    s = pen_statistics_of(one, 1);
+    assert_true(s.mean == 3.5 && s.p50 == 3.5 && s.p90 == 3.5 && s.p99 == 3.5);
+    s = pen_statistics_of(one, 0);
+    assert_true(s.mean == 0 && s.p50 == 0 && s.p90 == 0 && s.p99 == 0);
+}
+
+static void test_arrivals_are_a_poisson_process(void **state) {
+    (void)state;
+    enum { N = 20000 };
+    int64_t *arrivals = calloc(2 * N, sizeof *arrivals);
+    pen_load_arrivals(50, 7, arrivals, N);
+    double mean = (double)arrivals[N - 1] / N, squares = 0;
+    for (int i = 1; i < N; i++) {
+        assert_true(arrivals[i] >= arrivals[i - 1]);
+        double gap = (double)(arrivals[i] - arrivals[i - 1]);
+        squares += (gap - mean) * (gap - mean);
+    }
+    near(mean, 20e6, 0.6e6);                 /* 4 standard errors */
+    near(sqrt(squares / N) / mean, 1, 0.05); /* exponential: the deviation is the mean */
+    pen_load_arrivals(50, 7, arrivals + N, N);
+    assert_memory_equal(arrivals, arrivals + N, N * sizeof *arrivals);
+    pen_load_arrivals(50, 8, arrivals + N, N);
+    assert_memory_not_equal(arrivals, arrivals + N, N * sizeof *arrivals);
+    free(arrivals);
+}
+
+static void test_prompts_follow_from_seed_and_number(void **state) {
+    (void)state;
+    int32_t a[64], b[64];
+    pen_load_prompt(1, 5, 300, a, 64);
+    pen_load_prompt(1, 5, 300, b, 64);
+    assert_memory_equal(a, b, sizeof a);
+    for (int i = 0; i < 64; i++) assert_in_range(a[i], 0, 299);
+    int equal = 0;
+    for (int number = 0; number < 100; number++) {
+        pen_load_prompt(number < 50 ? 1 : 2, number == 5 ? 6 : number, 300, b, 64);
+        equal += memcmp(a, b, 8 * sizeof *a) == 0;
+    }
+    assert_int_equal(equal, 0);
+}
+
+/* ---- Summaries of logs that are written by hand; times in milliseconds ------------------------------------------- */
+
+enum { OUTPUTS = 3, REQUESTS_MAX = 4 };
+
+typedef struct hand_log {
+    pen_load_log log;
+    pen_load_request requests[REQUESTS_MAX];
+    int64_t times[REQUESTS_MAX][OUTPUTS];
+    pen_metrics stages[PEN_LOAD_SPANS][2];
+} hand_log;
+
+static void write_log(hand_log *hand, int requests, const int arrived[], const int times[][OUTPUTS]) {
+    *hand = (hand_log){.log = {.stages = 2, .span_count = 1, .requests = hand->requests}};
+    hand->log.load = (pen_load){.prompt_tokens = 10, .output_tokens = OUTPUTS, .concurrency = 2, .requests = requests};
+    for (int i = 0; i < requests; i++) {
+        hand->requests[i] = (pen_load_request){(int64_t)arrived[i] * 1000000, hand->times[i], OUTPUTS};
+        for (int t = 0; t < OUTPUTS; t++) hand->times[i][t] = (int64_t)times[i][t] * 1000000;
+    }
+    for (int i = 0; i < PEN_LOAD_SPANS; i++) hand->log.spans[i].stages = hand->stages[i];
+}
+
+static void span(hand_log *hand, int i, int begin, int end, double busy_0, double busy_1) {
+    hand->log.spans[i].begin_ns = (int64_t)begin * 1000000;
+    hand->log.spans[i].end_ns = (int64_t)end * 1000000;
+    hand->stages[i][0].work_s = (end - begin) * 1e-3;
+    hand->stages[i][0].seconds[PEN_BUSY] = busy_0;
+    hand->stages[i][1].seconds[PEN_BUSY] = busy_1;
+}
+
+static void test_steady_state_counts_what_ends_in_it(void **state) {
+    (void)state;
+    hand_log hand;
+    pen_load_summary s;
+    /* From the first completion, at 100, to 300: the tokens at 100 and at 310 do not count. */
+    write_log(&hand, 4, (int[]){0, 50, 100, 200},
+              (const int[][OUTPUTS]){{60, 80, 100}, {110, 150, 200}, {150, 220, 300}, {250, 310, 400}});
+    span(&hand, 0, 100, 300, 0.15, 0.05);
+    assert_int_equal(pen_load_summarise(&hand.log, &s), PEN_OK);
+    near(s.seconds, 0.2, 1e-12);
+    near(s.prompt_tokens_per_s, 3 * 10 / 0.2, 1e-9);
+    near(s.decode_tokens_per_s, 7 / 0.2, 1e-9);
+    near(s.total_tokens_per_s, 37 / 0.2, 1e-9);
+    assert_int_equal(s.requests, 2); /* the second and the third */
+    near(s.ttft.mean, (60 + 50) / 2.0, 1e-9);
+    near(s.e2el.mean, (150 + 200) / 2.0, 1e-9);
+    near(s.tpot.p50, (45 + 75) / 2.0, 1e-9);
+    near(s.itl.mean, (40 + 50 + 70 + 80) / 4.0, 1e-9);
+    near(s.efficiency.split, 0.1 / 0.15, 1e-12);
+    near(s.efficiency.schedule, 0.75, 1e-12);
+    near(s.efficiency.pipeline, 0.5, 1e-12);
+    near(s.utilisation, 0.75, 1e-12);
+}
+
+static void test_requests_one_by_one_have_speeds_of_their_own(void **state) {
+    (void)state;
+    hand_log hand;
+    pen_load_summary s;
+    write_log(&hand, 2, (int[]){0, 1000}, (const int[][OUTPUTS]){{20, 30, 60}, {1030, 1050, 1060}});
+    hand.log.load.concurrency = 1;
+    span(&hand, 0, 0, 1060, 0.1, 0);
+    assert_int_equal(pen_load_summarise(&hand.log, &s), PEN_OK);
+    near(s.prompt_tokens_per_s, 20 / 0.05, 1e-9); /* the pause between them is nobody's */
+    near(s.decode_tokens_per_s, 4 / 0.07, 1e-9);
+    near(s.total_tokens_per_s, 26 / 0.12, 1e-9);
+    assert_int_equal(s.requests, 2);
+}
+
+static void test_phases_are_timed_apart(void **state) {
+    (void)state;
+    hand_log hand;
+    pen_load_summary s;
+    write_log(&hand, 2, (int[]){0, 0}, (const int[][OUTPUTS]){{30, 60, 80}, {50, 60, 80}});
+    hand.log.load.phases = true;
+    hand.log.span_count = 2;
+    span(&hand, 0, 0, 50, 0.05, 0.05);
+    span(&hand, 1, 55, 80, 0.01, 0.02);
+    assert_int_equal(pen_load_summarise(&hand.log, &s), PEN_OK);
+    near(s.seconds, 0.075, 1e-12);
+    near(s.prompt_tokens_per_s, 20 / 0.05, 1e-9);
+    near(s.decode_tokens_per_s, 4 / 0.025, 1e-9);
+    near(s.total_tokens_per_s, 26 / 0.075, 1e-9);
+    near(s.efficiency.schedule, 0.07 / 0.075, 1e-12);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_percentiles_are_numpys),
+        cmocka_unit_test(test_arrivals_are_a_poisson_process),
+        cmocka_unit_test(test_prompts_follow_from_seed_and_number),
+        cmocka_unit_test(test_steady_state_counts_what_ends_in_it),
+        cmocka_unit_test(test_requests_one_by_one_have_speeds_of_their_own),
+        cmocka_unit_test(test_phases_are_timed_apart),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
