@@ -294,8 +294,8 @@ static void pick(pen_device *base, const pen_buffer *from, int vocab, const pen_
     float logprob = -logf((float)vocab);
     for (int l = 0; l < sim_const(base)->load.logit_rows; l++, choice++) {
         int32_t token = pen_sim_token(picks[l].seed, picks[l].choice, picks[l].position, vocab);
-        *choice = (pen_choice){
-            .token = picks[l].target >= 0 ? picks[l].target : token, .logprob = logprob, .argmax = token};
+        *choice =
+            (pen_choice){.token = picks[l].target >= 0 ? picks[l].target : token, .logprob = logprob, .argmax = token};
         for (int i = 0; i < picks[l].top_logprobs; i++) {
             choice->top_ids[i] = (int32_t)(((int64_t)token + i) % vocab);
             choice->top_logprobs[i] = logprob;

@@ -139,7 +139,7 @@ static void test_bad_values(void **state) {
     refuse("penstock run m -p x --workload 512", "--workload: '512' is not two whole numbers");
     refuse("penstock run m -p x --workload 512:0", "--workload");
     refuse("penstock run m -p x --workload :5", "--workload");
-    refuse("penstock run m -p x --device gpu", "--device: 'gpu' is not one of auto|cpu");
+    refuse("penstock run m -p x --device gpu", "--device: 'gpu' is not one of auto|cpu|sim:PROFILE.json");
     refuse("penstock run m -p x --json=yes", "--json takes no value");
     refuse("penstock run m -p", "-p needs a value: TEXT");
     refuse("penstock run m -p --json", "-p needs a value, and --json is an option");
