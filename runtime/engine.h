@@ -28,6 +28,9 @@ typedef struct pen_engine_options {
     double chunk_overhead; /* see schedule.h */
     double step_timeout_s;
     uint32_t plan_epoch;
+    /* Where the pipeline is simulated: computing takes no core, so that nobody spins; messages take so much longer. */
+    bool simulated;
+    double link_latency_ms, link_ms_per_byte;
 } pen_engine_options;
 
 /* Residual buffers that the engine wants in a stage (pen_stage_options.slots). */

@@ -559,6 +559,12 @@ static pen_status make_stage(pen_session *session) {
         .chunk_overhead = want->chunk_overhead,
         .step_timeout_s = want->step_timeout_s,
     };
+    if (session->sim) {
+        pen_sim_link link = pen_sim_profile_link(session->sim);
+        engine.simulated = true;
+        engine.link_latency_ms = link.latency_ms * session->config.time_scale;
+        engine.link_ms_per_byte = link.ms_per_byte * session->config.time_scale;
+    }
     return pen_engine_create(session->world, session->device, session->stage, &engine, &session->engine);
 }
 
