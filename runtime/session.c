@@ -579,3 +579,56 @@ pen_status pen_session_measure(pen_session *session, double *ms) {
     for (int s = 0; s < plan->stage_count; s++) ms[s] /= session->config.time_scale;
     return PEN_OK;
 }
+
+/* ---- Prediction -------------------------------------------------------------------------------------------------- */
+
+/* A stage's time by our own profile, corrected by what the plan knows of the stage's device. */
+static double predicted_ms(void *context, int stage, const pen_simulated_step *step) {
+    const pen_session *session = context;
+    const pen_plan *plan = session->plan;
+    pen_plan_workload workload = workload_of(&session->config);
+    pen_steady steady = pen_plan_steady(&workload, plan->stage_count, session->layout.rows);
+    double sum = 0;
+    for (int u = plan->stages[stage].first; u <= plan->stages[stage].last; u++) {
+        double planned = pen_plan_unit_ms(plan, u, plan->stages[stage].device);
+        double here =
+            pen_profile_unit_ms(session->profile, session->model, u, steady.rows, steady.logit_rows, steady.context);
+        double now =
+            pen_profile_unit_ms(session->profile, session->model, u, step->rows, step->logit_rows, step->context);
+        sum += here > 0 ? now * planned / here : now;
+    }
+    return sum;
+}
+
+pen_status pen_session_simulate(const pen_session *session, pen_simulated_request *requests, int count,
+                                pen_simulation *simulation) {
+    if (!session->profile)
+        return pen_fail(PEN_UNSUPPORTED, "a file of unit times says nothing of other microbatches: no prediction");
+    const stage_layout *want = &session->layout;
+    const pen_plan *plan = session->plan;
+    int stages = plan->stage_count;
+    pen_simulate_options options = {
+        .schedule = {.stages = stages,
+                     .sequences = want->sequences,
+                     .rows = want->rows,
+                     .logit_rows = want->logit_rows,
+                     .context = want->context,
+                     .chunk_overhead = want->chunk_overhead},
+        .kv = pen_stage_kv_pools(session->model, want->sequences, want->rows, want->positions, want->kv_blocks),
+        .slots = PEN_ENGINE_SLOTS,
+        .leader_computes = !session->sim,
+        .stage_ms = predicted_ms,
+        .context = (void *)session,
+    };
+    if (session->sim) {
+        pen_sim_link link = pen_sim_profile_link(session->sim);
+        options.latency_ms = link.latency_ms;
+        options.ms_per_row =
+            link.ms_per_byte * (double)pen_model_hparams(session->model)->hidden * (double)sizeof(float);
+    } else {
+        pen_plan_workload workload = workload_of(&session->config);
+        options.ms_per_row =
+            plan->devices[plan->stages[0].device].wire_ms / pen_plan_steady(&workload, stages, want->rows).rows;
+    }
+    return pen_simulate(&options, requests, count, simulation);
+}
