@@ -25,11 +25,11 @@ static pen_status fill(pen_engine *engine) {
         PEN_TRY(pen_link_create_local(&engine->link));
     else
         PEN_TRY(pen_link_create_mpi(engine->world, &engine->link));
-    if (options->link_latency_ms > 0 || options->link_ms_per_byte > 0) {
+    if (options->simulated) {
         pen_link *real = engine->link;
         engine->link = NULL;
-        PEN_TRY(pen_link_create_delay(real, engine->stages, options->link_latency_ms, options->link_ms_per_byte,
-                                      &engine->link));
+        PEN_TRY(pen_link_create_sim(real, engine->stages, options->link_latency_ms, options->link_ms_per_byte,
+                                    &engine->link));
     }
     int in_flight = options->in_flight > 0 ? options->in_flight : engine->stages + 1;
     pen_worker_options worker = {.device = engine->device,
@@ -67,6 +67,8 @@ pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *st
     if (engine->options.step_timeout_s <= 0) engine->options.step_timeout_s = 30;
     pen_meter_start(&engine->meter);
     pen_wait_init(&engine->wait, pen_world_share(world)->may_spin && !options->simulated);
+    /* Simulated stages learn ahead of time when their rows come; only the leader waits for the unforeseen. */
+    engine->wait.patient = options->simulated && engine->index > 0;
     pen_status status = fill(engine);
     if (status != PEN_OK) {
         pen_engine_destroy(engine);

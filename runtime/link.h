@@ -30,10 +30,11 @@ enum { PEN_LANES = 8 };
 pen_status pen_link_create_local(pen_link **link);
 /* For this rank's replica in `world`. */
 pen_status pen_link_create_mpi(pen_world *world, pen_link **link);
-/* A link that takes longer than `inner`, which it takes over also where it fails: for simulated networks. */
-pen_status pen_link_create_delay(pen_link *inner, int stages, double latency_ms, double ms_per_byte, pen_link **link);
+/* The link of a simulated pipeline, over `inner`, which it takes over also where it fails: what it carries takes so
+ * much longer. An event behind which it sends must be one that knows when it is due. */
+pen_status pen_link_create_sim(pen_link *inner, int stages, double latency_ms, double ms_per_byte, pen_link **link);
 void pen_link_destroy(pen_link *link);
-const char *pen_link_name(const pen_link *link); /* "local", "mpi", "delayed" */
+const char *pen_link_name(const pen_link *link); /* "local", "mpi", "sim" */
 
 /* A started transfer; 0 is none. */
 typedef int pen_transfer;

@@ -34,7 +34,7 @@ void pen_wait_pause(pen_wait *wait, bool work_in_flight, int64_t due_ns) {
     }
     if (wait->may_spin && waited < SPIN_NS) return;
     if (work_in_flight)
-        slice = wait->may_spin ? SLICE_OWN_CORE_NS : SLICE_SHARED_NS;
+        slice = wait->may_spin ? SLICE_OWN_CORE_NS : wait->patient ? SLICE_DUE_NS : SLICE_SHARED_NS;
     else if (waited < SETTLE_NS)
         slice = SLICE_SHARED_NS;
     else

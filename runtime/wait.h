@@ -14,6 +14,7 @@
 
 typedef struct pen_wait {
     bool may_spin;
+    bool patient;     /* sleeps in long slices also while work is in flight; false by default */
     int64_t since_ns; /* when something last moved */
 } pen_wait;
 
