@@ -145,6 +145,24 @@ static pen_status read_table(const place *at, double factor, pen_profile_class *
     return read_ms(at, "context_ms", factor, class, class->points[1]);
 }
 
+/* Units are alike where the file says the same of them but their name, and their times are the same on every device.
+ * The hash must not depend on the stage that reads the file. */
+static pen_status hash_unit(const pen_sim_profile *sim, const json_t *unit, int u, uint64_t *hash) {
+    const pen_plan *plan = sim->plan;
+    json_t *nameless = json_copy((json_t *)unit);
+    json_object_del(nameless, "name");
+    char *text = json_dumps(nameless, JSON_COMPACT | JSON_SORT_KEYS);
+    json_decref(nameless);
+    if (!text) return pen_fail(PEN_NO_MEMORY, "%s: no memory to read it", sim->path);
+    *hash = XXH64(text, strlen(text), u == plan->unit_count - 1);
+    free(text);
+    for (int d = 0; d < plan->device_count; d++) {
+        double ms = pen_plan_unit_ms(plan, u, d);
+        *hash = XXH64(&ms, sizeof ms, *hash);
+    }
+    return PEN_OK;
+}
+
 static pen_status read_times(pen_sim_profile *sim, const json_t *root) {
     const pen_plan *plan = sim->plan;
     const json_t *units = json_object_get(root, "units");
@@ -166,7 +184,7 @@ static pen_status read_times(pen_sim_profile *sim, const json_t *root) {
                 class->points[0][i] = point_of(
                     here * (sim->fixed + (sim->fixed < 1 ? (1 - sim->fixed) * class->rows[i] / sim->rows : 0)));
         }
-        class->hash = XXH64(class, sizeof *class, u == plan->unit_count - 1);
+        PEN_TRY(hash_unit(sim, at.object, u, &class->hash));
     }
     return PEN_OK;
 }
