@@ -203,6 +203,9 @@ void pen_op_rope_kv(pen_device *device, const pen_rope_kv_op *op) {
     device->class->rope_kv(device, op);
 }
 
+void pen_op_kv_copy(pen_device *device, pen_kv *kv, int from, int to) {
+    device->class->kv_copy(device, kv, from, to);
+}
 void pen_op_attention(pen_device *device, const pen_attention_op *op) {
     assert(op->heads % op->kv_heads == 0 && op->group >= 0 && op->group < PEN_KV_GROUPS && op->window >= 0);
     device->class->attention(device, op);

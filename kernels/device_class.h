@@ -49,6 +49,7 @@ typedef struct pen_device_class {
     void (*norm)(pen_device *, const pen_norm_op *);
     void (*qkv)(pen_device *, const pen_qkv_op *);
     void (*rope_kv)(pen_device *, const pen_rope_kv_op *);
+    void (*kv_copy)(pen_device *, pen_kv *, int, int);
     void (*attention)(pen_device *, const pen_attention_op *);
     void (*out_project)(pen_device *, const pen_project_op *);
     void (*gate_up)(pen_device *, const pen_gate_up_op *);

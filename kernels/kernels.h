@@ -205,6 +205,9 @@ typedef struct pen_rope_kv_op {
 } pen_rope_kv_op;
 void pen_op_rope_kv(pen_device *device, const pen_rope_kv_op *op);
 
+/* Copies block `from` of a layer's pages, K and V, to block `to`. */
+void pen_op_kv_copy(pen_device *device, pen_kv *kv, int from, int to);
+
 /* Causal attention of every row over its sequence's pages, grouped-query: query head h reads kv head h·Nk/Nq.
  * out[t][h·D + d] = Σ_p softmax_p(scale·q·k_p)·v_p over positions p ≤ own, and > own − window where window > 0. */
 typedef struct pen_attention_op {

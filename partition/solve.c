@@ -75,8 +75,12 @@ static uint64_t fixed_bytes(const programme *p, int i, int j) {
 static int64_t excess_cost(const programme *p, int s, int i, int j) {
     uint64_t limit = p->problem->stages[s].memory_bytes;
     if (limit == 0) return -impossible;
-    uint64_t kv = (p->kv[j] - p->kv[i]) * (uint64_t)p->problem->kv_tokens;
-    return (int64_t)(fixed_bytes(p, i, j) + kv) - (int64_t)limit;
+    uint64_t kv, bytes = fixed_bytes(p, i, j);
+    /* The front tries capacities that a stage without a limit can have and this one cannot. */
+    if (__builtin_mul_overflow(p->kv[j] - p->kv[i], (uint64_t)p->problem->kv_tokens, &kv) ||
+        __builtin_add_overflow(bytes, kv, &bytes) || bytes > INT64_MAX)
+        return impossible;
+    return (int64_t)bytes - (int64_t)limit;
 }
 
 /* Tokens of KV that fit, negated. */

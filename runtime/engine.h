@@ -83,6 +83,14 @@ typedef struct pen_engine_shape {
 } pen_engine_shape;
 pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape, int repeats, double *ms);
 
+/* What the leader has done since it was made. */
+typedef struct pen_engine_counts {
+    pen_kv_counts kv;
+    uint64_t pauses; /* for memory */
+    int blocks_held; /* now, in all groups */
+} pen_engine_counts;
+pen_engine_counts pen_engine_count(const pen_engine *engine);
+
 /* Every stage's metrics since the last call: stages[stage count]. */
 pen_status pen_engine_metrics(pen_engine *engine, pen_metrics *stages);
 

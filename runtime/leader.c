@@ -95,13 +95,14 @@ pen_status pen_leader_create(pen_engine *engine) {
     const pen_engine_options *options = &engine->options;
     pen_leader *leader = engine->leader = calloc(1, sizeof *leader);
     if (!leader) return pen_fail(PEN_NO_MEMORY, "no memory for the leader");
-    PEN_TRY(pen_kvcache_create(&options->kv, options->sequences, options->context, options->rows, &leader->cache));
+    PEN_TRY(pen_kvcache_create(&options->kv, options->sequences, options->context, &leader->cache));
     pen_schedule_options schedule = {.stages = engine->stages,
                                      .in_flight = options->in_flight,
                                      .sequences = options->sequences,
                                      .rows = options->rows,
                                      .logit_rows = options->logit_rows,
                                      .context = options->context,
+                                     .kv = options->kv,
                                      .chunk_overhead = options->chunk_overhead};
     PEN_TRY(pen_schedule_create(&schedule, leader->cache, &leader->schedule));
     leader->flight_limit = pen_schedule_limit(leader->schedule);
@@ -187,8 +188,11 @@ pen_status pen_engine_submit(pen_engine *engine, const pen_request *request) {
     *added = (live){.request = *request};
     memcpy(added->tokens, request->prompt, (size_t)request->prompt_count * sizeof added->tokens[0]);
     added->request.prompt = added->tokens;
-    pen_status status = pen_schedule_add(leader->schedule, request->prompt_count, request->max_tokens, request->score,
-                                         &added->sequence);
+    const pen_sequence_spec spec = {.tokens = added->tokens,
+                                    .prompt = request->prompt_count,
+                                    .output = request->max_tokens,
+                                    .score = request->score};
+    pen_status status = pen_schedule_add(leader->schedule, &spec, &added->sequence);
     if (status == PEN_OK) {
         status = insert(leader, added);
         if (status == PEN_OK) return PEN_OK;
@@ -252,12 +256,15 @@ static void make_step(pen_engine *engine, flight *f, pen_step *step) {
     step->run_count = microbatch->run_count;
     step->logit_count = microbatch->logit_count;
     step->block_count = 0;
+    step->table_hash = 0;
+    const pen_kv_copy *copies = pen_kvcache_take_copies(leader->cache, &step->copy_count);
+    memcpy(step->copies, copies, (size_t)step->copy_count * sizeof *copies);
     int rows = 0, picks = 0;
     for (int i = 0; i < microbatch->run_count; i++) {
         const pen_scheduled_run *run = &microbatch->runs[i];
         const live *l = find(leader, run->sequence);
-        int first = pen_kv_blocks_for(run->position);
-        int count = pen_kv_blocks_for(run->position + run->rows) - first;
+        int first = pen_kvcache_told(leader->cache, run->slot);
+        int count = pen_kvcache_end(leader->cache, run->slot) - first;
         step->runs[i] = (pen_step_run){.sequence = run->slot,
                                        .epoch = (uint32_t)run->sequence,
                                        .position = run->position,
@@ -266,9 +273,13 @@ static void make_step(pen_engine *engine, flight *f, pen_step *step) {
                                        .logit_rows = run->logit_rows,
                                        .table_first = first,
                                        .table_count = count};
-        for (int g = 0; g < engine->options.kv.count; g++, step->block_count += count)
-            memcpy(step->blocks + step->block_count, pen_kvcache_table(leader->cache, g, run->slot) + first,
-                   (size_t)count * sizeof *step->blocks);
+        for (int g = 0; g < engine->options.kv.count; g++, step->block_count += count) {
+            const int32_t *table = pen_kvcache_table(leader->cache, g, run->slot);
+            memcpy(step->blocks + step->block_count, table + first, (size_t)count * sizeof *table);
+            step->table_hash =
+                pen_wire_hash_table(step->table_hash, &step->runs[i], engine->options.kv.windows[g], table);
+        }
+        pen_kvcache_tell(leader->cache, run->slot);
         memcpy(leader->row_tokens + rows, l->tokens + run->position, (size_t)run->rows * sizeof(int32_t));
         rows += run->rows;
         picks += make_picks(l, run, f->picks + picks);
@@ -457,6 +468,7 @@ pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape,
     double *rounds = calloc((size_t)repeats * stages, sizeof *rounds); /* [stage][repeats] */
     if (!rounds) return pen_fail(PEN_NO_MEMORY, "no memory for %d measurements", repeats);
     pen_status status = PEN_OK;
+    pen_kvcache_forget(engine->leader->cache);
     /* A command for each round, so that nobody is silent for longer than a step takes. The first one warms up. */
     for (int round = -1; round < repeats && status == PEN_OK; round++) {
         status = command(engine, PEN_MESSAGE_MEASURE, shape, sizeof *shape);
@@ -471,6 +483,15 @@ pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape,
     }
     free(rounds);
     return status;
+}
+
+pen_engine_counts pen_engine_count(const pen_engine *engine) {
+    const pen_leader *leader = engine->leader;
+    pen_engine_counts counts = {.kv = pen_kvcache_counts(leader->cache),
+                                .pauses = pen_schedule_pauses(leader->schedule)};
+    for (int g = 0; g < engine->options.kv.count; g++)
+        counts.blocks_held += engine->options.kv.blocks[g] - pen_kvcache_free_blocks(leader->cache, g);
+    return counts;
 }
 
 pen_status pen_engine_metrics(pen_engine *engine, pen_metrics *stages) {

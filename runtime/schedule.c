@@ -10,24 +10,26 @@
 
 typedef struct sequence {
     int64_t number; /* −1: the slot is free */
-    int prompt, output;
-    bool score;
-    bool ready; /* decoding, and the token of the next row is known */
-    int next;   /* first position that was not scheduled yet */
+    pen_sequence_spec spec;
+    int known;           /* tokens: the prompt, and what was appended */
+    int next;            /* first position whose row was not scheduled since it was started */
+    int asked;           /* last position whose logits were wanted, ever; −1: none */
+    uint64_t microbatch; /* the last one that it is in */
 } sequence;
 
 struct pen_schedule {
     pen_schedule_options options;
     pen_kvcache *cache;
     int in_flight;
-    int chunk; /* rows of prompt in a microbatch, for the prompts that run now */
-    uint64_t next_microbatch;
+    int chunk;                /* rows of prompt in a microbatch, for the prompts that run now */
+    uint64_t next_microbatch; /* from 1 on; 0 is none */
+    uint64_t pauses;
     int64_t next_sequence;
     sequence *slots; /* [options.sequences] */
     int *order;      /* slots in use, oldest sequence first */
     int running;
-    sequence *waiting; /* a queue: [head, head + count) of capacity */
-    int waiting_head, waiting_count, waiting_capacity;
+    sequence *waiting; /* a queue, in the order of numbers */
+    int waiting_count, waiting_capacity;
 };
 
 pen_status pen_schedule_create(const pen_schedule_options *options, pen_kvcache *cache, pen_schedule **out) {
@@ -43,6 +45,7 @@ pen_status pen_schedule_create(const pen_schedule_options *options, pen_kvcache 
         return pen_fail(PEN_NO_MEMORY, "no memory for the schedule of %d sequences", options->sequences);
     }
     for (int i = 0; i < options->sequences; i++) schedule->slots[i].number = -1;
+    schedule->next_microbatch = 1;
     if (options->in_flight <= 0) schedule->options.in_flight = options->stages > 1 ? options->stages + 1 : 1;
     *out = schedule;
     return PEN_OK;
@@ -58,6 +61,10 @@ void pen_schedule_destroy(pen_schedule *schedule) {
 
 int pen_schedule_in_flight(const pen_schedule *schedule) {
     return schedule->in_flight;
+}
+
+uint64_t pen_schedule_pauses(const pen_schedule *schedule) {
+    return schedule->pauses;
 }
 
 int pen_schedule_limit(const pen_schedule *schedule) {
@@ -77,31 +84,49 @@ int pen_schedule_chunk(const pen_schedule_options *options, int rows) {
 
 /* ---- Sequences -------------------------------------------------------------------------------------------------- */
 
-pen_status pen_schedule_add(pen_schedule *schedule, int prompt, int output, bool score, int64_t *number) {
-    assert(prompt > 0 && (score ? output == 0 : output > 0));
-    if (schedule->waiting_head + schedule->waiting_count == schedule->waiting_capacity) {
-        if (schedule->waiting_head > 0) {
-            memmove(schedule->waiting, schedule->waiting + schedule->waiting_head,
-                    (size_t)schedule->waiting_count * sizeof *schedule->waiting);
-            schedule->waiting_head = 0;
-        }
-        if (schedule->waiting_count == schedule->waiting_capacity) {
-            int capacity = schedule->waiting_capacity ? 2 * schedule->waiting_capacity : 16;
-            sequence *grown = realloc(schedule->waiting, (size_t)capacity * sizeof *grown);
-            if (!grown) return pen_fail(PEN_NO_MEMORY, "no memory to queue another sequence");
-            schedule->waiting = grown;
-            schedule->waiting_capacity = capacity;
-        }
+/* A place in the queue, at its head or its end. */
+static sequence *claim_waiting(pen_schedule *schedule, bool head) {
+    if (schedule->waiting_count == schedule->waiting_capacity) {
+        int capacity = schedule->waiting_capacity ? 2 * schedule->waiting_capacity : 16;
+        sequence *grown = realloc(schedule->waiting, (size_t)capacity * sizeof *grown);
+        if (!grown) return NULL;
+        schedule->waiting = grown;
+        schedule->waiting_capacity = capacity;
     }
+    sequence *queue = schedule->waiting;
+    if (!head) return &queue[schedule->waiting_count++];
+    memmove(queue + 1, queue, (size_t)schedule->waiting_count++ * sizeof *queue);
+    return queue;
+}
+
+static void leave_queue(pen_schedule *schedule, int w) {
+    sequence *queue = schedule->waiting;
+    schedule->waiting_count--;
+    memmove(queue + w, queue + w + 1, (size_t)(schedule->waiting_count - w) * sizeof *queue);
+}
+
+pen_status pen_schedule_add(pen_schedule *schedule, const pen_sequence_spec *spec, int64_t *number) {
+    assert(spec->prompt > 0 && spec->output >= 0 && (spec->score || spec->output > 0));
+    sequence *s = claim_waiting(schedule, false);
+    if (!s) return pen_fail(PEN_NO_MEMORY, "no memory to queue another sequence");
     *number = schedule->next_sequence++;
-    schedule->waiting[schedule->waiting_head + schedule->waiting_count++] =
-        (sequence){.number = *number, .prompt = prompt, .output = output, .score = score};
+    *s = (sequence){
+        .number = *number, .spec = *spec, .known = spec->prompt, .asked = spec->score ? -1 : spec->prompt - 2};
     return PEN_OK;
 }
 
-/* Positions whose KV a sequence needs: the last token of the output is never fed back. */
-static int positions_of(const sequence *s) {
-    return s->prompt + (s->output > 0 ? s->output - 1 : 0);
+/* Rows [first, returned) of a run at [s->next, s->next + rows) want logits. */
+static int logits_of(const sequence *s, int rows, int *first) {
+    int begin = s->asked + 1 > s->next ? s->asked + 1 : s->next, end = s->next + rows;
+    int last = s->spec.output > 0 ? s->spec.prompt + s->spec.output : s->spec.prompt - 1;
+    if (end > last) end = last;
+    *first = end > begin ? begin - s->next : 0;
+    return end > begin ? end - begin : 0;
+}
+
+/* What was paused prefills its output, too. */
+static bool is_decoding(const sequence *s) {
+    return s->next >= s->spec.prompt && s->known - s->next <= 1;
 }
 
 static int free_slot(const pen_schedule *schedule) {
@@ -110,17 +135,46 @@ static int free_slot(const pen_schedule *schedule) {
     return -1;
 }
 
-/* Starts waiting sequences, first come, first served, while a slot and KV for all of their positions are free. */
+/* Whether all groups have blocks for what a sequence has, and one more for everybody who runs. */
+static bool has_room(const pen_schedule *schedule, const sequence *s) {
+    if (schedule->running == 0) return true; /* what is too large even so is never queued */
+    for (int g = 0; g < schedule->options.kv.count; g++) {
+        int window = schedule->options.kv.windows[g];
+        int wanted = pen_kv_blocks_held(window, schedule->options.rows, s->known) + schedule->running;
+        if (wanted > pen_kvcache_free_blocks(schedule->cache, g)) return false;
+    }
+    return true;
+}
+
+/* The running sequences stay in the order of their numbers. */
+static void start(pen_schedule *schedule, int slot, const sequence *waiting) {
+    sequence *s = &schedule->slots[slot];
+    *s = *waiting;
+    /* What is found again need not be computed, but for rows whose logits are wanted. */
+    int count = s->asked + 2 < s->known ? s->asked + 2 : s->known;
+    s->next = pen_kvcache_open(schedule->cache, slot, s->spec.tokens, count);
+    int i = schedule->running++;
+    for (; i > 0 && schedule->slots[schedule->order[i - 1]].number > s->number; i--)
+        schedule->order[i] = schedule->order[i - 1];
+    schedule->order[i] = slot;
+}
+
+static void stop(pen_schedule *schedule, int i) {
+    int slot = schedule->order[i];
+    pen_kvcache_close(schedule->cache, slot);
+    schedule->slots[slot].number = -1;
+    schedule->running--;
+    memmove(schedule->order + i, schedule->order + i + 1, (size_t)(schedule->running - i) * sizeof(int));
+}
+
+/* Starts waiting sequences, first come, first served, while a slot and KV are free. */
 static void admit(pen_schedule *schedule) {
     bool admitted = false;
     while (schedule->waiting_count > 0) {
-        const sequence *first = &schedule->waiting[schedule->waiting_head];
         int slot = free_slot(schedule);
-        if (slot < 0 || !pen_kvcache_reserve(schedule->cache, slot, positions_of(first))) break;
-        schedule->slots[slot] = *first;
-        schedule->order[schedule->running++] = slot;
-        schedule->waiting_head++;
-        schedule->waiting_count--;
+        if (slot < 0 || !has_room(schedule, &schedule->waiting[0])) break;
+        start(schedule, slot, &schedule->waiting[0]);
+        leave_queue(schedule, 0);
         admitted = true;
     }
     if (!admitted) return;
@@ -128,9 +182,25 @@ static void admit(pen_schedule *schedule) {
     int rows = 0;
     for (int i = 0; i < schedule->running; i++) {
         const sequence *s = &schedule->slots[schedule->order[i]];
-        if (s->next < s->prompt) rows += s->prompt - s->next;
+        if (!is_decoding(s)) rows += s->known - s->next;
     }
     schedule->chunk = pen_schedule_chunk(&schedule->options, rows);
+}
+
+/* Takes the blocks of the youngest sequence that is not in this microbatch; false where there is none but `but`. */
+static bool pause_youngest(pen_schedule *schedule, int64_t but) {
+    for (int i = schedule->running - 1; i >= 0; i--) {
+        const sequence *s = &schedule->slots[schedule->order[i]];
+        if (s->number == but) return false; /* all others are older, or in this microbatch */
+        if (s->microbatch == schedule->next_microbatch) continue;
+        sequence *waiting = claim_waiting(schedule, true);
+        if (!waiting) return false; /* it goes on when others have ended */
+        *waiting = *s;
+        stop(schedule, i);
+        schedule->pauses++;
+        return true;
+    }
+    return false;
 }
 
 static int find_running(const pen_schedule *schedule, int64_t number) {
@@ -139,65 +209,77 @@ static int find_running(const pen_schedule *schedule, int64_t number) {
     return -1;
 }
 
-void pen_schedule_continue(pen_schedule *schedule, int64_t number) {
+static sequence *find(pen_schedule *schedule, int64_t number) {
     int i = find_running(schedule, number);
-    assert(i >= 0);
-    schedule->slots[schedule->order[i]].ready = true;
+    if (i >= 0) return &schedule->slots[schedule->order[i]];
+    for (int w = 0; w < schedule->waiting_count; w++) /* paused */
+        if (schedule->waiting[w].number == number) return &schedule->waiting[w];
+    return NULL;
+}
+
+void pen_schedule_continue(pen_schedule *schedule, int64_t number) {
+    sequence *s = find(schedule, number);
+    assert(s && s->known < s->spec.prompt + s->spec.output);
+    s->known++;
 }
 
 void pen_schedule_finish(pen_schedule *schedule, int64_t number) {
     int i = find_running(schedule, number);
     if (i >= 0) {
-        int slot = schedule->order[i];
-        pen_kvcache_release(schedule->cache, slot);
-        schedule->slots[slot].number = -1;
-        schedule->running--;
-        memmove(schedule->order + i, schedule->order + i + 1, (size_t)(schedule->running - i) * sizeof(int));
+        stop(schedule, i);
         return;
     }
-    sequence *queue = schedule->waiting + schedule->waiting_head;
-    for (int w = 0; w < schedule->waiting_count; w++) {
-        if (queue[w].number != number) continue;
-        schedule->waiting_count--;
-        memmove(queue + w, queue + w + 1, (size_t)(schedule->waiting_count - w) * sizeof *queue);
-        return;
-    }
-    assert(!"a sequence that the schedule knows");
+    const sequence *s = find(schedule, number);
+    assert(s);
+    leave_queue(schedule, (int)(s - schedule->waiting));
 }
 
 /* ---- Microbatches ----------------------------------------------------------------------------------------------- */
 
-static void append(pen_schedule *schedule, pen_microbatch *microbatch, int slot, int rows, int logit_first,
-                   int logit_rows) {
+/* A table that the stages have never heard of may be long; a microbatch tells of one such at most. */
+static bool is_long_news(const pen_schedule *schedule, int slot) {
+    return pen_kvcache_told(schedule->cache, slot) == 0 && schedule->slots[slot].next > 0;
+}
+
+/* Adds rows of a sequence, if its tables can grow by them. */
+static bool append(pen_schedule *schedule, pen_microbatch *microbatch, int slot, int rows) {
     sequence *s = &schedule->slots[slot];
+    if (is_long_news(schedule, slot) && microbatch->long_news) return false;
+    if (!pen_kvcache_grow(schedule->cache, slot, s->next, rows)) return false;
+    microbatch->long_news = microbatch->long_news || is_long_news(schedule, slot);
+    int first, logits = logits_of(s, rows, &first);
     microbatch->runs[microbatch->run_count++] = (pen_scheduled_run){.slot = slot,
                                                                     .sequence = s->number,
                                                                     .position = s->next,
                                                                     .rows = rows,
-                                                                    .logit_first = logit_first,
-                                                                    .logit_rows = logit_rows};
+                                                                    .logit_first = first,
+                                                                    .logit_rows = logits};
     microbatch->rows += rows;
-    microbatch->logit_count += logit_rows;
-    pen_kvcache_grow(schedule->cache, slot, s->next, rows);
+    microbatch->logit_count += logits;
     s->next += rows;
+    s->microbatch = schedule->next_microbatch;
+    if (s->next - 1 > s->asked) s->asked = s->next - 1;
+    pen_kvcache_remember(schedule->cache, slot, s->spec.tokens, s->next);
+    return true;
 }
 
-/* One row of each decode that is ready, up to an even share of all decodes for every microbatch in flight. */
+/* One row of each decode that is ready, up to an even share of all decodes for every microbatch in flight. Older ones
+ * take the blocks that they need from the youngest. */
 static void take_decodes(pen_schedule *schedule, pen_microbatch *microbatch) {
     const pen_schedule_options *options = &schedule->options;
     int decoding = 0;
     for (int i = 0; i < schedule->running; i++) {
         const sequence *s = &schedule->slots[schedule->order[i]];
-        decoding += s->next >= s->prompt && !s->score;
+        decoding += is_decoding(s) && s->spec.output > 0;
     }
     int share = (decoding + options->in_flight - 1) / options->in_flight;
     if (share > options->rows) share = options->rows;
     if (share > options->logit_rows) share = options->logit_rows;
     for (int i = 0; i < schedule->running && microbatch->rows < share; i++) {
-        sequence *s = &schedule->slots[schedule->order[i]];
-        if (!s->ready) continue;
-        s->ready = false;
-        append(schedule, microbatch, schedule->order[i], 1, 0, 1);
+        int slot = schedule->order[i];
+        const sequence *s = &schedule->slots[slot];
+        if (!is_decoding(s) || s->next == s->known) continue;
+        while (!append(schedule, microbatch, slot, 1) && pause_youngest(schedule, s->number)) continue;
     }
 }
 
@@ -207,25 +289,12 @@ static void take_prompts(pen_schedule *schedule, pen_microbatch *microbatch) {
     int budget = options->rows - microbatch->rows;
     if (budget > schedule->chunk) budget = schedule->chunk;
     for (int i = 0; i < schedule->running && budget > 0; i++) {
-        int slot = schedule->order[i];
+        int slot = schedule->order[i], first;
         const sequence *s = &schedule->slots[slot];
-        int rows = s->prompt - s->next;
-        if (rows <= 0) continue;
-        if (rows > budget) rows = budget;
-        /* The last position of a prompt wants logits when it is to go on, and all others when it is to be scored. */
-        int logits_left = options->logit_rows - microbatch->logit_count, first, logits;
-        if (s->score) {
-            if (rows > logits_left) rows = logits_left;
-            first = 0;
-            logits = s->next + rows == s->prompt ? rows - 1 : rows;
-        } else {
-            bool last = s->next + rows == s->prompt;
-            if (last && logits_left == 0) rows--, last = false;
-            first = last ? rows - 1 : 0;
-            logits = last;
-        }
-        if (rows == 0) break;
-        append(schedule, microbatch, slot, rows, first, logits);
+        if (is_decoding(s)) continue;
+        int rows = s->known - s->next < budget ? s->known - s->next : budget;
+        while (rows > 0 && logits_of(s, rows, &first) > options->logit_rows - microbatch->logit_count) rows--;
+        if (rows == 0 || !append(schedule, microbatch, slot, rows)) break;
         budget -= rows;
     }
 }
@@ -234,10 +303,16 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
     if (schedule->in_flight == schedule->options.in_flight) return false;
     admit(schedule);
     microbatch->rows = microbatch->run_count = microbatch->logit_count = 0;
+    microbatch->long_news = false;
     take_decodes(schedule, microbatch);
     take_prompts(schedule, microbatch);
+    /* Prompts that have begun may hold all blocks between them. When nobody is left to give any up, the youngest must.
+     */
+    while (microbatch->rows == 0 && schedule->in_flight == 0 && schedule->running > 1 &&
+           pause_youngest(schedule, schedule->slots[schedule->order[0]].number))
+        take_prompts(schedule, microbatch);
     if (microbatch->rows == 0) return false;
-    microbatch->number = schedule->next_microbatch++;
+    microbatch->number = schedule->next_microbatch++ - 1;
     schedule->in_flight++;
     return true;
 }

@@ -1,11 +1,12 @@
 /*
- * The schedule: which rows of which sequences make the next microbatch. Pure: it knows numbers, no tokens, no ranks
- * and no clock, so that the engine, the simulator and the tests run the same one. Owned by a replica's leader.
+ * The schedule: which rows of which sequences make the next microbatch. Pure: it knows no ranks and no clock, so that
+ * the engine, the simulator and the tests run the same one. Owned by a replica's leader.
  *
  * A sequence prefills its prompt in chunks, any number of which may be in flight, and then decodes a row at a time:
  * the next row needs the token that the last one chose. Running decodes are spread evenly over the microbatches in
- * flight and prompt chunks fill the rest. A waiting sequence starts when a slot and KV for all of it are free, first
- * come, first served.
+ * flight and prompt chunks fill the rest. A waiting sequence starts when a slot and KV for what it has are free, first
+ * come, first served. Where KV runs out the youngest is *paused*: it gives its blocks up, waits at the head of the
+ * queue and computes again what is not found in the cache. Nothing that it has chosen is lost or chosen twice.
  */
 #ifndef PEN_SCHEDULE_H
 #define PEN_SCHEDULE_H
@@ -25,6 +26,7 @@ typedef struct pen_schedule_options {
     int rows;       /* of a microbatch at most */
     int logit_rows; /* of a microbatch at most */
     int context;
+    pen_kv_pools kv;
     double chunk_overhead; /* fixed cost of a microbatch on a stage, in rows of prompt: what chunks must outweigh */
 } pen_schedule_options;
 
@@ -39,6 +41,7 @@ typedef struct pen_scheduled_run {
 typedef struct pen_microbatch {
     uint64_t number; /* 0, 1, … */
     int rows, run_count, logit_count;
+    bool long_news;          /* it tells of a table that the stages have never heard of */
     pen_scheduled_run *runs; /* [options.rows] */
 } pen_microbatch;
 
@@ -46,9 +49,14 @@ typedef struct pen_microbatch {
 pen_status pen_schedule_create(const pen_schedule_options *options, pen_kvcache *cache, pen_schedule **schedule);
 void pen_schedule_destroy(pen_schedule *schedule);
 
-/* Queues a sequence of `prompt` tokens and at most `output` more. With `score` logits are wanted at every prompt
- * position but the last, and nothing is generated. Returns its number. */
-pen_status pen_schedule_add(pen_schedule *schedule, int prompt, int output, bool score, int64_t *sequence);
+typedef struct pen_sequence_spec {
+    const int32_t *tokens; /* [prompt + output], kept alive by the caller, who appends to it */
+    int prompt, output;    /* tokens it begins with, and at most adds */
+    bool score;            /* logits at every prompt position, but at the last only where output follows */
+} pen_sequence_spec;
+
+/* Queues a sequence. Returns its number. */
+pen_status pen_schedule_add(pen_schedule *schedule, const pen_sequence_spec *spec, int64_t *sequence);
 
 /* Forms the next microbatch, whose rows then count as in flight; false where there is nothing to run now. The blocks
  * of its rows are in the cache's tables when it returns. */
@@ -56,14 +64,15 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch);
 
 /* The oldest microbatch in flight has come back. */
 void pen_schedule_complete(pen_schedule *schedule);
-/* A row of `sequence` with logits came back and it goes on: its next row may run. Called before pen_schedule_complete.
- */
+/* A row of `sequence` with logits came back, its token is appended, and it goes on: the token's row may run. Called
+ * before pen_schedule_complete. */
 void pen_schedule_continue(pen_schedule *schedule, int64_t sequence);
 /* The sequence ends, queued or running: its slot and blocks are free. */
 void pen_schedule_finish(pen_schedule *schedule, int64_t sequence);
 
 int pen_schedule_in_flight(const pen_schedule *schedule);
-int pen_schedule_limit(const pen_schedule *schedule); /* of microbatches in flight */
+uint64_t pen_schedule_pauses(const pen_schedule *schedule); /* so far */
+int pen_schedule_limit(const pen_schedule *schedule);       /* of microbatches in flight */
 
 /* Rows of a chunk when `rows` rows of prompt are waiting: C chunks through S stages take (C + S − 1)·(overhead +
  * rows/C), which is least at C = √((S − 1)·rows/overhead). */

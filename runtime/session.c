@@ -354,7 +354,7 @@ static pen_status solve(pen_session *session, const pen_blob *reports, pen_profi
     if (config->profile[0]) PEN_TRY(times_from_file(session, plan));
     for (int s = 0; s < plan->device_count; s++) {
         const report *from = reports[s].data;
-        snprintf(plan->devices[s].name, sizeof plan->devices[s].name, "%s", from->device);
+        snprintf(plan->devices[s].name, sizeof plan->devices[s].name, "%.*s", PEN_PLAN_NAME - 1, from->device);
         if (plan->devices[s].memory_bytes == 0) plan->devices[s].memory_bytes = from->memory;
         if (config->profile[0]) continue;
         plan->devices[s].send_ms = from->send_ms;
@@ -425,8 +425,12 @@ static pen_status collect_and_solve(pen_session *session) {
     if (status == PEN_OK)
         status = pen_world_gather(world, "collecting the profiles", own ? own : "", own ? strlen(own) : 0, texts);
     if (status == PEN_OK && is_first(session)) {
-        for (int r = 0; r < size && status == PEN_OK && session->profile; r++)
-            status = pen_profile_decode(texts[r].data, texts[r].bytes, &profiles[r]);
+        for (int r = 0; r < size && status == PEN_OK; r++) {
+            if (session->profile) status = pen_profile_decode(texts[r].data, texts[r].bytes, &profiles[r]);
+            bool covers = !profiles[r] || pen_profile_covers(profiles[r], session->model);
+            if (status == PEN_OK && (reports[r].bytes != sizeof mine || !covers))
+                status = pen_fail(PEN_BAD_INPUT, "rank %d runs another build than rank 0", r);
+        }
         if (status == PEN_OK) status = solve(session, reports, profiles);
     }
     for (int r = 0; r < size; r++) {

@@ -22,6 +22,12 @@ typedef struct flight {
     double back_ms;
 } flight;
 
+/* What a request says: its own number all the time, so that it has nothing in common with the others. */
+typedef struct text {
+    int32_t *tokens; /* [prompt + output]; NULL before it arrives and when it has ended */
+    int output;      /* tokens of it that there are */
+} text;
+
 typedef struct simulator {
     const pen_simulate_options *options;
     pen_kvcache *cache;
@@ -32,7 +38,7 @@ typedef struct simulator {
     uint64_t launched, landed;
     double now_ms, work_since_ms;
     pen_simulated_request *requests;
-    int *outputs; /* [request_count] tokens that there are */
+    text *texts; /* [request_count] */
     int request_count, arrived, live;
     pen_metrics *metrics;
 } simulator;
@@ -41,13 +47,15 @@ typedef struct simulator {
 
 static pen_status make(simulator *s) {
     const pen_simulate_options *o = s->options;
-    PEN_TRY(pen_kvcache_create(&o->kv, o->schedule.sequences, o->schedule.context, o->schedule.rows, &s->cache));
-    PEN_TRY(pen_schedule_create(&o->schedule, s->cache, &s->schedule));
+    PEN_TRY(pen_kvcache_create(&o->kv, o->schedule.sequences, o->schedule.context, &s->cache));
+    pen_schedule_options schedule = o->schedule;
+    schedule.kv = o->kv;
+    PEN_TRY(pen_schedule_create(&schedule, s->cache, &s->schedule));
     s->limit = pen_schedule_limit(s->schedule);
     s->stages = calloc((size_t)s->stage_count, sizeof *s->stages);
     s->flights = calloc((size_t)s->limit, sizeof *s->flights);
-    s->outputs = calloc((size_t)s->request_count + 1, sizeof *s->outputs);
-    bool made = s->stages && s->flights && s->outputs;
+    s->texts = calloc((size_t)s->request_count + 1, sizeof *s->texts);
+    bool made = s->stages && s->flights && s->texts;
     for (int i = 0; made && i < s->stage_count; i++)
         made = (s->stages[i].sent_ms = calloc((size_t)o->slots, sizeof(double))) != NULL;
     for (int i = 0; made && i < s->limit; i++)
@@ -60,7 +68,8 @@ static void unmake(simulator *s) {
     for (int i = 0; s->flights && i < s->limit; i++) free(s->flights[i].microbatch.runs);
     free(s->stages);
     free(s->flights);
-    free(s->outputs);
+    for (int i = 0; s->texts && i < s->request_count; i++) free(s->texts[i].tokens);
+    free(s->texts);
     pen_schedule_destroy(s->schedule);
     pen_kvcache_destroy(s->cache);
 }
@@ -93,6 +102,9 @@ static void launch(simulator *s, flight *f) {
     const pen_simulate_options *o = s->options;
     const pen_microbatch *microbatch = &f->microbatch;
     int slot = (int)(microbatch->number % (uint64_t)o->slots);
+    int copies; /* what the leader would tell the stages of */
+    pen_kvcache_take_copies(s->cache, &copies);
+    for (int i = 0; i < microbatch->run_count; i++) pen_kvcache_tell(s->cache, microbatch->runs[i].slot);
     pen_simulated_step step = {
         .rows = microbatch->rows, .logit_rows = microbatch->logit_count, .context = mean_context(microbatch)};
     double arrived = s->now_ms; /* of the rows at the stage */
@@ -122,13 +134,16 @@ static void launch(simulator *s, flight *f) {
 
 static void take_token(simulator *s, int64_t number) {
     pen_simulated_request *request = &s->requests[number];
-    if (s->outputs[number]++ == 0) request->first_ms = s->now_ms;
-    if (s->outputs[number] < request->output) {
+    text *said = &s->texts[number];
+    if (said->output++ == 0) request->first_ms = s->now_ms;
+    if (said->output < request->output) {
         pen_schedule_continue(s->schedule, number);
         return;
     }
     request->end_ms = s->now_ms;
     pen_schedule_finish(s->schedule, number);
+    free(said->tokens);
+    said->tokens = NULL;
     if (--s->live == 0) s->metrics[0].work_s += (s->now_ms - s->work_since_ms) * 1e-3;
 }
 
@@ -142,12 +157,30 @@ static void take_back(simulator *s) {
     }
 }
 
+/* The schedule counts on it that nothing too large is queued. */
+static pen_status check_size(const simulator *s, const pen_simulated_request *request) {
+    const pen_kv_pools *kv = &s->options->kv;
+    int positions = request->prompt + request->output - 1;
+    bool fits = positions < s->options->schedule.context;
+    for (int g = 0; g < kv->count; g++)
+        fits = fits && pen_kv_blocks_held(kv->windows[g], s->options->schedule.rows, positions) <= kv->blocks[g];
+    if (fits) return PEN_OK;
+    return pen_fail(PEN_NO_MEMORY, "a request of %d and %d tokens can never run with the KV that there is",
+                    request->prompt, request->output);
+}
+
 static pen_status take_arrivals(simulator *s) {
     for (; s->arrived < s->request_count; s->arrived++) {
         const pen_simulated_request *request = &s->requests[s->arrived];
         if (request->arrival_ms > s->now_ms) break;
+        PEN_TRY(check_size(s, request));
+        size_t tokens = (size_t)request->prompt + (size_t)request->output;
+        int32_t *said = s->texts[s->arrived].tokens = malloc(tokens * sizeof *said);
+        if (!said) return pen_fail(PEN_NO_MEMORY, "no memory to simulate %d requests", s->request_count);
+        for (size_t i = 0; i < tokens; i++) said[i] = s->arrived;
+        pen_sequence_spec spec = {.tokens = said, .prompt = request->prompt, .output = request->output};
         int64_t number;
-        PEN_TRY(pen_schedule_add(s->schedule, request->prompt, request->output, false, &number));
+        PEN_TRY(pen_schedule_add(s->schedule, &spec, &number));
         assert(number == s->arrived);
         if (s->live++ == 0) s->work_since_ms = s->now_ms;
     }
@@ -180,9 +213,8 @@ static pen_status run(simulator *s) {
             launch(s, f);
         }
     }
-    if (s->live == 0) return PEN_OK;
-    return pen_fail(PEN_NO_MEMORY, "%d of %d requests can never run with the KV that there is", s->live,
-                    s->request_count);
+    assert(s->live == 0);
+    return PEN_OK;
 }
 
 pen_status pen_simulate(const pen_simulate_options *options, pen_simulated_request *requests, int count,

@@ -171,6 +171,15 @@ static void pick(pen_stage *stage, const stage_slot *slot, const pen_batch *batc
     pen_buffer_read(stage->choices, 0, slot->choices, (size_t)batch->logit_count * sizeof(pen_choice));
 }
 
+void pen_stage_copy_blocks(pen_stage *stage, const pen_kv_copy *copies, int count) {
+    for (int i = 0; i < count; i++)
+        for (int unit = stage->first; unit <= stage->last; unit++) {
+            pen_kv *kv = stage->kv[unit - stage->first];
+            if (kv && pen_model_unit(stage->model, unit)->kv_group == copies[i].group)
+                pen_op_kv_copy(stage->device, kv, copies[i].from, copies[i].to);
+        }
+}
+
 void pen_stage_run(pen_stage *stage, int slot, const pen_batch *batch, const pen_pick *picks) {
     pen_workspace workspace = stage->workspace;
     workspace.x = pen_stage_rows(stage, slot);

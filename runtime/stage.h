@@ -37,6 +37,9 @@ bool pen_stage_has_head(const pen_stage *stage);
 /* The residual rows of a slot, f32 [T][H]: input before pen_stage_run, output after it. */
 pen_buffer *pen_stage_rows(pen_stage *stage, int slot);
 
+/* Enqueues copies of KV blocks, in all layers of each copy's group. */
+void pen_stage_copy_blocks(pen_stage *stage, const pen_kv_copy *copies, int count);
+
 /* Enqueues the whole stage on slot for `batch`; on the last stage also picks[L] (else NULL). */
 void pen_stage_run(pen_stage *stage, int slot, const pen_batch *batch, const pen_pick *picks);
 

@@ -6,13 +6,14 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 enum { MAGIC = 0x4b4e4550 /* "PENK" */, VERSION = 1 };
 
 /* Second part of a step, before its runs, blocks and picks. */
 typedef struct step_body {
-    uint64_t completed;
-    int32_t rows, run_count, logit_count, block_count;
+    uint64_t completed, table_hash;
+    int32_t rows, run_count, logit_count, block_count, copy_count, nothing;
 } step_body;
 
 /* A choice without its list of best log-probabilities, which follows it: ids, then values. */
@@ -23,17 +24,25 @@ typedef struct choice_body {
 } choice_body;
 
 /* What is copied as bytes has no holes. */
-static_assert(sizeof(pen_header) == 24 && sizeof(step_body) == 24, "no padding");
-static_assert(sizeof(pen_step_run) == 32 && sizeof(pen_pick) == 40 && sizeof(choice_body) == 16, "no padding");
+static_assert(sizeof(pen_header) == 24 && sizeof(step_body) == 40, "no padding");
+static_assert(sizeof(pen_step_run) == 32 && sizeof(pen_pick) == 40 && sizeof(pen_kv_copy) == 12 &&
+                  sizeof(choice_body) == 16,
+              "no padding");
 
-/* A run brings the blocks that its rows begin: never more than rows in a group. */
+/* In a group a run brings the blocks that its rows begin, never more than rows, and one that it shared; and one run of
+ * a step may bring the whole table of a sequence that begins with what others have computed. */
 static int most_blocks(const pen_wire_limits *limits) {
-    return limits->rows * limits->kv.count;
+    return (2 * limits->rows + pen_kv_blocks_for(limits->context)) * limits->kv.count;
+}
+
+static int most_copies(const pen_wire_limits *limits) {
+    return limits->sequences * limits->kv.count;
 }
 
 size_t pen_wire_step_bytes(const pen_wire_limits *limits) {
     return sizeof(pen_header) + sizeof(step_body) + (size_t)limits->rows * sizeof(pen_step_run) +
-           (size_t)most_blocks(limits) * sizeof(int32_t) + (size_t)limits->logit_rows * sizeof(pen_pick);
+           (size_t)most_blocks(limits) * sizeof(int32_t) + (size_t)most_copies(limits) * sizeof(pen_kv_copy) +
+           (size_t)limits->logit_rows * sizeof(pen_pick);
 }
 
 size_t pen_wire_choices_bytes(const pen_wire_limits *limits) {
@@ -44,9 +53,10 @@ pen_status pen_step_create(const pen_wire_limits *limits, pen_step *step) {
     *step = (pen_step){
         .runs = calloc((size_t)limits->rows, sizeof *step->runs),
         .blocks = calloc((size_t)most_blocks(limits), sizeof *step->blocks),
+        .copies = calloc((size_t)most_copies(limits), sizeof *step->copies),
         .picks = calloc((size_t)limits->logit_rows + 1, sizeof *step->picks),
     };
-    if (step->runs && step->blocks && step->picks) return PEN_OK;
+    if (step->runs && step->blocks && step->copies && step->picks) return PEN_OK;
     pen_step_destroy(step);
     return pen_fail(PEN_NO_MEMORY, "no memory for a step of %d rows", limits->rows);
 }
@@ -54,6 +64,7 @@ pen_status pen_step_create(const pen_wire_limits *limits, pen_step *step) {
 void pen_step_destroy(pen_step *step) {
     free(step->runs);
     free(step->blocks);
+    free(step->copies);
     free(step->picks);
     *step = (pen_step){0};
 }
@@ -122,10 +133,17 @@ static pen_status open_message(const void *message, size_t bytes, uint32_t plan_
 
 size_t pen_wire_encode_step(const pen_step *step, uint32_t plan_epoch, void *message) {
     writer w = begin(message);
-    step_body body = {step->completed, step->rows, step->run_count, step->logit_count, step->block_count};
+    step_body body = {.completed = step->completed,
+                      .table_hash = step->table_hash,
+                      .rows = step->rows,
+                      .run_count = step->run_count,
+                      .logit_count = step->logit_count,
+                      .block_count = step->block_count,
+                      .copy_count = step->copy_count};
     put(&w, &body, sizeof body);
     put(&w, step->runs, (size_t)step->run_count * sizeof *step->runs);
     put(&w, step->blocks, (size_t)step->block_count * sizeof *step->blocks);
+    put(&w, step->copies, (size_t)step->copy_count * sizeof *step->copies);
     put(&w, step->picks, (size_t)step->logit_count * sizeof *step->picks);
     return seal(message, &w, PEN_MESSAGE_STEP, step->number, plan_epoch);
 }
@@ -142,6 +160,17 @@ static pen_status check_blocks(const pen_step *step, const pen_wire_limits *limi
                 if (!within(*block, 0, limits->kv.blocks[g] - 1))
                     return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": KV block %d of %d", step->number, *block,
                                     limits->kv.blocks[g]);
+    return PEN_OK;
+}
+
+static pen_status check_copies(const pen_step *step, const pen_wire_limits *limits) {
+    for (int i = 0; i < step->copy_count; i++) {
+        const pen_kv_copy *copy = &step->copies[i];
+        int blocks = within(copy->group, 0, limits->kv.count - 1) ? limits->kv.blocks[copy->group] : 0;
+        if (!within(copy->from, 0, blocks - 1) || !within(copy->to, 0, blocks - 1))
+            return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": copy of block %d to %d in group %d", step->number,
+                            copy->from, copy->to, copy->group);
+    }
     return PEN_OK;
 }
 
@@ -164,7 +193,8 @@ static pen_status check_runs(const pen_step *step, const pen_wire_limits *limits
     }
     if (rows != step->rows || logits != step->logit_count || blocks != step->block_count)
         return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": its runs do not add up", step->number);
-    return check_blocks(step, limits);
+    PEN_TRY(check_blocks(step, limits));
+    return check_copies(step, limits);
 }
 
 static pen_status check_picks(const pen_step *step, const pen_wire_limits *limits) {
@@ -185,7 +215,7 @@ pen_status pen_wire_decode_step(const void *message, size_t bytes, const pen_wir
     PEN_TRY(open_message(message, bytes, limits->plan_epoch, PEN_MESSAGE_STEP, &header, &r));
     if (!get(&r, &body, sizeof body) || !within(body.rows, 1, limits->rows) || !within(body.run_count, 1, body.rows) ||
         !within(body.logit_count, 0, limits->logit_rows) || !within(body.block_count, 0, most_blocks(limits)) ||
-        body.completed > header.sequence)
+        !within(body.copy_count, 0, most_copies(limits)) || body.completed > header.sequence)
         return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": its sizes are out of bounds", header.sequence);
     step->number = header.sequence;
     step->completed = body.completed;
@@ -193,12 +223,20 @@ pen_status pen_wire_decode_step(const void *message, size_t bytes, const pen_wir
     step->run_count = body.run_count;
     step->logit_count = body.logit_count;
     step->block_count = body.block_count;
+    step->copy_count = body.copy_count;
+    step->table_hash = body.table_hash;
     if (!get(&r, step->runs, (size_t)body.run_count * sizeof *step->runs) ||
         !get(&r, step->blocks, (size_t)body.block_count * sizeof *step->blocks) ||
+        !get(&r, step->copies, (size_t)body.copy_count * sizeof *step->copies) ||
         !get(&r, step->picks, (size_t)body.logit_count * sizeof *step->picks) || r.left != 0)
         return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": %zu bytes do not hold it", header.sequence, bytes);
     PEN_TRY(check_runs(step, limits));
     return check_picks(step, limits);
+}
+
+uint64_t pen_wire_hash_table(uint64_t hash, const pen_step_run *run, int window, const int32_t *table) {
+    int begin = pen_kv_first_seen(window, run->position), end = pen_kv_blocks_for(run->position + run->rows);
+    return XXH3_64bits_withSeed(table + begin, (size_t)(end - begin) * sizeof *table, hash);
 }
 
 /* ---- Choices ---------------------------------------------------------------------------------------------------- */

@@ -49,21 +49,26 @@ typedef struct pen_step_run {
     int32_t logit_first; /* of the run's rows, [logit_first, logit_first + logit_rows) want logits */
     int32_t logit_rows;
     int32_t table_first; /* the sequence's tables from here on … */
-    int32_t table_count; /* … get this many new blocks, next in `blocks`: the first group's, then the second's */
+    int32_t table_count; /* … get this many blocks, next in `blocks`: the first group's, then the second's */
 } pen_step_run;
 
 /* A step as all stages know it; arrays are sized by pen_step_create. */
 typedef struct pen_step {
     uint64_t number;
-    uint64_t completed; /* steps below this number have come back to the leader */
-    int rows, run_count, logit_count, block_count;
-    pen_step_run *runs; /* [≤ limits.rows] */
-    int32_t *blocks;    /* [block_count] */
-    pen_pick *picks;    /* [logit_count], in row order */
+    uint64_t completed;  /* steps below this number have come back to the leader */
+    uint64_t table_hash; /* of what its runs see of their tables: stages that have others would compute nonsense */
+    int rows, run_count, logit_count, block_count, copy_count;
+    pen_step_run *runs;  /* [≤ limits.rows] */
+    int32_t *blocks;     /* [block_count] */
+    pen_kv_copy *copies; /* [copy_count] blocks to copy before it runs */
+    pen_pick *picks;     /* [logit_count], in row order */
 } pen_step;
 
 pen_status pen_step_create(const pen_wire_limits *limits, pen_step *step);
 void pen_step_destroy(pen_step *step);
+
+/* Adds what a run sees of one of its tables to the hash of a step's. */
+uint64_t pen_wire_hash_table(uint64_t hash, const pen_step_run *run, int window, const int32_t *table);
 
 /* Largest messages, for buffers. */
 size_t pen_wire_step_bytes(const pen_wire_limits *limits);

@@ -172,17 +172,25 @@ static pen_status apply_tables(pen_worker *worker, const pen_step *step) {
                             step->number, run->sequence, t->count);
         for (int g = 0; g < worker->options.limits.kv.count; g++, blocks += run->table_count)
             memcpy(t->blocks[g] + run->table_first, blocks, (size_t)run->table_count * sizeof *blocks);
-        t->count = run->table_first + run->table_count;
+        if (run->table_first + run->table_count > t->count) t->count = run->table_first + run->table_count;
         if (t->count < pen_kv_blocks_for(run->position + run->rows))
             return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": table of sequence %d ends before position %d",
                             step->number, run->sequence, run->position + run->rows);
     }
+    uint64_t hash = 0;
+    for (int i = 0; i < step->run_count; i++)
+        for (int g = 0; g < worker->options.limits.kv.count; g++)
+            hash = pen_wire_hash_table(hash, &step->runs[i], worker->options.limits.kv.windows[g],
+                                       worker->tables[step->runs[i].sequence].blocks[g]);
+    if (hash != step->table_hash)
+        return pen_fail(PEN_INTERNAL, "step %" PRIu64 ": the block tables are not the leader's", step->number);
     return PEN_OK;
 }
 
 static pen_status compute(pen_worker *worker, entry *e) {
     const pen_step *step = &e->step;
     PEN_TRY(apply_tables(worker, step));
+    pen_stage_copy_blocks(worker->options.stage, step->copies, step->copy_count);
     int row = 0, logits = 0;
     for (int i = 0; i < step->run_count; i++) {
         const pen_step_run *run = &step->runs[i];

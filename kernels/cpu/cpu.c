@@ -263,6 +263,14 @@ static void rope_destroy(pen_rope *base) {
     free(rope);
 }
 
+static void kv_copy(pen_device *device, pen_kv *base, int from, int to) {
+    const pen_cpu_kv *kv = (const pen_cpu_kv *)base;
+    assert(from >= 0 && from < kv->blocks && to >= 0 && to < kv->blocks && from != to);
+    size_t bytes = kv_half(device, kv->kv_heads, kv->head_size, 1);
+    memcpy(kv->k + bytes * (size_t)to, kv->k + bytes * (size_t)from, bytes);
+    memcpy(kv->v + bytes * (size_t)to, kv->v + bytes * (size_t)from, bytes);
+}
+
 /* ---- Events and markers: everything enqueued is already done --------------------------------------------------- */
 
 static pen_status event_create(pen_device *device, pen_event **event) {
@@ -400,6 +408,7 @@ static const pen_device_class cpu_class = {
     .norm = pen_cpu_norm,
     .qkv = pen_cpu_qkv,
     .rope_kv = pen_cpu_rope_kv,
+    .kv_copy = kv_copy,
     .attention = pen_cpu_attention,
     .out_project = pen_cpu_out_project,
     .gate_up = pen_cpu_gate_up,

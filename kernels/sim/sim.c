@@ -262,6 +262,9 @@ static void qkv(pen_device *device, const pen_qkv_op *op) {
 static void rope_kv(pen_device *device, const pen_rope_kv_op *op) {
     (void)device, (void)op;
 }
+static void kv_copy(pen_device *device, pen_kv *kv, int from, int to) {
+    (void)device, (void)kv, (void)from, (void)to;
+}
 static void attention(pen_device *device, const pen_attention_op *op) {
     (void)device, (void)op;
 }
@@ -364,6 +367,7 @@ static const pen_device_class sim_class = {
     .norm = norm,
     .qkv = qkv,
     .rope_kv = rope_kv,
+    .kv_copy = kv_copy,
     .attention = attention,
     .out_project = project,
     .gate_up = gate_up,

@@ -119,11 +119,11 @@ static json_t *changed_number(const json_t *node) {
     case 0: return json_integer(0);
     case 1: return json_integer(-1);
     case 2: return json_integer((json_int_t)1 << rand() % 63);
-    case 3: return json_real(value * 1e9 < 1e300 ? value * 1e9 : 1);
+    case 3: return json_real(fabs(value) < 1e290 ? value * 1e9 : 1);
     case 4: return json_real(value / 1e9);
     case 5: return json_integer(rand() % 100);
     case 6: return json_real(rand() % 1000 / 64.0);
-    default: return json_integer((json_int_t)(value < 1e18 ? value : 0) + rand() % 3 - 1);
+    default: return json_integer((json_int_t)(fabs(value) < 1e18 ? value : 0) + rand() % 3 - 1);
     }
 }
 

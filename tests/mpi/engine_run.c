@@ -4,7 +4,11 @@
  *
  *   engine_run [--model SPEC] [--requests N] [--prompt P] [--output G] [--rows R] [--overhead X] [--threads T]
  *              [--timeout S] [--temperature X] [--exact] [--score] [--sequences N]
- *              [--measure] [--announce] [--times]
+ *              [--measure] [--announce] [--times] [--blocks N] [--in-flight M]
+ *              [--schedules N [--seed S]]
+ *
+ * With --schedules it runs a dozen requests one by one, and then N random mixtures of them: some begin while others
+ * run, some give up, prompts begin alike, KV may be short. Whatever a request says must be what it said alone.
  */
 #include "clock.h"
 #include "cpu.h"
@@ -20,7 +24,7 @@
 
 typedef struct options {
     const char *model;
-    int requests, prompt, output, rows, threads, sequences;
+    int requests, prompt, output, rows, threads, sequences, blocks, in_flight, schedules, seed;
     double overhead, timeout, temperature;
     bool exact, score, measure, announce, times;
 } options;
@@ -65,10 +69,11 @@ static options parse(int argc, char **argv) {
                  .overhead = 8,
                  .timeout = 30};
     static const struct option table[] = {
-        {"model", 1, 0, 'm'},       {"requests", 1, 0, 'n'}, {"prompt", 1, 0, 'p'},  {"output", 1, 0, 'g'},
-        {"rows", 1, 0, 'r'},        {"overhead", 1, 0, 'o'}, {"threads", 1, 0, 't'}, {"timeout", 1, 0, 's'},
-        {"temperature", 1, 0, 'T'}, {"exact", 0, 0, 'e'},    {"score", 0, 0, 'c'},   {"sequences", 1, 0, 'q'},
-        {"measure", 0, 0, 'M'},     {"announce", 0, 0, 'a'}, {"times", 0, 0, 'S'},   {0, 0, 0, 0}};
+        {"model", 1, 0, 'm'},       {"requests", 1, 0, 'n'},  {"prompt", 1, 0, 'p'},  {"output", 1, 0, 'g'},
+        {"rows", 1, 0, 'r'},        {"overhead", 1, 0, 'o'},  {"threads", 1, 0, 't'}, {"timeout", 1, 0, 's'},
+        {"temperature", 1, 0, 'T'}, {"exact", 0, 0, 'e'},     {"score", 0, 0, 'c'},   {"sequences", 1, 0, 'q'},
+        {"measure", 0, 0, 'M'},     {"announce", 0, 0, 'a'},  {"times", 0, 0, 'S'},   {"blocks", 1, 0, 'b'},
+        {"in-flight", 1, 0, 'f'},   {"schedules", 1, 0, 'N'}, {"seed", 1, 0, 'd'},    {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) switch (c) {
         case 'm': o.model = optarg; break;
         case 'n': o.requests = atoi(optarg); break;
@@ -85,6 +90,10 @@ static options parse(int argc, char **argv) {
         case 'M': o.measure = true; break;
         case 'a': o.announce = true; break;
         case 'S': o.times = true; break;
+        case 'b': o.blocks = atoi(optarg); break;
+        case 'f': o.in_flight = atoi(optarg); break;
+        case 'N': o.schedules = atoi(optarg); break;
+        case 'd': o.seed = atoi(optarg); break;
         default: exit(PEN_USAGE);
         }
     return o;
@@ -169,6 +178,124 @@ static pen_status lead(pen_engine *engine, const options *o, int stages, int voc
     return pen_engine_stop(engine);
 }
 
+/* ---- Random schedules -------------------------------------------------------------------------------------------- */
+
+enum { PIECES = 12, PIECE_MOST = 40, PROMPT_MOST = 160 };
+
+/* A request, and what it says when nobody else is there. */
+typedef struct piece {
+    int32_t prompt[PROMPT_MOST];
+    pen_request request;
+    int count;
+    pen_choice said[PIECE_MOST];
+} piece;
+
+/* A performance of a piece, which ends after `stop_after` tokens. */
+typedef struct play {
+    struct stage_play *all;
+    piece *piece;
+    int count, stop_after;
+} play;
+
+typedef struct stage_play {
+    pen_engine *engine;
+    piece *pieces;
+    play plays[4096]; /* of one schedule */
+    int begun, wanted;
+    uint64_t tokens, cancels, differences;
+    bool recording;
+} stage_play;
+
+static void begin_play(stage_play *all) {
+    play *p = &all->plays[all->begun++];
+    *p = (play){.all = all, .piece = &all->pieces[rand() % PIECES]};
+    p->stop_after = rand() % 4 == 0 ? 1 + rand() % p->piece->request.max_tokens : PIECE_MOST + 1;
+    pen_request request = p->piece->request;
+    request.context = p;
+    if (pen_engine_submit(all->engine, &request) != PEN_OK) {
+        fprintf(stderr, "penstock: %s\n", pen_last_error());
+        exit(PEN_INTERNAL);
+    }
+}
+
+static bool equal_choices(const pen_choice *a, const pen_choice *b) {
+    return a->token == b->token && memcmp(&a->logprob, &b->logprob, sizeof a->logprob) == 0 &&
+           memcmp(a->top_ids, b->top_ids, 3 * sizeof a->top_ids[0]) == 0 &&
+           memcmp(a->top_logprobs, b->top_logprobs, 3 * sizeof a->top_logprobs[0]) == 0;
+}
+
+static bool play_token(void *context, int position, const pen_choice *choice) {
+    play *p = context;
+    (void)position;
+    stage_play *all = p->all;
+    if (all->recording)
+        p->piece->said[p->count] = *choice;
+    else if (!equal_choices(&p->piece->said[p->count], choice))
+        all->differences++;
+    all->tokens++;
+    if (!all->recording && all->begun < all->wanted && rand() % 8 == 0) begin_play(all);
+    if (++p->count < p->stop_after) return true;
+    all->cancels++;
+    return false;
+}
+
+static void play_done(void *context, pen_finish finish) {
+    play *p = context;
+    (void)finish;
+    if (p->all->recording) p->piece->count = p->count;
+    if (!p->all->recording && p->count < p->stop_after && p->count != p->piece->count) p->all->differences++;
+    if (!p->all->recording && p->all->begun < p->all->wanted) begin_play(p->all);
+}
+
+/* Prompts of few texts and many lengths: beginnings are shared. */
+static void make_piece(piece *made, int number, int vocab, const options *o) {
+    int count = 20 + number * 11;
+    for (int i = 0; i < count; i++)
+        made->prompt[i] = (int32_t)(((unsigned)(number % 3) * 7919u + (unsigned)i * 104729u) % (unsigned)vocab);
+    made->request = (pen_request){.prompt = made->prompt,
+                                  .prompt_count = count,
+                                  .max_tokens = 5 + number * 3 % (PIECE_MOST - 5),
+                                  .pick = {.temperature = number % 2 ? 0.8f : (float)o->temperature,
+                                           .top_p = 0.95f,
+                                           .seed = (uint64_t)number,
+                                           .top_logprobs = 3},
+                                  .on_token = play_token,
+                                  .on_done = play_done};
+}
+
+static pen_status play_schedules(pen_engine *engine, const options *o, int vocab) {
+    stage_play *all = calloc(1, sizeof *all);
+    all->engine = engine;
+    all->pieces = calloc(PIECES, sizeof *all->pieces);
+    all->recording = true;
+    for (int i = 0; i < PIECES; i++) {
+        make_piece(&all->pieces[i], i, vocab, o);
+        all->plays[0] = (play){.all = all, .piece = &all->pieces[i], .stop_after = PIECE_MOST + 1};
+        pen_request request = all->pieces[i].request;
+        request.context = &all->plays[0];
+        PEN_TRY(pen_engine_submit(engine, &request));
+        PEN_TRY(pen_engine_run(engine));
+    }
+    all->recording = false;
+    srand((unsigned)o->seed + 1);
+    for (int i = 0; i < o->schedules; i++) {
+        all->begun = 0;
+        all->wanted = 1 + rand() % (3 * o->sequences);
+        for (int now = 1 + rand() % all->wanted; all->begun < now;) begin_play(all);
+        PEN_TRY(pen_engine_run(engine));
+    }
+    pen_engine_counts counts = pen_engine_count(engine);
+    printf("%d schedules, %" PRIu64 " tokens, %" PRIu64 " differences, %" PRIu64 " cancels, %" PRIu64
+           " pauses, %" PRIu64 " of %" PRIu64 " prompt tokens found, %d blocks held\n",
+           o->schedules, all->tokens, all->differences, all->cancels, counts.pauses, counts.kv.found, counts.kv.asked,
+           counts.blocks_held);
+    free(all->pieces);
+    free(all);
+    return pen_engine_stop(engine);
+}
+
+/* ---- The machinery ----------------------------------------------------------------------------------------------- */
+
 typedef struct machinery {
     pen_model *model;
     pen_device *device;
@@ -193,7 +320,7 @@ static pen_status load(pen_world *world, const options *o, machinery *m) {
                                 .slots = PEN_ENGINE_SLOTS,
                                 .progress = beat,
                                 .progress_context = world};
-    int blocks = o->sequences * pen_kv_blocks_for(limits.context + PEN_KV_BLOCK);
+    int blocks = o->blocks ? o->blocks : o->sequences * pen_kv_blocks_for(limits.context + PEN_KV_BLOCK);
     limits.kv = pen_stage_kv_pools(m->model, o->sequences, o->rows, limits.context, blocks);
     PEN_TRY(pen_stage_create(m->model, m->device, &limits, &m->stage));
     const pen_hparams *h = pen_model_hparams(m->model);
@@ -204,6 +331,7 @@ static pen_status load(pen_world *world, const options *o, machinery *m) {
                                  .context = limits.context,
                                  .kv = limits.kv,
                                  .sequences = o->sequences,
+                                 .in_flight = o->in_flight,
                                  .chunk_overhead = o->overhead,
                                  .step_timeout_s = o->timeout};
     return pen_engine_create(world, m->device, m->stage, &engine, &m->engine);
@@ -226,8 +354,10 @@ int main(int argc, char **argv) {
         announce(&o, world, "running");
         together = false;
         bool leads = pen_world_rank(world) == 0;
-        status = leads ? lead(m.engine, &o, pen_world_stages(world), pen_model_hparams(m.model)->vocab)
-                       : pen_engine_serve(m.engine);
+        int vocab = pen_model_hparams(m.model)->vocab;
+        status = !leads        ? pen_engine_serve(m.engine)
+                 : o.schedules ? play_schedules(m.engine, &o, vocab)
+                               : lead(m.engine, &o, pen_world_stages(world), vocab);
     }
     if (status != PEN_OK && !together) pen_world_abort(world, status);
     if (status != PEN_OK && pen_world_rank(world) == 0) fprintf(stderr, "penstock: %s\n", pen_last_error());

@@ -46,8 +46,8 @@ class Program:
         file = self.folder / "text"
         file.write_text(text)
         launcher = [] if ranks == 1 else [self.arguments.mpirun, "-np", str(ranks)]
-        line = [*launcher, self.arguments.penstock, command, self.model, "--file", file, "--json", "--activations", mode,
-                "--profile", self.folder / "profile", *self.options, *options]
+        line = [*launcher, self.arguments.penstock, command, self.model, "--file", file, "--json",
+                "--activations", mode, "--profile", self.folder / "profile", *self.options, *options]
         line = list(map(str, line))
         result = subprocess.run(line, capture_output=True, text=True, env=self.environment, timeout=300)
         if result.returncode != 0:

@@ -8,7 +8,7 @@ any earlier reference file: its prompts, text and number of tokens to score are 
         tests/reference/smollm2-135m-instruct-q4_1.json /tmp/again.json
 
 reproduces the file that is checked in (the last printed digit may differ with the version of torch). Run by hand; it
-needs `pip install torch accelerate transformers==5.23.0 -r tests/requirements.txt`.
+needs tests/requirements.txt, torch as in tests/requirements-torch.txt, and likewise accelerate and psutil.
 """
 import argparse
 import json

@@ -1,19 +1,22 @@
 """Tiny random models of every architecture, made with Hugging Face transformers and written as GGUF files.
 
 A file is what llama.cpp's converter would write for such a model: its metadata keys, its tensor names (the gguf package
-knows them), its permutations. Sizes are odd on purpose, weights are random but lively: attention looks at some positions
-more than at others, norms and biases matter, and logits differ clearly, so that a mistake anywhere is seen in them.
+knows them), its permutations. Sizes are odd on purpose (but rows multiples of 32, as the CPU device wants), the weights
+random but lively: attention looks at some positions more than at others, norms and biases matter, and logits differ
+clearly, so that a mistake anywhere is seen in them.
 
 The vocabulary has a token for each byte, so that text and ids are the same thing, and BOS.
 """
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import gguf
 import numpy as np
 import torch
 import transformers
 from gguf import GGMLQuantizationType as Type
+
+transformers.logging.set_verbosity_error()
 
 BOS = 256
 SPECIAL = ["<s>", "</s>", "<unk>", "<|endoftext|>"]  # llama.cpp wants all four in a phi3 file
@@ -27,9 +30,8 @@ class Variant:
     config: transformers.PretrainedConfig
     type: Type = Type.F32      # of the matrices
     tokens: int = 300          # of the text to score; longer than windows and original contexts
-    options: list = field(default_factory=list)     # for penstock
-    llama_cpp: bool = True     # whether llama.cpp computes the same, for those who check these files with it
-    output: bool = False       # writes the tied head as a tensor of its own, as older converters did
+    options: tuple = ()        # for penstock
+    output: bool = False       # write the tied head as a tensor of its own, as older converters did
 
 
 # ---- What there is -------------------------------------------------------------------------------------------------
@@ -53,11 +55,12 @@ def llama():
     return [
         Variant("plain", config(hidden_size=160, num_attention_heads=5, num_key_value_heads=5, head_dim=32)),
         Variant("tied", config(tie_word_embeddings=True)),
+        Variant("biases", config(attention_bias=True)),
         Variant("linear", config(**rope("linear", factor=4.0))),
         Variant("llama3", config(**rope("llama3", 500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                                         original_max_position_embeddings=64))),
         Variant("yarn", config(**YARN)),
-        Variant("window", mistral, llama_cpp=False),  # which has no window in this architecture
+        Variant("window", mistral),  # by its own key: llama.cpp has no window in this architecture
         Variant("f16", config(), Type.F16),
         Variant("q8_0", config(), Type.Q8_0),
     ]
@@ -94,7 +97,8 @@ def gemma3():
         full = {"rope_type": "default", "rope_theta": 1e6, **(scaling or {})}
         return transformers.Gemma3TextConfig(**{
             "vocab_size": VOCABULARY, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 8, **HEADS,
-            "head_dim": 80, "rms_norm_eps": 1e-3, "query_pre_attn_scalar": 80, "max_position_embeddings": 512, "sliding_window": 40,
+            "head_dim": 80, "query_pre_attn_scalar": 80, "rms_norm_eps": 1e-3, "max_position_embeddings": 512,
+            "sliding_window": 40,
             "rope_parameters": {"full_attention": full,
                                 "sliding_attention": {"rope_type": "default", "rope_theta": local or 10000.0}},
             **more})
@@ -128,10 +132,10 @@ def phi3():
         Variant("plain", config()),
         Variant("partial", config(num_attention_heads=3, num_key_value_heads=1,
                                   **rope("default", partial_rotary_factor=0.75))),
-        Variant("window", config(sliding_window=40), llama_cpp=False),  # which ignores it
+        Variant("window", config(sliding_window=40)),  # llama.cpp ignores it
         # Which factors are used depends on whether the context is longer than the original one.
         Variant("long", long(0.75, original=128, tie_word_embeddings=True)),
-        Variant("short", long(1.0, original=256), tokens=250, options=["--max-model-len", "256"]),
+        Variant("short", long(1.0, original=256), tokens=250, options=("--max-model-len", "256")),
     ]
 
 
@@ -148,7 +152,6 @@ ARCHITECTURES = {f.__name__: f for f in (llama, qwen2, qwen3, gemma3, phi3, gpt2
 
 def make(variant, seed=1):
     """A transformers model in f32. What the file's type cannot hold is rounded here, too."""
-    transformers.logging.set_verbosity_error()
     variant.config.bos_token_id = variant.config.eos_token_id = BOS
     model = transformers.AutoModelForCausalLM.from_config(variant.config, attn_implementation="eager").eval()
     random = torch.Generator().manual_seed(seed)
@@ -211,7 +214,7 @@ def tensors(architecture, model):
 
 def interleaved(tensor, heads):
     """Rows for rotation of neighbours (2i, 2i + 1) instead of halves (i, i + size / 2)."""
-    return tensor.reshape(heads, 2, -1, tensor.shape[-1]).transpose(1, 2).reshape(tensor.shape)
+    return tensor.reshape(heads, 2, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
 
 def rope_factors(architecture, config, model):

@@ -60,7 +60,8 @@ class Vocabulary:
         merges = [" ".join(merge) for merge in merges if "".join(merge) not in unmade]
         types = [NORMAL] * len(tokens)
         for name, kind in (("<|begin|>", CONTROL), ("<|end|>", CONTROL), ("<|end|>!", CONTROL),
-                           ("<user>", USER_DEFINED), ("e\u0301", USER_DEFINED), ("\n\n\n", USER_DEFINED), ("日本", CONTROL)):
+                           ("<user>", USER_DEFINED),
+                           ("e\u0301", USER_DEFINED), ("\n\n\n", USER_DEFINED), ("日本", CONTROL)):
             tokens.append(name)
             types.append(kind)
         return cls(tokens, types, merges, tokens.index("<|begin|>"))

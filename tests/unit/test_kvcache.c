@@ -1,4 +1,6 @@
-/* Block tables of paged KV: no block has two owners, none is lost, what was reserved can be had, what is seen is there.
+/*
+ * Block tables of paged KV against a model of the memory they stand for: every block of every group has contents, which
+ * random sequences write, copy, share and find again; whatever a row sees must be what its own tokens made.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,108 +11,216 @@
 
 #include <cmocka.h>
 
-#include "kernels.h"
 #include "kvcache.h"
 
-enum { SEQUENCES = 6, CONTEXT = 200, ROWS = 24, MOST = 64 };
+enum { SEQUENCES = 6, CONTEXT = 200, ROWS = 24, MOST = 64, TEXTS = 4 };
 
-static const pen_kv_pools all_and_window = {.count = 2, .blocks = {37, 17}, .windows = {0, 20}};
+/* What K and V of a position depend on: all tokens up to it. */
+typedef uint64_t content;
 
-static int blocks_for(const pen_kv_pools *pools, int group, int positions) {
-    return pen_kv_blocks_held(pools->windows[group], ROWS, positions);
-}
-
-static void check(const pen_kvcache *cache, const pen_kv_pools *pools) {
-    for (int g = 0; g < pools->count; g++) {
-        int owners[MOST] = {0}, used = 0;
-        for (int s = 0; s < SEQUENCES; s++) {
-            const int32_t *table = pen_kvcache_table(cache, g, s);
-            for (int b = pen_kvcache_table_begin(cache, g, s); b < pen_kvcache_table_end(cache, s); b++) {
-                assert_in_range(table[b], 0, pools->blocks[g] - 1);
-                assert_int_equal(owners[table[b]]++, 0);
-                used++;
-            }
-        }
-        assert_true(pen_kvcache_free_blocks(cache, g) >= 0);
-        assert_true(pen_kvcache_free_blocks(cache, g) + used <= pools->blocks[g]);
-    }
-}
-
-/* Entries that the rows at [position, position + rows) see are live, and those that were live before are what they
- * were. */
-static void grow_and_check(pen_kvcache *cache, const pen_kv_pools *pools, int s, int position, int rows) {
-    int32_t old[PEN_KV_GROUPS][MOST];
-    int old_end = pen_kvcache_table_end(cache, s), end = pen_kv_blocks_for(position + rows);
-    for (int g = 0; g < pools->count; g++)
-        memcpy(old[g], pen_kvcache_table(cache, g, s), (size_t)old_end * sizeof(int32_t));
-    pen_kvcache_grow(cache, s, position, rows);
-    assert_int_equal(pen_kvcache_table_end(cache, s), end > old_end ? end : old_end);
-    for (int g = 0; g < pools->count; g++) {
-        int window = pools->windows[g], begin = pen_kvcache_table_begin(cache, g, s);
-        int seen = window > 0 && position - window + 1 > 0 ? position - window + 1 : 0;
-        assert_int_equal(begin, seen / PEN_KV_BLOCK);
-        for (int b = begin; b < old_end; b++) assert_int_equal(pen_kvcache_table(cache, g, s)[b], old[g][b]);
-    }
-}
-
-static void live(const pen_kv_pools *pools) {
+typedef struct world {
+    pen_kv_pools pools;
     pen_kvcache *cache;
-    assert_int_equal(pen_kvcache_create(pools, SEQUENCES, CONTEXT, ROWS, &cache), PEN_OK);
-    int reserved[SEQUENCES] = {0}, grown[SEQUENCES] = {0}, refusals = 0;
-    for (int i = 0; i < 20000; i++) {
-        int s = rand() % SEQUENCES;
-        if (reserved[s] == 0) {
-            int positions = 1 + rand() % CONTEXT, before[PEN_KV_GROUPS];
-            bool fits = true;
-            for (int g = 0; g < pools->count; g++) {
-                before[g] = pen_kvcache_free_blocks(cache, g);
-                fits = fits && blocks_for(pools, g, positions) <= before[g];
-            }
-            assert_int_equal(pen_kvcache_reserve(cache, s, positions), fits);
-            if (fits) reserved[s] = positions;
-            refusals += !fits;
-            for (int g = 0; g < pools->count; g++)
-                assert_int_equal(pen_kvcache_free_blocks(cache, g),
-                                 before[g] - (fits ? blocks_for(pools, g, positions) : 0));
-        } else if (grown[s] < reserved[s]) {
-            int most = reserved[s] - grown[s] < ROWS ? reserved[s] - grown[s] : ROWS, rows = 1 + rand() % most;
-            int free_blocks = pen_kvcache_free_blocks(cache, 0);
-            grow_and_check(cache, pools, s, grown[s], rows);
-            grown[s] += rows;
-            assert_int_equal(pen_kvcache_free_blocks(cache, 0), free_blocks);
-        } else {
-            pen_kvcache_release(cache, s);
-            reserved[s] = grown[s] = 0;
-        }
-        check(cache, pools);
+    content memory[PEN_KV_GROUPS][MOST][PEN_KV_BLOCK];
+    int32_t stage_tables[PEN_KV_GROUPS][SEQUENCES][MOST]; /* as the stages know them */
+    int32_t tokens[SEQUENCES][CONTEXT];
+    content contents[SEQUENCES][CONTEXT];
+    int length[SEQUENCES], next[SEQUENCES]; /* 0: no sequence */
+} world;
+
+static int below(int limit) {
+    return rand() % limit;
+}
+
+/* Few texts, so that sequences begin alike; then they go their own way. */
+static void make_tokens(world *w, int s, int from) {
+    content hash = from > 0 ? w->contents[s][from - 1] : 1;
+    int text = below(TEXTS), common = below(CONTEXT);
+    for (int p = from; p < CONTEXT; p++) {
+        w->tokens[s][p] = p < common ? text * 1000 + p : below(1000000);
+        hash = (hash ^ (content)w->tokens[s][p]) * 0x9E3779B97F4A7C15u;
+        hash ^= hash >> 29;
+        w->contents[s][p] = hash;
     }
-    assert_true(refusals > 100);
-    for (int s = 0; s < SEQUENCES; s++) pen_kvcache_release(cache, s);
-    for (int g = 0; g < pools->count; g++) assert_int_equal(pen_kvcache_free_blocks(cache, g), pools->blocks[g]);
+}
+
+static void make_world(world *w, const pen_kv_pools *pools) {
+    memset(w, 0, sizeof *w);
+    w->pools = *pools;
+    assert_int_equal(pen_kvcache_create(pools, SEQUENCES, CONTEXT, &w->cache), PEN_OK);
+}
+
+static int first_seen(const world *w, int g, int position) {
+    int window = w->pools.windows[g];
+    return window > 0 && position >= window ? position - window + 1 : 0;
+}
+
+/* Nobody's block is free, nothing is lost. */
+static void check_pools(const world *w) {
+    for (int g = 0; g < w->pools.count; g++) {
+        bool used[MOST] = {false};
+        int count = 0;
+        for (int s = 0; s < SEQUENCES; s++)
+            for (int i = pen_kvcache_begin(w->cache, g, s); i < pen_kvcache_end(w->cache, s); i++) {
+                int32_t block = pen_kvcache_table(w->cache, g, s)[i];
+                assert_in_range(block, 0, w->pools.blocks[g] - 1);
+                count += !used[block];
+                used[block] = true;
+            }
+        assert_int_equal(pen_kvcache_free_blocks(w->cache, g), w->pools.blocks[g] - count);
+    }
+}
+
+static void open_sequence(world *w, int s) {
+    make_tokens(w, s, 0);
+    w->length[s] = 1 + below(CONTEXT);
+    w->next[s] = pen_kvcache_open(w->cache, s, w->tokens[s], w->length[s]);
+    assert_in_range(w->next[s], 0, w->length[s] - 1);
+    assert_int_equal(w->next[s] % PEN_KV_BLOCK, 0);
+}
+
+/* A step, as the stages run it: copies, then each row writes its own and reads what it sees. */
+static void run_rows(world *w, int s, int rows) {
+    int count, told = pen_kvcache_told(w->cache, s), end = pen_kvcache_end(w->cache, s);
+    const pen_kv_copy *copies = pen_kvcache_take_copies(w->cache, &count);
+    for (int c = 0; c < count; c++)
+        memcpy(w->memory[copies[c].group][copies[c].to], w->memory[copies[c].group][copies[c].from],
+               sizeof w->memory[0][0]);
+    for (int g = 0; g < w->pools.count; g++)
+        memcpy(w->stage_tables[g][s] + told, pen_kvcache_table(w->cache, g, s) + told,
+               (size_t)(end - told) * sizeof(int32_t));
+    pen_kvcache_tell(w->cache, s);
+    for (int p = w->next[s]; p < w->next[s] + rows; p++)
+        for (int g = 0; g < w->pools.count; g++) {
+            const int32_t *table = w->stage_tables[g][s];
+            w->memory[g][table[p / PEN_KV_BLOCK]][p % PEN_KV_BLOCK] = w->contents[s][p];
+            for (int q = first_seen(w, g, p); q <= p; q++)
+                assert_true(w->memory[g][table[q / PEN_KV_BLOCK]][q % PEN_KV_BLOCK] == w->contents[s][q]);
+        }
+    w->next[s] += rows;
+    pen_kvcache_remember(w->cache, s, w->tokens[s], w->next[s]);
+}
+
+/* Another sequence with the same tokens so far, which computes the last of them again; then it goes its own way. */
+static void fork_sequence(world *w, int parent, int s) {
+    pen_kvcache_fork(w->cache, parent, s);
+    memcpy(w->tokens[s], w->tokens[parent], sizeof w->tokens[s]);
+    memcpy(w->contents[s], w->contents[parent], sizeof w->contents[s]);
+    w->next[s] = w->next[parent] - 1;
+    make_tokens(w, s, w->next[s] + 1);
+    w->length[s] = w->next[s] + 1 + below(CONTEXT - w->next[s]);
+}
+
+static void close_sequence(world *w, int s) {
+    pen_kvcache_close(w->cache, s);
+    w->length[s] = w->next[s] = 0;
+}
+
+static void live(const pen_kv_pools *pools, int steps) {
+    world w;
+    make_world(&w, pools);
+    int refusals = 0, forks = 0;
+    for (int i = 0; i < steps; i++) {
+        int s = below(SEQUENCES), other = below(SEQUENCES);
+        if (w.length[s] == 0) {
+            if (pen_kvcache_told(w.cache, other) > 0 && w.next[other] > 1 && below(3) == 0) {
+                fork_sequence(&w, other, s);
+                forks++;
+            } else {
+                open_sequence(&w, s);
+            }
+        } else if (w.next[s] == w.length[s] || below(20) == 0) {
+            close_sequence(&w, s);
+        } else {
+            int left = w.length[s] - w.next[s], rows = 1 + below(left < ROWS ? left : ROWS);
+            if (pen_kvcache_grow(w.cache, s, w.next[s], rows)) {
+                run_rows(&w, s, rows);
+            } else {
+                refusals++;
+                close_sequence(&w, below(2) ? s : other);
+            }
+        }
+        check_pools(&w);
+    }
+    for (int s = 0; s < SEQUENCES; s++) pen_kvcache_close(w.cache, s);
+    for (int g = 0; g < pools->count; g++) assert_int_equal(pen_kvcache_free_blocks(w.cache, g), pools->blocks[g]);
+    pen_kv_counts counts = pen_kvcache_counts(w.cache);
+    assert_true(refusals > 20 && counts.found > 1000 && counts.found < counts.asked);
+    assert_true(forks > 100 && counts.copied > 50);
+    pen_kvcache_destroy(w.cache);
+}
+
+static void test_random_lives_see_what_they_wrote(void **state) {
+    (void)state;
+    srand(7);
+    live(&(pen_kv_pools){.count = 1, .blocks = {37}}, 20000);
+    live(&(pen_kv_pools){.count = 1, .blocks = {19}, .windows = {33}}, 20000);
+    live(&(pen_kv_pools){.count = 2, .blocks = {37, 19}, .windows = {0, 20}}, 20000);
+}
+
+static void grow_all(pen_kvcache *cache, int s, const int32_t *tokens, int from, int count) {
+    assert_true(pen_kvcache_grow(cache, s, from, count - from));
+    pen_kvcache_remember(cache, s, tokens, count);
+}
+
+static void test_the_longest_unused_goes_first(void **state) {
+    (void)state;
+    const pen_kv_pools pools = {.count = 1, .blocks = {4}};
+    pen_kvcache *cache;
+    assert_int_equal(pen_kvcache_create(&pools, 2, 64, &cache), PEN_OK);
+    int32_t a[32], b[32], c[17];
+    for (int i = 0; i < 32; i++) a[i] = i, b[i] = 100 + i, c[i % 17] = 200 + i;
+    assert_int_equal(pen_kvcache_open(cache, 0, a, 32), 0);
+    grow_all(cache, 0, a, 0, 32);
+    pen_kvcache_close(cache, 0);
+    assert_int_equal(pen_kvcache_open(cache, 0, b, 32), 0);
+    grow_all(cache, 0, b, 0, 32);
+    pen_kvcache_close(cache, 0);
+    assert_int_equal(pen_kvcache_open(cache, 0, a, 32), 16); /* used again: b is now the older one */
+    pen_kvcache_close(cache, 0);
+    assert_int_equal(pen_kvcache_open(cache, 0, c, 17),
+                     0); /* takes a's second block, which ends later than its first */
+    grow_all(cache, 0, c, 0, 17);
+    pen_kvcache_close(cache, 0);
+    assert_int_equal(pen_kvcache_open(cache, 0, a, 32), 16);
+    pen_kvcache_close(cache, 0);
+    assert_int_equal(pen_kvcache_counts(cache).asked, 32 + 32 + 32 + 17 + 32);
+    assert_int_equal(pen_kvcache_counts(cache).found, 32);
     pen_kvcache_destroy(cache);
 }
 
-static void test_random_lives_keep_the_pools_whole(void **state) {
+static void test_the_last_token_is_always_computed(void **state) {
     (void)state;
-    srand(7);
-    live(&(pen_kv_pools){.count = 1, .blocks = {37}});
-    live(&(pen_kv_pools){.count = 1, .blocks = {11}, .windows = {33}});
-    live(&all_and_window);
+    const pen_kv_pools pools = {.count = 1, .blocks = {8}};
+    pen_kvcache *cache;
+    int32_t tokens[48] = {0};
+    assert_int_equal(pen_kvcache_create(&pools, 2, 64, &cache), PEN_OK);
+    assert_int_equal(pen_kvcache_open(cache, 0, tokens, 48), 0);
+    grow_all(cache, 0, tokens, 0, 48);
+    assert_int_equal(pen_kvcache_open(cache, 1, tokens, 48), 32); /* while the first still has them */
+    assert_int_equal(pen_kvcache_free_blocks(cache, 0), 5);
+    pen_kvcache_close(cache, 1);
+    assert_int_equal(pen_kvcache_open(cache, 1, tokens, 49 - 1), 32);
+    pen_kvcache_close(cache, 1);
+    pen_kvcache_close(cache, 0);
+    pen_kvcache_destroy(cache);
 }
 
 static void test_a_sequence_far_longer_than_its_pool_slides_through_it(void **state) {
     (void)state;
     int held = pen_kv_blocks_held(50, ROWS, CONTEXT);
     const pen_kv_pools pools = {.count = 1, .blocks = {held}, .windows = {50}};
-    pen_kvcache *cache;
-    assert_int_equal(pen_kvcache_create(&pools, 1, CONTEXT, ROWS, &cache), PEN_OK);
+    world w;
+    make_world(&w, &pools);
     assert_true(held * PEN_KV_BLOCK < CONTEXT);
-    assert_true(pen_kvcache_reserve(cache, 0, CONTEXT));
-    for (int position = 0, rows; position < CONTEXT; position += rows) {
-        rows = CONTEXT - position < ROWS ? CONTEXT - position : ROWS;
-        grow_and_check(cache, &pools, 0, position, rows);
+    make_tokens(&w, 0, 0);
+    assert_int_equal(pen_kvcache_open(w.cache, 0, w.tokens[0], CONTEXT), 0);
+    while (w.next[0] < CONTEXT) {
+        int left = CONTEXT - w.next[0], rows = left < ROWS ? left : ROWS;
+        assert_true(pen_kvcache_grow(w.cache, 0, w.next[0], rows));
+        run_rows(&w, 0, rows);
     }
-    pen_kvcache_destroy(cache);
+    pen_kvcache_destroy(w.cache);
 }
 
 /* Against counting: the most blocks that any place of the rows touches. */
@@ -130,28 +240,13 @@ static void test_blocks_held(void **state) {
     assert_int_equal(pen_kv_blocks_held(0, 8, 33), 3);
 }
 
-static void test_reservations_can_be_raised_but_not_beyond_a_table(void **state) {
-    (void)state;
-    pen_kvcache *cache;
-    assert_int_equal(pen_kvcache_create(&all_and_window, SEQUENCES, CONTEXT, ROWS, &cache), PEN_OK);
-    assert_true(pen_kvcache_reserve(cache, 0, 17));
-    assert_int_equal(pen_kvcache_free_blocks(cache, 0), 37 - 2);
-    assert_true(pen_kvcache_reserve(cache, 0, 33));
-    assert_true(pen_kvcache_reserve(cache, 0, 1));
-    assert_int_equal(pen_kvcache_free_blocks(cache, 0), 37 - 3);
-    assert_false(pen_kvcache_reserve(cache, 1, CONTEXT + PEN_KV_BLOCK));
-    pen_kvcache_release(cache, 0);
-    assert_int_equal(pen_kvcache_free_blocks(cache, 0), 37);
-    assert_int_equal(pen_kvcache_free_blocks(cache, 1), 17);
-    pen_kvcache_destroy(cache);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_random_lives_keep_the_pools_whole),
+        cmocka_unit_test(test_random_lives_see_what_they_wrote),
+        cmocka_unit_test(test_the_longest_unused_goes_first),
+        cmocka_unit_test(test_the_last_token_is_always_computed),
         cmocka_unit_test(test_a_sequence_far_longer_than_its_pool_slides_through_it),
         cmocka_unit_test(test_blocks_held),
-        cmocka_unit_test(test_reservations_can_be_raised_but_not_beyond_a_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

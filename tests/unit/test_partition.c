@@ -271,6 +271,23 @@ static void test_kv_front_is_optimal_in_both_directions(void **state) {
     assert_in_range(several, 100, 3000);
 }
 
+/* Found by fuzz_plan: bytes that only a stage without a limit can hold were counted modulo 2^64 on one with a limit. */
+static void test_kv_front_beyond_64_bits(void **state) {
+    (void)state;
+    const pen_partition_unit units[] = {
+        {.name = "a", .kv_bytes_per_token = 1}, {.name = "b", .kv_bytes_per_token = UINT64_C(1) << 52}, {.name = "c"}};
+    const pen_partition_stage stages[] = {{.memory_bytes = 8192}, {0}};
+    const double time_ms[] = {1, 1, 5};
+    const pen_partition_problem problem = {
+        .unit_count = 3, .stage_count = 2, .device_count = 1, .units = units, .stages = stages, .time_ms = time_ms};
+    pen_partition_point points[3];
+    int count;
+    assert_int_equal(pen_partition_kv_front(&problem, points, 3, &count), PEN_OK);
+    assert_int_equal(count, 2);
+    assert_true(points[0].kv_tokens == 0 && points[0].max_ms == 5);    /* a b | c */
+    assert_true(points[1].kv_tokens == 8192 && points[1].max_ms == 6); /* a | b c */
+}
+
 /* ---- Given examples
  * -------------------------------------------------------------------------------------------------- */
 
@@ -561,6 +578,7 @@ int main(void) {
         cmocka_unit_test(test_raising_limits_by_the_shortfall_is_just_enough),
         cmocka_unit_test(test_stages_needed_is_the_smallest_number_that_fits),
         cmocka_unit_test(test_kv_front_is_optimal_in_both_directions),
+        cmocka_unit_test(test_kv_front_beyond_64_bits),
         cmocka_unit_test(test_gpt3_on_8_stages),
         cmocka_unit_test(test_equal_layers_are_split_equally),
         cmocka_unit_test(test_large_ends_take_few_layers),
