@@ -93,6 +93,14 @@ static void test_values(void **state) {
     accept("penstock plan m --layers 10,10,12", &o);
     assert_string_equal(o.config.layers, "10,10,12");
     assert_string_equal(o.config.method, "custom");
+    /* A simulated device stands for the model; to plan it is the same as its profile. */
+    accept("penstock run --device sim:p.json -p x --time-scale 0.5", &o);
+    assert_string_equal(o.config.device, "sim:p.json");
+    assert_string_equal(o.config.model, "");
+    assert_true(o.config.time_scale == 0.5);
+    accept("penstock plan --device sim:p.json", &o);
+    assert_string_equal(o.config.profile, "p.json");
+
     accept("penstock perplexity -m m -f t --tokens 64 --step-timeout 2.5", &o);
     assert_string_equal(o.config.model, "m");
     assert_int_equal(o.tokens, 64);
@@ -140,6 +148,11 @@ static void test_bad_values(void **state) {
     refuse("penstock run m -p x --workload 512:0", "--workload");
     refuse("penstock run m -p x --workload :5", "--workload");
     refuse("penstock run m -p x --device gpu", "--device: 'gpu' is not one of auto|cpu|sim:PROFILE.json");
+    refuse("penstock run -p x --device sim:", "--device sim: needs the profile's file");
+    refuse("penstock run m -p x --device sim:p.json", "--device sim:p.json stands for the model, and MODEL is 'm'");
+    refuse("penstock run -p x --device sim:p.json --profile q.json", "exclude each other");
+    refuse("penstock run -p x --device sim:p.json --time-scale 0", "--time-scale");
+    refuse("penstock run -p x --device cpu", "run needs a MODEL");
     refuse("penstock run m -p x --json=yes", "--json takes no value");
     refuse("penstock run m -p", "-p needs a value: TEXT");
     refuse("penstock run m -p --json", "-p needs a value, and --json is an option");
