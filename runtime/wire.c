@@ -13,7 +13,7 @@ enum { MAGIC = 0x4b4e4550 /* "PENK" */, VERSION = 1 };
 /* Second part of a step, before its runs, blocks and picks. */
 typedef struct step_body {
     uint64_t completed, table_hash;
-    int32_t rows, run_count, logit_count, block_count, copy_count, nothing;
+    int32_t rows, run_count, logit_count, block_count, copy_count, nothing; /* the last is 0 */
 } step_body;
 
 /* A choice without its list of best log-probabilities, which follows it: ids, then values. */
@@ -215,7 +215,7 @@ pen_status pen_wire_decode_step(const void *message, size_t bytes, const pen_wir
     PEN_TRY(open_message(message, bytes, limits->plan_epoch, PEN_MESSAGE_STEP, &header, &r));
     if (!get(&r, &body, sizeof body) || !within(body.rows, 1, limits->rows) || !within(body.run_count, 1, body.rows) ||
         !within(body.logit_count, 0, limits->logit_rows) || !within(body.block_count, 0, most_blocks(limits)) ||
-        !within(body.copy_count, 0, most_copies(limits)) || body.completed > header.sequence)
+        !within(body.copy_count, 0, most_copies(limits)) || body.nothing != 0 || body.completed > header.sequence)
         return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": its sizes are out of bounds", header.sequence);
     step->number = header.sequence;
     step->completed = body.completed;

@@ -73,9 +73,12 @@ static inline v16i dot(const v16i *w, int count, int bits, const int8_t *q, v16i
 
 static inline v16i dot(const v16i *w, int count, int bits, const int8_t *q, v16i bias) {
     (void)bits;
-    for (int v = 0; v < count; v++)
-        for (int j = 0; j < 4; j++)
-            for (int row = 0; row < 16; row++) bias.v[row] += (w[v].v[row] >> 8 * j & 255) * q[4 * v + j];
+    for (int v = 0; v < count; v++) {
+        uint8_t codes[64];
+        memcpy(codes, &w[v], sizeof codes);
+        for (int row = 0; row < 16; row++)
+            for (int j = 0; j < 4; j++) bias.v[row] += codes[4 * row + j] * q[4 * v + j];
+    }
     return bias;
 }
 

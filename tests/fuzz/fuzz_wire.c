@@ -46,6 +46,12 @@ static void check_step(const pen_step *step, const pen_wire_limits *limits) {
     }
     require(rows == step->rows && rows <= limits->rows && step->completed <= step->number);
     require(logits == step->logit_count && logits <= limits->logit_rows && block == step->block_count);
+    for (int c = 0; c < step->copy_count; c++) {
+        const pen_kv_copy *copy = &step->copies[c];
+        require(copy->group >= 0 && copy->group < limits->kv.count);
+        require(copy->from >= 0 && copy->from < limits->kv.blocks[copy->group]);
+        require(copy->to >= 0 && copy->to < limits->kv.blocks[copy->group]);
+    }
     for (int l = 0; l < logits; l++) require(step->picks[l].target >= -1 && step->picks[l].target < limits->vocab);
     for (int l = 0; l < logits; l++) require(step->picks[l].top_logprobs <= PEN_TOP_LOGPROBS);
 }

@@ -373,6 +373,8 @@ static void write_messages(void) {
                                   .table_count = 1};
     step.runs[1] = (pen_step_run){.sequence = 2, .epoch = 1, .position = 3, .rows = 1, .logit_rows = 1};
     step.blocks[0] = 9;
+    step.copy_count = 1;
+    step.copies[0] = (pen_kv_copy){.group = 0, .from = 9, .to = 10};
     for (int i = 0; i < 2; i++) step.picks[i] = (pen_pick){.top_p = 1, .target = -1, .top_logprobs = i};
     size_t bytes = pen_wire_encode_step(&step, EPOCH, message);
     check(bytes <= sizeof message && pen_wire_decode_step(message, bytes, &limits, &step) == PEN_OK, "step");

@@ -29,7 +29,13 @@ static int below(int n) {
 static void make_step(pen_step *step) {
     step->number = (uint64_t)below(1000) + 10;
     step->completed = step->number - (uint64_t)below(10);
+    step->table_hash = (uint64_t)rand();
     step->rows = step->run_count = step->logit_count = step->block_count = 0;
+    step->copy_count = below(4);
+    for (int i = 0; i < step->copy_count; i++) {
+        int group = below(2), blocks = limits.kv.blocks[group];
+        step->copies[i] = (pen_kv_copy){.group = group, .from = below(blocks), .to = below(blocks)};
+    }
     int runs = 1 + below(5);
     for (int i = 0; i < runs; i++) {
         int rows = 1 + below(12);
@@ -57,9 +63,11 @@ static void make_step(pen_step *step) {
 
 static void assert_steps_equal(const pen_step *a, const pen_step *b) {
     assert_true(a->number == b->number && a->completed == b->completed && a->rows == b->rows &&
-                a->run_count == b->run_count && a->logit_count == b->logit_count && a->block_count == b->block_count);
+                a->run_count == b->run_count && a->logit_count == b->logit_count && a->block_count == b->block_count &&
+                a->copy_count == b->copy_count && a->table_hash == b->table_hash);
     assert_memory_equal(a->runs, b->runs, (size_t)a->run_count * sizeof *a->runs);
     if (a->block_count) assert_memory_equal(a->blocks, b->blocks, (size_t)a->block_count * sizeof *a->blocks);
+    if (a->copy_count) assert_memory_equal(a->copies, b->copies, (size_t)a->copy_count * sizeof *a->copies);
     if (a->logit_count) assert_memory_equal(a->picks, b->picks, (size_t)a->logit_count * sizeof *a->picks);
 }
 
@@ -82,6 +90,11 @@ static void assert_within_limits(const pen_step *step) {
     assert_true(rows == step->rows && rows <= limits.rows);
     assert_true(logits == step->logit_count && logits <= limits.logit_rows);
     assert_int_equal(blocks, step->block_count);
+    for (int i = 0; i < step->copy_count; i++) {
+        assert_in_range(step->copies[i].group, 0, 1);
+        assert_in_range(step->copies[i].from, 0, limits.kv.blocks[step->copies[i].group] - 1);
+        assert_in_range(step->copies[i].to, 0, limits.kv.blocks[step->copies[i].group] - 1);
+    }
     for (int i = 0; i < logits; i++) {
         assert_true(step->picks[i].target >= -1 && step->picks[i].target < limits.vocab);
         assert_in_range(step->picks[i].top_logprobs, 0, PEN_TOP_LOGPROBS);
@@ -114,12 +127,15 @@ static void test_steps_survive_the_wire_and_damage_does_not(void **state) {
         assert_int_not_equal(decode_exact(message, (size_t)below((int)length), &got), PEN_OK);
         for (int damage = 0; damage < 10; damage++) {
             unsigned char *harmed = malloc(length);
+            assert_int_equal(pen_wire_encode_step(&sent, limits.plan_epoch, message), length);
             memcpy(harmed, message, length);
             /* Mostly where numbers are small: behind the magic, which would catch the rest. */
             for (int n = 1 + below(3); n > 0; n--)
                 harmed[4 + below((int)length - 4)] = (unsigned char)(below(2) ? rand() : 255);
             if (decode_exact(harmed, length, &got) == PEN_OK) {
                 assert_within_limits(&got);
+                assert_int_equal(pen_wire_encode_step(&got, limits.plan_epoch, message), length);
+                assert_memory_equal(message, harmed, length); /* no byte of it was overlooked */
                 accepted++;
             } else {
                 refused++;
