@@ -139,6 +139,10 @@ bool pen_event_done(const pen_event *event) {
     return event->device->class->event_done(event);
 }
 
+int64_t pen_event_due_ns(const pen_event *event) {
+    return event->device->class->event_due_ns ? event->device->class->event_due_ns(event) : 0;
+}
+
 pen_status pen_device_sync(pen_device *device) {
     return device->class->sync(device);
 }

@@ -37,6 +37,7 @@ typedef struct pen_device_class {
     void (*event_destroy)(pen_event *);
     void (*event_record)(pen_event *);
     bool (*event_done)(const pen_event *);
+    int64_t (*event_due_ns)(const pen_event *); /* NULL: the device cannot know */
     pen_status (*sync)(pen_device *);
     void (*unit_begin)(pen_device *, int);
     void (*unit_end)(pen_device *);

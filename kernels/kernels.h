@@ -121,6 +121,9 @@ pen_status pen_event_create(pen_device *device, pen_event **event);
 void pen_event_destroy(pen_event *event);
 void pen_event_record(pen_event *event);     /* at the end of what is enqueued so far */
 bool pen_event_done(const pen_event *event); /* never blocks; true before the first record */
+/* When it will be done by pen_clock_ns(), so that whoever waits can sleep until then; 0 where the device cannot know.
+ */
+int64_t pen_event_due_ns(const pen_event *event);
 pen_status pen_device_sync(pen_device *device);
 
 /* Where a unit's operations begin and end in the stream. Units are numbered by the caller, below PEN_UNITS_MAX.

@@ -353,6 +353,22 @@ static pen_status plan_for_load(parser *p) {
     return PEN_OK;
 }
 
+/* A simulated device is a profile, which stands for the model too. */
+static pen_status check_device(pen_options *options) {
+    pen_config *config = &options->config;
+    const char *device = config->device;
+    if (strncmp(device, "sim:", 4) != 0) {
+        if (device[0] == '\0' || pen_option_choice("auto|cpu", device) >= 0) return PEN_OK;
+        return pen_fail(PEN_USAGE, "--device: '%s' is not one of auto|cpu|sim:PROFILE.json", device);
+    }
+    if (device[4] == '\0') return pen_fail(PEN_USAGE, "--device sim: needs the profile's file: sim:PROFILE.json");
+    if (config->model[0] != '\0')
+        return pen_fail(PEN_USAGE, "--device %s stands for the model, and MODEL is '%s'", device, config->model);
+    if (config->profile[0] != '\0') return pen_fail(PEN_USAGE, "--device sim: and --profile exclude each other");
+    if (options->command == PEN_COMMAND_plan) snprintf(config->profile, sizeof config->profile, "%s", device + 4);
+    return PEN_OK;
+}
+
 static pen_status check(parser *p) {
     pen_options *options = p->options;
     pen_config *config = &options->config;
@@ -363,9 +379,11 @@ static pen_status check(parser *p) {
             return pen_fail(PEN_USAGE, "--%s and --%s exclude each other", pen_option_table[i].name,
                             pen_option_table[i].excludes);
     }
-    if (config->model[0] == '\0' && options->command != PEN_COMMAND_plan)
+    PEN_TRY(check_device(options));
+    bool simulated = strncmp(config->device, "sim:", 4) == 0;
+    if (config->model[0] == '\0' && options->command != PEN_COMMAND_plan && !simulated)
         return pen_fail(PEN_USAGE, "%s needs a MODEL", command);
-    if (config->model[0] == '\0' && config->profile[0] == '\0')
+    if (config->model[0] == '\0' && config->profile[0] == '\0' && !simulated)
         return pen_fail(PEN_USAGE, "plan needs a MODEL or --profile FILE");
     if (options->command == PEN_COMMAND_run && !options->prompt && !options->file)
         return pen_fail(PEN_USAGE, "run needs a prompt: -p TEXT or -f FILE");

@@ -12,7 +12,8 @@ enum { PEN_PATH_MAX = 1024, PEN_LAYERS_MAX = 512 };
 
 typedef struct pen_config {
     char model[PEN_PATH_MAX];
-    char device[PEN_PATH_MAX]; /* auto, cpu */
+    char device[PEN_PATH_MAX]; /* auto, cpu, sim:PROFILE */
+    double time_scale;         /* of a simulated device: what takes a second takes so many */
     char isa[16];              /* auto, or a CPU instruction set */
     bool exact;                /* --activations f32 */
     int threads;               /* per rank; 0: this rank's share of the allowed cores */

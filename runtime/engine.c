@@ -26,6 +26,12 @@ static pen_status fill(pen_engine *engine) {
         PEN_TRY(pen_link_create_local(&engine->link));
     else
         PEN_TRY(pen_link_create_mpi(engine->world, &engine->link));
+    if (options->simulated) {
+        pen_link *real = engine->link;
+        engine->link = NULL;
+        PEN_TRY(pen_link_create_sim(real, engine->stages, options->link_latency_ms, options->link_ms_per_byte,
+                                    &engine->link));
+    }
     int in_flight = options->in_flight > 0 ? options->in_flight : engine->stages + 1;
     pen_worker_options worker = {.device = engine->device,
                                  .stage = engine->stage,
@@ -68,7 +74,9 @@ pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *st
                            .stages = pen_world_stages(world)};
     if (engine->options.step_timeout_s <= 0) engine->options.step_timeout_s = 30;
     pen_meter_start(&engine->meter, computes_itself(engine));
-    pen_wait_init(&engine->wait, pen_world_share(world)->may_spin);
+    pen_wait_init(&engine->wait, pen_world_share(world)->may_spin && !options->simulated);
+    /* Simulated stages learn ahead of time when their rows come; only the leader waits for the unforeseen. */
+    engine->wait.patient = options->simulated && engine->index > 0;
     pen_status status = fill(engine);
     if (status != PEN_OK) {
         pen_engine_destroy(engine);
@@ -117,6 +125,11 @@ static pen_status lost(pen_engine *engine, const pen_engine_wait *wait, double s
                     pen_link_name(engine->link), wait->step);
 }
 
+static int64_t next_due(const pen_engine *engine) {
+    int64_t device = pen_worker_due_ns(engine->worker), link = pen_link_due_ns(engine->link);
+    return link > 0 && (device == 0 || link < device) ? link : device;
+}
+
 pen_status pen_engine_pause(pen_engine *engine, const pen_engine_wait *wait) {
     pen_meter_set(&engine->meter, wait->activity);
     if (wait->outstanding && wait->activity != PEN_BUSY) {
@@ -124,7 +137,7 @@ pen_status pen_engine_pause(pen_engine *engine, const pen_engine_wait *wait) {
         double stagger = timeout / 10 < 0.25 ? timeout / 10 : 0.25;
         if (waited > timeout + stagger * wait->order) return lost(engine, wait, waited);
     }
-    pen_wait_pause(&engine->wait, wait->outstanding);
+    pen_wait_pause(&engine->wait, wait->outstanding, next_due(engine));
     return PEN_OK;
 }
 

@@ -31,6 +31,9 @@ typedef struct pen_engine_options {
     double step_timeout_s;
     uint32_t plan_epoch;
     int trace; /* records kept of what the run did when; 0: no trace */
+    /* Where the pipeline is simulated: computing takes no core, so that nobody spins; messages take so much longer. */
+    bool simulated;
+    double link_latency_ms, link_ms_per_byte;
 } pen_engine_options;
 
 /* Residual buffers that the engine wants in a stage (pen_stage_options.slots). */

@@ -32,6 +32,10 @@ pen_status pen_link_progress(pen_link *link, bool *moved) {
     return link->class->progress(link, moved);
 }
 
+int64_t pen_link_due_ns(const pen_link *link) {
+    return link->class->due_ns ? link->class->due_ns(link) : 0;
+}
+
 bool pen_link_done(pen_link *link, pen_transfer transfer, size_t *bytes) {
     return link->class->done(link, transfer, bytes);
 }

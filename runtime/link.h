@@ -31,8 +31,11 @@ enum { PEN_LANES = 8 };
 pen_status pen_link_create_local(pen_link **link);
 /* For this rank's replica in `world`. */
 pen_status pen_link_create_mpi(pen_world *world, pen_link **link);
+/* The link of a simulated pipeline, over `inner`, which it takes over also where it fails: what it carries takes so
+ * much longer. An event behind which it sends must be one that knows when it is due. */
+pen_status pen_link_create_sim(pen_link *inner, int stages, double latency_ms, double ms_per_byte, pen_link **link);
 void pen_link_destroy(pen_link *link);
-const char *pen_link_name(const pen_link *link); /* "local", "mpi" */
+const char *pen_link_name(const pen_link *link); /* "local", "mpi", "sim" */
 
 /* A started transfer; 0 is none. */
 typedef int pen_transfer;
@@ -47,6 +50,9 @@ pen_status pen_link_send(pen_link *link, pen_channel channel, int stage, int lan
 /* Moves all transfers on. Cheap; called from the loop and from the device's poke. *moved is set where any completed,
  * and otherwise left alone. */
 pen_status pen_link_progress(pen_link *link, bool *moved);
+/* When it will next have something to do by itself, by pen_clock_ns(), so that whoever waits can sleep until then; 0:
+ * nobody knows. */
+int64_t pen_link_due_ns(const pen_link *link);
 /* True once: the transfer is complete, *bytes (or NULL) is what arrived, and the number is free again. */
 bool pen_link_done(pen_link *link, pen_transfer transfer, size_t *bytes);
 

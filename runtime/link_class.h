@@ -10,6 +10,7 @@ typedef struct pen_link_class {
     pen_status (*send)(pen_link *, pen_channel, int, int, const void *, size_t, const pen_event *, pen_transfer *);
     pen_status (*progress)(pen_link *, bool *);
     bool (*done)(pen_link *, pen_transfer, size_t *);
+    int64_t (*due_ns)(const pen_link *); /* NULL: never known */
     void (*destroy)(pen_link *);
 } pen_link_class;
 

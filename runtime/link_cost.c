@@ -29,7 +29,7 @@ static pen_status finish(trial *t, int peer, pen_transfer transfer) {
         if ((double)(pen_clock_ns() - since) * 1e-9 > t->patience_s)
             return pen_fail(PEN_PEER_LOST, "lost stage %d while timing the %s link: silent for %.0f s", peer,
                             pen_link_name(t->link), t->patience_s);
-        pen_wait_pause(&t->wait, true);
+        pen_wait_pause(&t->wait, true, 0);
     }
     return PEN_OK;
 }

@@ -95,7 +95,12 @@ static void local_destroy(pen_link *base) {
 }
 
 pen_status pen_link_create_local(pen_link **out) {
-    static const pen_link_class class = {"local", local_receive, local_send, local_progress, local_done, local_destroy};
+    static const pen_link_class class = {.name = "local",
+                                         .receive = local_receive,
+                                         .send = local_send,
+                                         .progress = local_progress,
+                                         .done = local_done,
+                                         .destroy = local_destroy};
     local_link *link = calloc(1, sizeof *link);
     if (!link) return pen_fail(PEN_NO_MEMORY, "no memory for a link");
     link->base.class = &class;

@@ -136,7 +136,12 @@ static void mpi_destroy(pen_link *base) {
 }
 
 pen_status pen_link_create_mpi(pen_world *world, pen_link **out) {
-    static const pen_link_class class = {"mpi", mpi_receive, mpi_send, mpi_progress, mpi_done, mpi_destroy};
+    static const pen_link_class class = {.name = "mpi",
+                                         .receive = mpi_receive,
+                                         .send = mpi_send,
+                                         .progress = mpi_progress,
+                                         .done = mpi_done,
+                                         .destroy = mpi_destroy};
     mpi_link *link = calloc(1, sizeof *link);
     if (!link) return pen_fail(PEN_NO_MEMORY, "no memory for a link");
     /* The leader is the busiest: per other stage, its outstanding headers; and everybody has a few receives. */

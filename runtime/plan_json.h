@@ -8,6 +8,7 @@
  *                     bytes per token, where a layer sees a window), workspace_bytes
  *     tied_bytes      of weights that the first and the last unit share
  *     hidden          only read: see below
+ *     sim, units[].rows, …  only read, by the simulated device: see sim_profile.h
  *     devices         name, memory_bytes (0: no limit), speed; where they count send_ms, wire_ms, unit_ms: see plan.h
  *     method, kv_tokens, max_ms, lower_bound_ms, imbalance (null: infinite), efficiency, solve_ms
  *     stages          first, last, device, time_ms, memory_bytes

@@ -8,6 +8,7 @@
 #include "plan_model.h"
 #include "profile.h"
 #include "profile_cache.h"
+#include "sim_profile.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -39,7 +40,9 @@ struct pen_session {
     pen_config config;
     pen_session_progress *progress;
     void *progress_context;
-    pen_model *model;
+    pen_sim_profile *sim; /* what stands for model and machine; NULL: both are real */
+    pen_model *own_model; /* NULL where it is the simulation's */
+    const pen_model *model;
     pen_device *device;
     pen_profile *profile; /* this rank's own; NULL where the times come from a file */
     pen_plan *plan;
@@ -97,8 +100,6 @@ static bool is_first(const pen_session *session) {
 
 static pen_status open_device(pen_session *session) {
     const pen_config *config = &session->config;
-    if (strcmp(config->device, "auto") != 0 && strcmp(config->device, "cpu") != 0)
-        return pen_fail(PEN_UNSUPPORTED, "device '%s' is not supported; this build has: auto, cpu", config->device);
     pen_world_set_threads(session->world, config->threads);
     const pen_share *share = pen_world_share(session->world);
     int cpus[PEN_CORES_MAX];
@@ -110,7 +111,10 @@ static pen_status open_device(pen_session *session) {
         .may_spin = share->may_spin,
     };
     PEN_TRY(pen_cpu_isa_parse(config->isa[0] ? config->isa : "auto", &options.isa));
-    PEN_TRY(pen_cpu_device_create(&options, &session->device));
+    if (session->sim)
+        PEN_TRY(pen_sim_profile_device(session->sim, config->time_scale, &session->device));
+    else
+        PEN_TRY(pen_cpu_device_create(&options, &session->device));
     pen_device_set_poke(session->device, pen_world_beat, session->world); /* until the engine has its own */
     return PEN_OK;
 }
@@ -134,9 +138,21 @@ static pen_status check_link(const pen_session *session) {
                     stages == 1 ? "" : "s", stages == 1 ? "s" : "", have);
 }
 
+static pen_status open_model(pen_session *session) {
+    const char *profile = pen_sim_profile_path(session->config.device);
+    if (profile) {
+        PEN_TRY(pen_sim_profile_read(profile, pen_world_rank(session->world), &session->sim));
+        session->model = pen_sim_profile_model(session->sim);
+        return PEN_OK;
+    }
+    PEN_TRY(pen_model_open(session->config.model, &session->own_model));
+    session->model = session->own_model;
+    return PEN_OK;
+}
+
 static pen_status open_local(pen_session *session) {
     PEN_TRY(check_link(session));
-    PEN_TRY(pen_model_open(session->config.model, &session->model));
+    PEN_TRY(open_model(session));
     if (pen_model_gguf(session->model)) PEN_TRY(pen_gguf_check_data(pen_model_gguf(session->model)));
     int context = pen_model_hparams(session->model)->context;
     if (session->config.max_model_len > context)
@@ -168,7 +184,8 @@ void pen_session_close(pen_session *session) {
     pen_plan_destroy(session->plan);
     pen_profile_destroy(session->profile);
     if (session->device) pen_device_destroy(session->device);
-    pen_model_close(session->model);
+    pen_model_close(session->own_model);
+    pen_sim_profile_destroy(session->sim);
     free(session);
 }
 
@@ -213,6 +230,7 @@ static pen_status all_of(pen_world *world, const char *what, bool flag, bool *al
 /* This rank's profile: from the cache where every rank has one, else measured by all at the same time. */
 static pen_status profile_device(pen_session *session) {
     const pen_config *config = &session->config;
+    if (session->sim) return pen_sim_profile_times(session->sim, &session->profile);
     pen_profile_key key = {
         .model = session->model,
         .device = session->device,
@@ -242,12 +260,13 @@ static pen_status profile_device(pen_session *session) {
 /* What rank 0 learns of each rank. */
 typedef struct report {
     uint64_t memory;
-    double link_ms; /* to the next stage */
+    double send_ms, wire_ms; /* to the next stage, as in pen_plan_device */
     char device[PEN_PLAN_NAME];
 } report;
 
 static uint64_t memory_limit(const pen_session *session) {
     if (session->config.memory) return session->config.memory;
+    if (session->sim) return pen_sim_profile_memory(session->sim);
     uint64_t memory = pen_world_share(session->world)->memory;
     return memory > 2 * memory_reserve ? memory - memory_reserve : memory;
 }
@@ -338,8 +357,9 @@ static pen_status solve(pen_session *session, const pen_blob *reports, pen_profi
         const report *from = reports[s].data;
         snprintf(plan->devices[s].name, sizeof plan->devices[s].name, "%.*s", PEN_PLAN_NAME - 1, from->device);
         if (plan->devices[s].memory_bytes == 0) plan->devices[s].memory_bytes = from->memory;
-        /* The sender's own thread does the copying, so what the link takes it takes twice: as wire and of the stage. */
-        if (!config->profile[0]) plan->devices[s].send_ms = plan->devices[s].wire_ms = from->link_ms;
+        if (config->profile[0]) continue;
+        plan->devices[s].send_ms = from->send_ms;
+        plan->devices[s].wire_ms = from->wire_ms;
     }
     pen_plan_options options = {
         .stages = pen_world_stages(session->world),
@@ -371,12 +391,18 @@ static double chunk_overhead(const pen_session *session) {
 }
 
 /* What the workload's microbatch takes to the next stage. */
-static pen_status time_link(const pen_session *session, double *ms) {
+static pen_status time_link(const pen_session *session, report *mine) {
     pen_plan_workload workload = workload_of(&session->config);
     pen_steady steady = pen_plan_steady(&workload, pen_world_stages(session->world), pen_config_rows(&session->config));
     size_t row_bytes = (size_t)pen_model_hparams(session->model)->hidden * sizeof(float);
     double patience_s = session->config.step_timeout_s > 0 ? session->config.step_timeout_s : LINK_PATIENCE_S;
-    return pen_link_cost(session->world, (size_t)ceil(steady.rows) * row_bytes, patience_s, ms);
+    if (session->sim) {
+        mine->wire_ms = steady.rows * (double)row_bytes * pen_sim_profile_link(session->sim).ms_per_byte;
+        return PEN_OK;
+    }
+    PEN_TRY(pen_link_cost(session->world, (size_t)ceil(steady.rows) * row_bytes, patience_s, &mine->wire_ms));
+    mine->send_ms = mine->wire_ms; /* the sender's own thread does the copying */
+    return PEN_OK;
 }
 
 /* Rank 0: everyone's device, memory and profile → the solved plan. */
@@ -393,7 +419,7 @@ static pen_status collect_and_solve(pen_session *session) {
     status = agree(session, "collecting the profiles", status);
 
     report mine = {.memory = memory_limit(session)};
-    if (status == PEN_OK && !session->config.profile[0]) status = time_link(session, &mine.link_ms);
+    if (status == PEN_OK && !session->config.profile[0]) status = time_link(session, &mine);
     status = agree(session, "timing the links", status);
     snprintf(mine.device, sizeof mine.device, "%s", pen_device_name(session->device));
     if (status == PEN_OK) status = pen_world_gather(world, "collecting the devices", &mine, sizeof mine, reports);
@@ -493,6 +519,7 @@ pen_status pen_session_plan(pen_session *session, pen_status request, const pen_
     PEN_TRY(agree(session, "sharing the plan", share_plan(session)));
     if (is_first(session)) {
         double timeout = session->config.step_timeout_s, step_s = session->plan->score.max_ms * size / 1000;
+        step_s *= session->config.time_scale;
         session->layout.step_timeout_s = timeout > 0 ? timeout : fmax(30, 20 * step_s);
         session->layout.chunk_overhead = chunk_overhead(session);
     }
@@ -543,6 +570,12 @@ static pen_status make_stage(pen_session *session) {
         .step_timeout_s = want->step_timeout_s,
         .trace = session->config.trace[0] ? TRACE_RECORDS : 0,
     };
+    if (session->sim) {
+        pen_sim_link link = pen_sim_profile_link(session->sim);
+        engine.simulated = true;
+        engine.link_latency_ms = link.latency_ms * session->config.time_scale;
+        engine.link_ms_per_byte = link.ms_per_byte * session->config.time_scale;
+    }
     return pen_engine_create(session->world, session->device, session->stage, &engine, &session->engine);
 }
 
@@ -553,5 +586,60 @@ pen_status pen_session_load(pen_session *session) {
 pen_status pen_session_measure(pen_session *session, double *ms) {
     const pen_plan *plan = session->plan;
     pen_engine_shape shape = steady_shape(session, plan->stage_count);
-    return pen_engine_measure(session->engine, &shape, MEASURE_REPEATS, ms);
+    PEN_TRY(pen_engine_measure(session->engine, &shape, session->sim ? 1 : MEASURE_REPEATS, ms));
+    for (int s = 0; s < plan->stage_count; s++) ms[s] /= session->config.time_scale;
+    return PEN_OK;
+}
+
+/* ---- Prediction -------------------------------------------------------------------------------------------------- */
+
+/* A stage's time by our own profile, corrected by what the plan knows of the stage's device. */
+static double predicted_ms(void *context, int stage, const pen_simulated_step *step) {
+    const pen_session *session = context;
+    const pen_plan *plan = session->plan;
+    pen_plan_workload workload = workload_of(&session->config);
+    pen_steady steady = pen_plan_steady(&workload, plan->stage_count, session->layout.rows);
+    double sum = 0;
+    for (int u = plan->stages[stage].first; u <= plan->stages[stage].last; u++) {
+        double planned = pen_plan_unit_ms(plan, u, plan->stages[stage].device);
+        double here =
+            pen_profile_unit_ms(session->profile, session->model, u, steady.rows, steady.logit_rows, steady.context);
+        double now =
+            pen_profile_unit_ms(session->profile, session->model, u, step->rows, step->logit_rows, step->context);
+        sum += here > 0 ? now * planned / here : now;
+    }
+    return sum;
+}
+
+pen_status pen_session_simulate(const pen_session *session, pen_simulated_request *requests, int count,
+                                pen_simulation *simulation) {
+    if (!session->profile)
+        return pen_fail(PEN_UNSUPPORTED, "a file of unit times says nothing of other microbatches: no prediction");
+    const stage_layout *want = &session->layout;
+    const pen_plan *plan = session->plan;
+    int stages = plan->stage_count;
+    pen_simulate_options options = {
+        .schedule = {.stages = stages,
+                     .sequences = want->sequences,
+                     .rows = want->rows,
+                     .logit_rows = want->logit_rows,
+                     .context = want->context,
+                     .chunk_overhead = want->chunk_overhead},
+        .kv = pen_stage_kv_pools(session->model, want->sequences, want->rows, want->positions, want->kv_blocks),
+        .slots = PEN_ENGINE_SLOTS,
+        .leader_computes = !session->sim,
+        .stage_ms = predicted_ms,
+        .context = (void *)session,
+    };
+    if (session->sim) {
+        pen_sim_link link = pen_sim_profile_link(session->sim);
+        options.latency_ms = link.latency_ms;
+        options.ms_per_row =
+            link.ms_per_byte * (double)pen_model_hparams(session->model)->hidden * (double)sizeof(float);
+    } else {
+        pen_plan_workload workload = workload_of(&session->config);
+        options.ms_per_row =
+            plan->devices[plan->stages[0].device].wire_ms / pen_plan_steady(&workload, stages, want->rows).rows;
+    }
+    return pen_simulate(&options, requests, count, simulation);
 }

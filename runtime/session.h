@@ -18,6 +18,7 @@
 #include "forecast.h"
 #include "model.h"
 #include "plan.h"
+#include "simulate.h"
 #include "world.h"
 
 typedef struct pen_session pen_session;
@@ -53,5 +54,10 @@ pen_engine *pen_session_engine(pen_session *session);
 
 /* Rank 0, after load: times the plan's microbatch on all stages at once, ten times; ms[stages] are the medians. */
 pen_status pen_session_measure(pen_session *session, double *ms);
+
+/* Rank 0, after load: what the profile says of these requests, beside which a run's measurements can be put.
+ * simulation->stages: [stages of the plan]. Times are before --time-scale. */
+pen_status pen_session_simulate(const pen_session *session, pen_simulated_request *requests, int count,
+                                pen_simulation *simulation);
 
 #endif

@@ -9,6 +9,7 @@ enum {
     SPIN_NS = 50 * 1000,
     SLICE_OWN_CORE_NS = 5 * 1000, /* the kernel adds some 20 µs */
     SLICE_SHARED_NS = 100 * 1000,
+    SLICE_DUE_NS = 1000 * 1000,
     SLICE_IDLE_NS = 1000 * 1000,
     SLICE_LONG_IDLE_NS = 5 * 1000 * 1000,
     SETTLE_NS = 10 * 1000 * 1000, /* without work: short slices for this long, the next request may be near */
@@ -25,11 +26,15 @@ void pen_wait_reset(pen_wait *wait) {
     wait->since_ns = pen_clock_ns();
 }
 
-void pen_wait_pause(pen_wait *wait, bool work_in_flight) {
+void pen_wait_pause(pen_wait *wait, bool work_in_flight, int64_t due_ns) {
     int64_t now = pen_clock_ns(), waited = now - wait->since_ns, slice;
+    if (due_ns > 0) {
+        if (due_ns > now) pen_clock_sleep_until(due_ns < now + SLICE_DUE_NS ? due_ns : now + SLICE_DUE_NS);
+        return;
+    }
     if (wait->may_spin && waited < SPIN_NS) return;
     if (work_in_flight)
-        slice = wait->may_spin ? SLICE_OWN_CORE_NS : SLICE_SHARED_NS;
+        slice = wait->may_spin ? SLICE_OWN_CORE_NS : wait->patient ? SLICE_DUE_NS : SLICE_SHARED_NS;
     else if (waited < SETTLE_NS)
         slice = SLICE_SHARED_NS;
     else

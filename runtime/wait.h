@@ -3,7 +3,8 @@
  *
  * Where the rank has a core of its own it spins for 50 µs, then sleeps in slices of a few µs while work is in flight:
  * an answer is seen within 50 µs. Without one, slices are 100 µs. With no work in flight slices grow to 1 ms and,
- * after a second, to 5 ms: an idle rank costs well under 1 % of a core.
+ * after a second, to 5 ms: an idle rank costs well under 1 % of a core. Where it is known when the device will be done,
+ * the rank wakes for that and else only now and then, to keep the links moving.
  */
 #ifndef PEN_WAIT_H
 #define PEN_WAIT_H
@@ -13,11 +14,13 @@
 
 typedef struct pen_wait {
     bool may_spin;
+    bool patient;     /* sleeps in long slices also while work is in flight; false by default */
     int64_t since_ns; /* when something last moved */
 } pen_wait;
 
 void pen_wait_init(pen_wait *wait, bool may_spin); /* on the thread that will wait */
 void pen_wait_reset(pen_wait *wait);               /* something moved */
-void pen_wait_pause(pen_wait *wait, bool work_in_flight);
+/* due_ns: when something is sure to have moved, so that it can sleep until then; 0: nobody knows. */
+void pen_wait_pause(pen_wait *wait, bool work_in_flight, int64_t due_ns);
 
 #endif

@@ -382,6 +382,14 @@ pen_activity pen_worker_activity(const pen_worker *worker, uint64_t *step) {
     return !worker->first && e->phase == RECEIVING ? PEN_WAIT_RECEIVE : PEN_WAIT_SEND;
 }
 
+int64_t pen_worker_due_ns(const pen_worker *worker) {
+    for (uint64_t i = worker->head; i < worker->next; i++) {
+        const pen_event *computed = entry_at(worker, i)->computed;
+        if (!pen_event_done(computed)) return pen_event_due_ns(computed);
+    }
+    return 0;
+}
+
 pen_status pen_worker_time(pen_worker *worker, const pen_batch *batch, const pen_pick *picks, double *ms) {
     int64_t begin = pen_clock_ns();
     pen_stage_run(worker->options.stage, 0, batch, worker->last ? picks : NULL);

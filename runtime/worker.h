@@ -49,6 +49,9 @@ pen_status pen_worker_advance(pen_worker *worker, bool *moved);
 /* What it is about, and in which step: idle where no step is known. */
 pen_activity pen_worker_activity(const pen_worker *worker, uint64_t *step);
 
+/* When the device will be done with the step that it is at, by pen_clock_ns(); 0 where that is unknown, or nothing. */
+int64_t pen_worker_due_ns(const pen_worker *worker);
+
 /* Times a step that is not part of any sequence; the worker must be idle. */
 pen_status pen_worker_time(pen_worker *worker, const pen_batch *batch, const pen_pick *picks, double *ms);
 

@@ -287,7 +287,7 @@ static pen_status await(pen_world *world, int rank, const char *what, MPI_Reques
             snprintf(why, sizeof why, "silent for %.0f s", world->patience_s);
             return lost(world, rank, what, why);
         }
-        pen_wait_pause(&world->wait, true);
+        pen_wait_pause(&world->wait, true, 0);
     }
 }
 

@@ -23,11 +23,12 @@ MAY_INCLUDE = {
     "partition": (BASE,),
     "kernels": (BASE,),
     "kernels/cpu": (BASE, "kernels"),
+    "kernels/sim": (BASE, "kernels"),
     FORMATS: (BASE, "kernels"),  # kernels/types.h: the weight types
     TOKENIZER: (BASE, FORMATS, "kernels"),
     MODELS: (BASE, FORMATS, "kernels"),
-    "runtime": (BASE, FORMATS, TOKENIZER, MODELS, "kernels", "kernels/cpu", "partition"),
-    "launch": (BASE, FORMATS, TOKENIZER, MODELS, "kernels", "kernels/cpu", "partition", "runtime"),
+    "runtime": (BASE, FORMATS, TOKENIZER, MODELS, "kernels", "kernels/cpu", "kernels/sim", "partition"),
+    "launch": (BASE, FORMATS, TOKENIZER, MODELS, "kernels", "kernels/cpu", "kernels/sim", "partition", "runtime"),
 }
 # Inside runtime: engine → schedule → stage. A file named on the left includes no header named on the right.
 MAY_NOT_INCLUDE = {

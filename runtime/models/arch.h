@@ -152,7 +152,8 @@ struct pen_model {
     const pen_arch *arch;
     char name[64];
     char *path;     /* MODEL as it was given, for messages */
-    pen_gguf *gguf; /* NULL: synthetic */
+    pen_gguf *gguf; /* NULL: synthetic, or an outline */
+    bool outline;   /* the weights have sizes and no values */
     pen_type synthetic_type;
     uint64_t seed; /* of a synthetic model */
     uint64_t hash;

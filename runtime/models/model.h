@@ -85,6 +85,26 @@ typedef struct pen_tensor_info {
 int pen_model_tensor_count(const pen_model *model, int unit);
 pen_tensor_info pen_model_tensor(const pen_model *model, int unit, int i);
 
+/* A model of which only sizes are known: what there is to run where a profile stands for the model (outline.c). Weights
+ * are 16-bit numbers; their bytes are rounded up to whole rows of the hidden size. */
+typedef struct pen_outline_unit {
+    const char *name;
+    pen_unit_kind kind;
+    uint64_t weight_bytes;
+    uint64_t class_hash;
+} pen_outline_unit;
+
+typedef struct pen_model_outline {
+    const char *name;
+    int hidden, vocab, context;
+    int kv_values; /* ≥ 1, of K and of V each, per token and block */
+    int unit_count;
+    const pen_outline_unit *units; /* copied */
+    uint64_t hash;
+} pen_model_outline;
+
+pen_status pen_model_from_outline(const pen_model_outline *outline, pen_model **model);
+
 /* Limits of operations for a stage of this model. */
 void pen_model_limits(const pen_model *model, int rows, int logit_rows, int context, pen_limits *limits);
 

@@ -105,6 +105,14 @@ static void test_values(void **state) {
     assert_int_equal(o.config.workload_prompt, 7);
     assert_int_equal(o.config.workload_output, 8);
     assert_int_equal(o.config.max_num_seqs, 4);
+    /* A simulated device stands for the model; to plan it is the same as its profile. */
+    accept("penstock run --device sim:p.json -p x --time-scale 0.5", &o);
+    assert_string_equal(o.config.device, "sim:p.json");
+    assert_string_equal(o.config.model, "");
+    assert_true(o.config.time_scale == 0.5);
+    accept("penstock plan --device sim:p.json", &o);
+    assert_string_equal(o.config.profile, "p.json");
+
     accept("penstock perplexity -m m -f t --tokens 64 --step-timeout 2.5", &o);
     assert_string_equal(o.config.model, "m");
     assert_int_equal(o.tokens, 64);
@@ -198,7 +206,12 @@ static void test_bad_values(void **state) {
     refuse("penstock bench m --concurrency 1,2,", "--concurrency");
     refuse("penstock bench m --concurrency 0", "each from 1 to 65536");
     refuse("penstock bench m --concurrency 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1", "more than 16 numbers");
-    refuse("penstock run m -p x --device gpu", "--device: 'gpu' is not one of auto|cpu");
+    refuse("penstock run m -p x --device gpu", "--device: 'gpu' is not one of auto|cpu|sim:PROFILE.json");
+    refuse("penstock run -p x --device sim:", "--device sim: needs the profile's file");
+    refuse("penstock run m -p x --device sim:p.json", "--device sim:p.json stands for the model, and MODEL is 'm'");
+    refuse("penstock run -p x --device sim:p.json --profile q.json", "exclude each other");
+    refuse("penstock run -p x --device sim:p.json --time-scale 0", "--time-scale");
+    refuse("penstock run -p x --device cpu", "run needs a MODEL");
     refuse("penstock run m -p x --json=yes", "--json takes no value");
     refuse("penstock run m -p", "-p needs a value: TEXT");
     refuse("penstock run m -p --json", "-p needs a value, and --json is an option");
