@@ -21,7 +21,7 @@ typedef struct entry {
     void *history; /* [history_capacity] the step's message of histories; last stage */
     size_t history_capacity;
     pen_transfer history_receive; /* 0: there is none, or it has come */
-    int64_t begin_ns; /* of computing; for the trace */
+    int64_t begin_ns;             /* of computing; for the trace */
 } entry;
 
 /* The table of a sequence as the steps have told it. */

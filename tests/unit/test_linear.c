@@ -137,7 +137,7 @@ static pen_device *open_device(variant v, pen_activations activations) {
 static void set_batch(pen_device *device, int rows, const int32_t *tokens, int logit_count, const int32_t *logit_rows) {
     static const int32_t table[128 / PEN_KV_BLOCK];
     pen_run run = {.rows = rows, .tables = {table, table}};
-    pen_batch batch = {rows, 1, &run, tokens, logit_count, logit_rows};
+    pen_batch batch = {rows, 1, &run, tokens, logit_count, logit_rows, NULL};
     pen_device_set_batch(device, &batch);
 }
 
