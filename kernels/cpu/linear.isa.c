@@ -51,7 +51,7 @@ static inline void unpack_codes(const pen_quant *quant, const unsigned char *pla
     }
 }
 
-/* pen_e8m0_to_f32: the exponent goes up by one bit in each lane, or the fraction of a subnormal number. */
+/* pen_e8m0_to_f32 of 16 bytes: the subnormal numbers of e < 2 are the larger, as bits. */
 static inline v16 e8m0_at(const unsigned char *p) {
     v16i e = v16i_and(v16i_load_i8(p), v16i_all(255)), one = v16i_all(1);
     return v16_from_bits(v16i_max(v16i_shift_left(v16i_sub(e, one), 23), v16i_shift_left(v16i_add(e, one), 21)));
@@ -85,7 +85,7 @@ static inline weight_block weight_block_at(const pen_type_info *type, const unsi
     weight_block w;
     unpack_codes(quant, packed + pen_packed_piece_bytes(type) * piece, w.codes);
     w.d[0] = quant->d < 0 ? e8m0_at(packed + pen_packed_d(type)) : f16_at(packed + pen_packed_d(type));
-    if (quant->m >= 0) w.m[0] = f16_at(packed + pen_packed_m(type));
+    w.m[0] = quant->m < 0 ? v16_all(0) : f16_at(packed + pen_packed_m(type));
     if (pieces > 1) scale_factors(quant, packed + pen_packed_scales(type) + 2 * ROWS * piece, &w);
     return w;
 }
