@@ -200,6 +200,12 @@ class BadInput(unittest.TestCase):
         (self.folder / "rank0/here.gguf").unlink()
         self.refused(IO, "here.gguf", "run", "here.gguf", "-p", "x", ranks=[2], shell=APART)
 
+    def test_columns_that_the_device_cannot_divide(self):
+        odd = "synthetic:llama:layers=1,hidden=48,ffn=64,heads=4,vocab=300,type=f32"
+        for mode in "fast", "f32":
+            self.refused(UNSUPPORTED, ["token_embd.weight", "48 columns", "multiple of 32"], "run", odd, "-p", "x", "-n", "1",
+                         "--activations", mode, ranks=[0])
+
     # ---- The plan ----
 
     def test_more_stages_than_units(self):
