@@ -554,28 +554,10 @@ static void test_refuses_files_that_contradict_themselves(void **state) {
 
 static void test_survives_flipped_bytes(void **state) {
     (void)state;
-    image f, flipped;
+    image f;
     write_vocabulary(&f, &(variant){0});
-    uint64_t seed = 4;
-    int accepted = 0;
-    for (int round = 0; round < 3000; round++) {
-        flipped = f;
-        for (int flips = 1 + (int)(next_random(&seed) % 2); flips; flips--)
-            flipped.bytes[next_random(&seed) % f.length] = (unsigned char)next_random(&seed);
-        pen_gguf *gguf;
-        pen_tokenizer *t;
-        if (open_bytes(flipped.bytes, flipped.length, &gguf) != PEN_OK) continue;
-        if (pen_tokenizer_open(gguf, &t) == PEN_OK) {
-            static const char text[] = "hello loa <|end|>\xff  o ab日日 日<user>";
-            pen_tokens tokens = encoded(t, text, sizeof text - 1, PEN_ENCODE_BOS | PEN_ENCODE_SPECIAL);
-            free((char *)streamed(t, tokens.ids, tokens.count, true).data);
-            pen_tokens_free(&tokens);
-            pen_tokenizer_close(t);
-            accepted++;
-        }
-        pen_gguf_close(gguf);
-    }
-    assert_in_range(accepted, 1, 2999);
+    assert_survives_flipped_bytes(&f, (pen_text){"hello loa <|end|>\xff  o ab日日 日<user>",
+                                                 sizeof "hello loa <|end|>\xff  o ab日日 日<user>" - 1});
 }
 
 /* ---- The real one ---------------------------------------------------------------------------------------------- */

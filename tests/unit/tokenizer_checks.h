@@ -99,4 +99,27 @@ static inline void assert_linear(pen_tokenizer *t, const char *text, size_t leng
     if (whole > 4 * half) fail_msg("%.3f s for half, %.3f s for the whole text", half, whole);
 }
 
+/* A vocabulary with a byte or two changed at random is refused, or is one that can encode the text and show it. */
+static inline void assert_survives_flipped_bytes(const image *good, pen_text text) {
+    uint64_t seed = 4;
+    int accepted = 0;
+    for (int round = 0; round < 3000; round++) {
+        image flipped = *good;
+        for (int flips = 1 + (int)(next_random(&seed) % 2); flips; flips--)
+            flipped.bytes[next_random(&seed) % flipped.length] = (unsigned char)next_random(&seed);
+        pen_gguf *gguf;
+        pen_tokenizer *tokenizer;
+        if (open_bytes(flipped.bytes, flipped.length, &gguf) != PEN_OK) continue;
+        if (pen_tokenizer_open(gguf, &tokenizer) == PEN_OK) {
+            pen_tokens tokens = encoded(tokenizer, text.data, text.length, PEN_ENCODE_BOS | PEN_ENCODE_SPECIAL);
+            free((char *)streamed(tokenizer, tokens.ids, tokens.count, true).data);
+            pen_tokens_free(&tokens);
+            pen_tokenizer_close(tokenizer);
+            accepted++;
+        }
+        pen_gguf_close(gguf);
+    }
+    assert_in_range(accepted, 1, 2999);
+}
+
 #endif
