@@ -276,7 +276,7 @@ static void take_decodes(pen_schedule *schedule, pen_microbatch *microbatch) {
         const sequence *s = &schedule->slots[schedule->order[i]];
         decoding += is_decoding(s) && s->spec.output > 0;
     }
-    int share = (decoding + options->in_flight - 1) / options->in_flight;
+    int share = options->undivided ? decoding : (decoding + options->in_flight - 1) / options->in_flight;
     if (share > options->rows) share = options->rows;
     if (share > options->logit_rows) share = options->logit_rows;
     for (int i = 0; i < schedule->running && microbatch->rows < share; i++) {

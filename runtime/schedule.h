@@ -28,6 +28,7 @@ typedef struct pen_schedule_options {
     int context;
     pen_kv_pools kv;
     double chunk_overhead; /* fixed cost of a microbatch on a stage, in rows of prompt: what chunks must outweigh */
+    bool undivided;        /* a microbatch takes all decodes that are ready, as most engines do: to compare with */
 } pen_schedule_options;
 
 /* A run of a microbatch: rows [position, position + rows) of a sequence. */
