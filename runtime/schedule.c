@@ -275,6 +275,7 @@ static demand look(const pen_schedule *schedule) {
     if (prompts > 0) d.prompt_context /= prompts;
     if (d.decodes > 0) {
         d.decode_context /= d.decodes;
+        if (!schedule->options.cost) return d;
         d.groups = pen_budget_groups(schedule->options.cost, d.decodes, d.decode_context, schedule->options.in_flight);
     }
     return d;
@@ -288,10 +289,13 @@ static int divide_up(int a, int b) {
  * but no more than of all, so that groups which have grown apart in size become even again. */
 static int share_of_decodes(const pen_schedule *schedule, const demand *d) {
     const pen_schedule_options *options = &schedule->options;
-    int groups_left = d->groups - schedule->carriers;
-    if (d->ready == 0 || groups_left <= 0) return 0;
-    int share = divide_up(d->ready, groups_left), even = divide_up(d->decodes, d->groups);
-    if (share > even) share = even;
+    int share = d->ready;
+    if (options->cost && d->ready > 0) {
+        int groups_left = d->groups - schedule->carriers, even = divide_up(d->decodes, d->groups);
+        if (groups_left <= 0) return 0;
+        share = divide_up(d->ready, groups_left);
+        if (share > even) share = even;
+    }
     if (share > options->rows) share = options->rows;
     return share < options->logit_rows ? share : options->logit_rows;
 }
@@ -313,6 +317,7 @@ static int share_of_prompts(const pen_schedule *schedule, const demand *d, int d
     const pen_schedule_options *options = &schedule->options;
     int room = options->rows - decodes;
     if (d->prompt_rows == 0 || room <= 0) return 0;
+    if (!options->cost) return room;
     int chunk = pen_budget_chunk(options->cost, decodes, d->prompt_context, d->prompt_rows, room);
     if (decodes > 0 || d->decodes == 0) return chunk;
     double share = (double)d->decodes / d->groups;

@@ -28,7 +28,9 @@ typedef struct pen_schedule_options {
     int logit_rows; /* of a microbatch at most */
     int context;
     pen_kv_pools kv;
-    const pen_step_cost *cost; /* by which microbatches are sized; outlives the schedule */
+    /* By which microbatches are sized; outlives the schedule. NULL: a microbatch takes what there is up to `rows`, as
+     * most engines do. */
+    const pen_step_cost *cost;
 } pen_schedule_options;
 
 /* A run of a microbatch: rows [position, position + rows) of a sequence. */
