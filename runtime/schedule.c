@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What a sequence that ended still counts for when another has. */
+#define FORGETS 0.97
+
 typedef struct sequence {
     int64_t number; /* −1: the slot is free */
     pen_sequence_spec spec;
@@ -25,6 +28,7 @@ struct pen_schedule {
     int carriers;             /* of them that have */
     uint64_t next_microbatch; /* from 1 on; 0 is none */
     uint64_t pauses;
+    double ended_prompts, ended_outputs; /* tokens of sequences that have ended, the latest ones for the most part */
     int64_t next_sequence;
     sequence *slots; /* [options.sequences] */
     int *order;      /* slots in use, oldest sequence first */
@@ -212,6 +216,9 @@ void pen_schedule_continue(pen_schedule *schedule, int64_t number) {
 void pen_schedule_finish(pen_schedule *schedule, int64_t number) {
     int i = find_running(schedule, number);
     if (i >= 0) {
+        const sequence *s = &schedule->slots[schedule->order[i]];
+        schedule->ended_prompts = FORGETS * schedule->ended_prompts + s->spec.prompt;
+        schedule->ended_outputs = FORGETS * schedule->ended_outputs + (s->known - s->spec.prompt);
         stop(schedule, i);
         return;
     }
@@ -249,60 +256,58 @@ static bool append(pen_schedule *schedule, pen_microbatch *microbatch, int slot,
     return true;
 }
 
-/* What the running sequences ask for. */
-typedef struct demand {
-    int decodes, ready;                    /* sequences that decode, and those of them whose next row may run */
-    int prompt_rows;                       /* of prompts that wait */
-    int groups;                            /* of decodes: microbatches that they are spread over */
-    double decode_context, prompt_context; /* on average */
-} demand;
+/* Rows of prompt for each row of decode: what ended sequences needed, or before any did, what running ones may. */
+static double prompt_rate(const pen_schedule *schedule) {
+    double rows = schedule->ended_prompts, tokens = schedule->ended_outputs;
+    for (int i = 0; i < schedule->running && tokens == 0; i++) {
+        const sequence *s = &schedule->slots[schedule->order[i]];
+        rows += s->spec.prompt;
+        tokens += s->spec.output;
+    }
+    return tokens > 0 ? rows / tokens : 0;
+}
 
-static demand look(const pen_schedule *schedule) {
-    demand d = {0};
-    int prompts = 0;
+static pen_budget_demand look(const pen_schedule *schedule) {
+    pen_budget_demand demand = {.prompt_rate = prompt_rate(schedule)};
     for (int i = 0; i < schedule->running; i++) {
         const sequence *s = &schedule->slots[schedule->order[i]];
         if (!is_decoding(s)) {
-            d.prompt_rows += s->known - s->next;
-            d.prompt_context += (s->next + s->known) / 2.0;
-            prompts++;
+            demand.prompts++;
+            demand.prompt_rows += s->known - s->next;
+            demand.prompt_context += (s->next + s->known) / 2.0;
         } else if (s->spec.output > 0) {
-            d.decodes++;
-            d.ready += s->next < s->known;
-            d.decode_context += s->next;
+            demand.decodes++;
+            demand.decode_context += s->next;
         }
     }
-    if (prompts > 0) d.prompt_context /= prompts;
-    if (d.decodes > 0) {
-        d.decode_context /= d.decodes;
-        if (!schedule->options.cost) return d;
-        d.groups = pen_budget_groups(schedule->options.cost, d.decodes, d.decode_context, schedule->options.in_flight);
-    }
-    return d;
+    if (demand.prompts > 0) demand.prompt_context /= demand.prompts;
+    if (demand.decodes > 0) demand.decode_context /= demand.decodes;
+    return demand;
 }
 
 static int divide_up(int a, int b) {
     return (a + b - 1) / b;
 }
 
-/* Rows of decodes in the next microbatch: an even share of those that are ready for each group that is not in flight,
- * but no more than of all, so that groups which have grown apart in size become even again. */
-static int share_of_decodes(const pen_schedule *schedule, const demand *d) {
-    const pen_schedule_options *options = &schedule->options;
-    int share = d->ready;
-    if (options->cost && d->ready > 0) {
-        int groups_left = d->groups - schedule->carriers, even = divide_up(d->decodes, d->groups);
-        if (groups_left <= 0) return 0;
-        share = divide_up(d->ready, groups_left);
-        if (share > even) share = even;
+/* Rows of decodes in the next microbatch: an even share of those that are ready for each microbatch of decodes that is
+ * not in flight, but no more than of all, so that groups which have grown apart in size become even again. */
+static int share_of_decodes(const pen_schedule *schedule, const pen_budget_demand *demand, const pen_budget *budget) {
+    int left = budget->depth - schedule->carriers, ready = 0;
+    if (demand->decodes == 0 || left <= 0) return 0;
+    for (int i = 0; i < schedule->running; i++) {
+        const sequence *s = &schedule->slots[schedule->order[i]];
+        ready += is_decoding(s) && s->next < s->known;
     }
-    if (share > options->rows) share = options->rows;
-    return share < options->logit_rows ? share : options->logit_rows;
+    int share = divide_up(ready, left), even = divide_up(demand->decodes, budget->depth);
+    return share < even ? share : even;
 }
 
-/* One row of each decode that is ready, oldest first. Older ones take the blocks that they need from the youngest. */
-static void take_decodes(pen_schedule *schedule, const demand *d, pen_microbatch *microbatch) {
-    int share = share_of_decodes(schedule, d);
+/* One row of so many decodes that are ready, oldest first. Older ones take the blocks that they need from the youngest.
+ */
+static void take_decodes(pen_schedule *schedule, int share, pen_microbatch *microbatch) {
+    const pen_schedule_options *options = &schedule->options;
+    if (share > options->rows) share = options->rows;
+    if (share > options->logit_rows) share = options->logit_rows;
     for (int i = 0; i < schedule->running && microbatch->rows < share; i++) {
         int slot = schedule->order[i];
         const sequence *s = &schedule->slots[slot];
@@ -311,31 +316,28 @@ static void take_decodes(pen_schedule *schedule, const demand *d, pen_microbatch
     }
 }
 
-/* Rows of prompt in the next microbatch. While others decode, one of prompts alone is only formed where the stages have
- * time for it. */
-static int share_of_prompts(const pen_schedule *schedule, const demand *d, int decodes) {
-    const pen_schedule_options *options = &schedule->options;
-    int room = options->rows - decodes;
-    if (d->prompt_rows == 0 || room <= 0) return 0;
-    if (!options->cost) return room;
-    int chunk = pen_budget_chunk(options->cost, decodes, d->prompt_context, d->prompt_rows, room);
-    if (decodes > 0 || d->decodes == 0) return chunk;
-    double share = (double)d->decodes / d->groups;
-    pen_step_shape shape = {share + chunk, share, d->decode_context};
-    return schedule->in_flight < pen_budget_depth(options->cost, &shape, options->in_flight) ? chunk : 0;
+/* Rows of prompt beside so many decodes. While others decode, a microbatch of prompts alone is only formed where the
+ * stages have time for it. */
+static int share_of_prompts(const pen_schedule *schedule, const pen_budget_demand *demand, const pen_budget *budget,
+                            int decodes) {
+    const pen_step_cost *cost = schedule->options.cost;
+    int room = schedule->options.rows - decodes, alone = schedule->in_flight - schedule->carriers;
+    if (room <= 0 || demand->prompt_rows == 0) return 0;
+    int rows = pen_budget_fill(cost, demand, budget, decodes, room);
+    bool waits = decodes == 0 && demand->decodes > 0 && schedule->in_flight > 0;
+    return waits && !pen_budget_has_time(cost, demand, budget, schedule->carriers, alone, rows) ? 0 : rows;
 }
 
 /* Chunks of the running prompts, oldest first, until the microbatch has its share of them. */
-static void take_prompts(pen_schedule *schedule, const demand *d, pen_microbatch *microbatch) {
-    int budget = share_of_prompts(schedule, d, microbatch->rows);
-    for (int i = 0; i < schedule->running && budget > 0; i++) {
+static void take_prompts(pen_schedule *schedule, int share, pen_microbatch *microbatch) {
+    for (int i = 0; i < schedule->running && share > 0; i++) {
         int slot = schedule->order[i], first;
         const sequence *s = &schedule->slots[slot];
         if (is_decoding(s)) continue;
-        int rows = s->known - s->next < budget ? s->known - s->next : budget;
+        int rows = s->known - s->next < share ? s->known - s->next : share;
         while (rows > 0 && logits_of(s, rows, &first) > schedule->options.logit_rows - microbatch->logit_count) rows--;
         if (rows == 0 || !append(schedule, microbatch, slot, rows)) break;
-        budget -= rows;
+        share -= rows;
     }
 }
 
@@ -344,15 +346,20 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
     admit(schedule);
     microbatch->rows = microbatch->run_count = microbatch->logit_count = 0;
     microbatch->long_news = false;
-    demand d = look(schedule);
-    take_decodes(schedule, &d, microbatch);
+    const pen_step_cost *cost = schedule->options.cost;
+    pen_budget_demand demand = look(schedule);
+    pen_budget budget = {0};
+    if (cost) budget = pen_budget_of(cost, &demand, schedule->options.in_flight, schedule->options.rows);
+    take_decodes(schedule, cost ? share_of_decodes(schedule, &demand, &budget) : schedule->options.rows, microbatch);
     bool decodes = microbatch->rows > 0;
-    take_prompts(schedule, &d, microbatch);
+    int share = cost ? share_of_prompts(schedule, &demand, &budget, microbatch->rows)
+                     : schedule->options.rows - microbatch->rows;
+    take_prompts(schedule, share, microbatch);
     /* Prompts that have begun may hold all blocks between them. When nobody is left to give any up, the youngest must.
      */
     while (microbatch->rows == 0 && schedule->in_flight == 0 && schedule->running > 1 &&
            pause_youngest(schedule, schedule->slots[schedule->order[0]].number))
-        take_prompts(schedule, &d, microbatch);
+        take_prompts(schedule, share, microbatch);
     if (microbatch->rows == 0) return false;
     schedule->decodes[schedule->next_microbatch % (uint64_t)schedule->options.in_flight] = decodes;
     schedule->carriers += decodes;
