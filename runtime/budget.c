@@ -42,7 +42,7 @@ static int chunk_of(const pen_step_cost *cost, const pen_budget_demand *demand, 
         if (x > limit) x = limit;
         double longer_ms = fmax(slot_ms(cost, demand, depth, decodes, x) - without_ms, 0);
         double ms = ((double)demand->prompt_rows / x + pen_step_cost_stages(cost) - 1) * longer_ms;
-        if (ms <= (1 + MATTERS) * best_ms) best = x;
+        if (ms <= best_ms) best = x;
         best_ms = fmin(best_ms, ms);
         if (x == limit) return best;
     }
@@ -51,10 +51,11 @@ static int chunk_of(const pen_step_cost *cost, const pen_budget_demand *demand, 
 pen_budget pen_budget_of(const pen_step_cost *cost, const pen_budget_demand *demand, int depth, int rows) {
     pen_budget budget = {.depth = depth}; /* prompts alone wait for nothing that comes back */
     if (demand->decodes > 0) budget.depth = depth_of(cost, demand, depth);
-    if (demand->prompt_rows > 0) {
-        double pace = (double)(demand->decodes + demand->prompts) / budget.depth * demand->prompt_rate;
-        budget.chunk = chunk_of(cost, demand, budget.depth, rows);
-        if (demand->decodes > 0) budget.chunk = (int)fmin(fmax(budget.chunk, ceil(pace)), rows);
+    if (demand->prompt_rows > 0) budget.chunk = chunk_of(cost, demand, budget.depth, rows);
+    if (demand->prompt_rows > 0 && demand->decodes > 0) {
+        double pace = (demand->decodes + demand->prompts) * demand->prompt_rate / budget.depth;
+        double least = fmin(ceil(pace), demand->prompts * PEN_KV_BLOCK);
+        budget.chunk = (int)fmin(fmax(budget.chunk, least), rows);
     }
     budget.ms = slot_ms(cost, demand, budget.depth, (double)demand->decodes / budget.depth, budget.chunk);
     return budget;
@@ -75,9 +76,9 @@ int pen_budget_fill(const pen_step_cost *cost, const pen_budget_demand *demand, 
 
 bool pen_budget_has_time(const pen_step_cost *cost, const pen_budget_demand *demand, const pen_budget *budget,
                          int decodes, int prompts, int rows) {
-    int groups = demand->decodes < budget->depth ? demand->decodes : budget->depth;
+    int groups = demand->settled < budget->depth ? demand->settled : budget->depth;
     if (groups < decodes) groups = decodes;
-    pen_step_shape mixed = shape_of(demand, (double)demand->decodes / groups, budget->chunk);
+    pen_step_shape mixed = shape_of(demand, (double)demand->settled / fmax(groups, 1), budget->chunk);
     pen_step_shape alone = shape_of(demand, 0, rows);
     for (int s = 0; s < pen_step_cost_stages(cost); s++) {
         double ms =

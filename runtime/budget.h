@@ -15,7 +15,8 @@
  *     (R/x + S − 1) · Δ(x)
  *
  * is least: small where that costs nothing, large where there is much to do and the time per row still falls. While
- * others decode it is no less than what keeps up with them: sequences that end make room for prompts.
+ * others decode, the chunk grows with the number of prompts that wait, a block for each, up to the rows that keep up
+ * with the decodes: sequences that end make room for new ones.
  */
 #ifndef PEN_BUDGET_H
 #define PEN_BUDGET_H
@@ -26,7 +27,8 @@
 
 /* What the running sequences ask for. Contexts are averages. */
 typedef struct pen_budget_demand {
-    int decodes; /* sequences that decode, a row at a time */
+    int decodes; /* sequences that decode, a row at a time … */
+    int settled; /* … of which the end of the prompt is in flight no more */
     double decode_context;
     int prompts, prompt_rows; /* sequences at their prompts, and rows of them to do */
     double prompt_context;

@@ -275,8 +275,9 @@ static pen_budget_demand look(const pen_schedule *schedule) {
             demand.prompts++;
             demand.prompt_rows += s->known - s->next;
             demand.prompt_context += (s->next + s->known) / 2.0;
-        } else if (s->spec.output > 0) {
+        } else if (s->next < s->spec.prompt + s->spec.output - 1) {
             demand.decodes++;
+            demand.settled += s->next > s->spec.prompt || s->next < s->known;
             demand.decode_context += s->next;
         }
     }
