@@ -121,7 +121,7 @@ static void test_microbatches_in_flight_overlap(void **state) {
         assert_int_equal(pen_simulate(&options, requests, 2, &simulation), PEN_OK);
         makespan[in_flight] = simulation.makespan_ms;
     }
-    assert_ms(makespan[1], 2 * 32 + 49 * 4);     /* two rows through both stages at a time */
+    assert_ms(makespan[1], 2 * 32 + 49 * 4); /* two rows through both stages at a time */
     assert_ms(makespan[2], 3 * 16 + 49 * 2); /* the second prompt behind the first, then in turns */
 }
 
