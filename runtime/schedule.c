@@ -28,8 +28,8 @@ struct pen_schedule {
     sequence *slots; /* [options.sequences] */
     int *order;      /* slots in use, oldest sequence first */
     int running;
-    sequence *waiting; /* a queue, in the order of numbers */
-    int waiting_count, waiting_capacity;
+    sequence *waiting; /* a queue in the order of numbers: a ring, whose capacity is a power of two or 0 */
+    int waiting_head, waiting_count, waiting_capacity;
 };
 
 pen_status pen_schedule_create(const pen_schedule_options *options, pen_kvcache *cache, pen_schedule **out) {
@@ -88,25 +88,53 @@ int pen_schedule_chunk(const pen_schedule_options *options, int rows) {
 
 /* ---- Sequences -------------------------------------------------------------------------------------------------- */
 
-/* A place in the queue, at its head or its end. */
-static sequence *claim_waiting(pen_schedule *schedule, bool head) {
-    if (schedule->waiting_count == schedule->waiting_capacity) {
-        int capacity = schedule->waiting_capacity ? 2 * schedule->waiting_capacity : 16;
-        sequence *grown = realloc(schedule->waiting, (size_t)capacity * sizeof *grown);
-        if (!grown) return NULL;
-        schedule->waiting = grown;
-        schedule->waiting_capacity = capacity;
-    }
-    sequence *queue = schedule->waiting;
-    if (!head) return &queue[schedule->waiting_count++];
-    memmove(queue + 1, queue, (size_t)schedule->waiting_count++ * sizeof *queue);
-    return queue;
+/* The sequence at a place of the queue, counted from its head. */
+static sequence *queued(const pen_schedule *schedule, int w) {
+    return &schedule->waiting[(schedule->waiting_head + w) & (schedule->waiting_capacity - 1)];
 }
 
+static bool grow_queue(pen_schedule *schedule) {
+    int capacity = schedule->waiting_capacity ? 2 * schedule->waiting_capacity : 16;
+    sequence *grown = malloc((size_t)capacity * sizeof *grown);
+    if (!grown) return false;
+    for (int w = 0; w < schedule->waiting_count; w++) grown[w] = *queued(schedule, w);
+    free(schedule->waiting);
+    schedule->waiting = grown;
+    schedule->waiting_head = 0;
+    schedule->waiting_capacity = capacity;
+    return true;
+}
+
+/* A place in the queue, at its head or its end. */
+static sequence *claim_waiting(pen_schedule *schedule, bool head) {
+    if (schedule->waiting_count == schedule->waiting_capacity && !grow_queue(schedule)) return NULL;
+    if (head) schedule->waiting_head = (schedule->waiting_head - 1) & (schedule->waiting_capacity - 1);
+    schedule->waiting_count++;
+    return queued(schedule, head ? 0 : schedule->waiting_count - 1);
+}
+
+/* The shorter part of the queue closes the gap. */
 static void leave_queue(pen_schedule *schedule, int w) {
-    sequence *queue = schedule->waiting;
+    int last = schedule->waiting_count - 1;
+    if (w < last - w) {
+        for (; w > 0; w--) *queued(schedule, w) = *queued(schedule, w - 1);
+        schedule->waiting_head = (schedule->waiting_head + 1) & (schedule->waiting_capacity - 1);
+    } else {
+        for (; w < last; w++) *queued(schedule, w) = *queued(schedule, w + 1);
+    }
     schedule->waiting_count--;
-    memmove(queue + w, queue + w + 1, (size_t)(schedule->waiting_count - w) * sizeof *queue);
+}
+
+static int find_waiting(const pen_schedule *schedule, int64_t number) {
+    int w = 0, end = schedule->waiting_count;
+    while (w < end) {
+        int middle = w + (end - w) / 2;
+        if (queued(schedule, middle)->number < number)
+            w = middle + 1;
+        else
+            end = middle;
+    }
+    return w < schedule->waiting_count && queued(schedule, w)->number == number ? w : -1;
 }
 
 pen_status pen_schedule_add(pen_schedule *schedule, const pen_sequence_spec *spec, int64_t *number) {
@@ -176,8 +204,8 @@ static void admit(pen_schedule *schedule) {
     bool admitted = false;
     while (schedule->waiting_count > 0) {
         int slot = free_slot(schedule);
-        if (slot < 0 || !has_room(schedule, &schedule->waiting[0])) break;
-        start(schedule, slot, &schedule->waiting[0]);
+        if (slot < 0 || !has_room(schedule, queued(schedule, 0))) break;
+        start(schedule, slot, queued(schedule, 0));
         leave_queue(schedule, 0);
         admitted = true;
     }
@@ -197,6 +225,7 @@ static bool pause_youngest(pen_schedule *schedule, int64_t but) {
         const sequence *s = &schedule->slots[schedule->order[i]];
         if (s->number == but) return false; /* all others are older, or in this microbatch */
         if (s->microbatch == schedule->next_microbatch) continue;
+        assert(schedule->waiting_count == 0 || s->number < queued(schedule, 0)->number);
         sequence *waiting = claim_waiting(schedule, true);
         if (!waiting) return false; /* it goes on when others have ended */
         *waiting = *s;
@@ -213,17 +242,11 @@ static int find_running(const pen_schedule *schedule, int64_t number) {
     return -1;
 }
 
-static sequence *find(pen_schedule *schedule, int64_t number) {
-    int i = find_running(schedule, number);
-    if (i >= 0) return &schedule->slots[schedule->order[i]];
-    for (int w = 0; w < schedule->waiting_count; w++) /* paused */
-        if (schedule->waiting[w].number == number) return &schedule->waiting[w];
-    return NULL;
-}
-
 void pen_schedule_continue(pen_schedule *schedule, int64_t number) {
-    sequence *s = find(schedule, number);
-    assert(s && s->known < s->spec.prompt + s->spec.output);
+    int i = find_running(schedule, number), w = i < 0 ? find_waiting(schedule, number) : -1;
+    assert(i >= 0 || w >= 0);
+    sequence *s = i >= 0 ? &schedule->slots[schedule->order[i]] : queued(schedule, w); /* it may be paused */
+    assert(s->known < s->spec.prompt + s->spec.output);
     s->known++;
 }
 
@@ -233,9 +256,9 @@ void pen_schedule_finish(pen_schedule *schedule, int64_t number) {
         stop(schedule, i);
         return;
     }
-    const sequence *s = find(schedule, number);
-    assert(s);
-    leave_queue(schedule, (int)(s - schedule->waiting));
+    int w = find_waiting(schedule, number);
+    assert(w >= 0);
+    leave_queue(schedule, w);
 }
 
 /* ---- Microbatches ----------------------------------------------------------------------------------------------- */

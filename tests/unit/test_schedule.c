@@ -290,12 +290,52 @@ static void test_decodes_are_spread_over_the_microbatches(void **state) {
     pen_kvcache_destroy(cache);
 }
 
+/* Of many who wait, some give up, wherever they are in the queue; the others start in the order in which they came. */
+static void test_a_long_queue_keeps_its_order(void **state) {
+    (void)state;
+    enum { QUEUED = 3000 };
+    pen_schedule_options options = {
+        .stages = 1, .sequences = 4, .rows = 8, .logit_rows = 8, .context = 16, .kv = {1, {4}, {0}}};
+    pen_kvcache *cache;
+    pen_schedule *schedule;
+    assert_int_equal(pen_kvcache_create(&options.kv, 4, 16, &cache), PEN_OK);
+    assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
+    static bool gone[QUEUED];
+    pen_microbatch m = make_microbatch();
+    int64_t expected = 0;
+    int added = 0, waiting = 0;
+    srand(1);
+    while (added < QUEUED || waiting > 0) {
+        for (int i = rand() % 20; i > 0 && added < QUEUED; i--, waiting++)
+            assert_int_equal(add(schedule, 1, 1), added++);
+        for (int i = rand() % 6; i > 0 && waiting > 0; i--) {
+            int victim = (int)expected + rand() % (added - (int)expected);
+            if (gone[victim]) continue;
+            gone[victim] = true;
+            pen_schedule_finish(schedule, victim);
+            waiting--;
+        }
+        assert_int_equal(pen_schedule_waiting(schedule), waiting);
+        if (!next(schedule, cache, &m)) continue;
+        for (int i = 0; i < m.run_count; i++, waiting--) {
+            while (gone[expected]) expected++;
+            assert_int_equal(m.runs[i].sequence, expected++);
+            pen_schedule_finish(schedule, m.runs[i].sequence);
+        }
+        pen_schedule_complete(schedule);
+    }
+    free(m.runs);
+    pen_schedule_destroy(schedule);
+    pen_kvcache_destroy(cache);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_loads),
         cmocka_unit_test(test_a_long_prompt_is_in_flight_on_all_stages_at_once),
         cmocka_unit_test(test_chunks_follow_the_cost_of_a_microbatch),
         cmocka_unit_test(test_decodes_are_spread_over_the_microbatches),
+        cmocka_unit_test(test_a_long_queue_keeps_its_order),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
