@@ -113,6 +113,16 @@ static sequence *claim_waiting(pen_schedule *schedule, bool head) {
     return queued(schedule, head ? 0 : schedule->waiting_count - 1);
 }
 
+/* Back to where it came from: only children that wait for their parents may be older than one who has run. */
+static bool return_to_queue(pen_schedule *schedule, const sequence *s) {
+    if (!claim_waiting(schedule, true)) return false;
+    int w = 0;
+    for (; w + 1 < schedule->waiting_count && queued(schedule, w + 1)->number < s->number; w++)
+        *queued(schedule, w) = *queued(schedule, w + 1);
+    *queued(schedule, w) = *s;
+    return true;
+}
+
 /* The shorter part of the queue closes the gap. */
 static void leave_queue(pen_schedule *schedule, int w) {
     int last = schedule->waiting_count - 1;
@@ -123,6 +133,12 @@ static void leave_queue(pen_schedule *schedule, int w) {
         for (; w < last; w++) *queued(schedule, w) = *queued(schedule, w + 1);
     }
     schedule->waiting_count--;
+}
+
+static int find_running(const pen_schedule *schedule, int64_t number) {
+    for (int i = 0; i < schedule->running; i++)
+        if (schedule->slots[schedule->order[i]].number == number) return i;
+    return -1;
 }
 
 static int find_waiting(const pen_schedule *schedule, int64_t number) {
@@ -139,6 +155,7 @@ static int find_waiting(const pen_schedule *schedule, int64_t number) {
 
 pen_status pen_schedule_add(pen_schedule *schedule, const pen_sequence_spec *spec, int64_t *number) {
     assert(spec->prompt > 0 && spec->output >= 0 && (spec->score || spec->output > 0));
+    assert(spec->parent < schedule->next_sequence && !(spec->parent >= 0 && spec->score));
     sequence *s = claim_waiting(schedule, false);
     if (!s) return pen_fail(PEN_NO_MEMORY, "no memory to queue another sequence");
     *number = schedule->next_sequence++;
@@ -167,13 +184,28 @@ static int free_slot(const pen_schedule *schedule) {
     return -1;
 }
 
-/* Whether all groups have blocks for what a sequence has, and one more for everybody who runs. */
+/* Slot of the sequence that `s` would share the prompt of, if that runs; −1: none. */
+static int parent_slot(const pen_schedule *schedule, const sequence *s) {
+    int i = s->spec.parent >= 0 ? find_running(schedule, s->spec.parent) : -1;
+    return i >= 0 ? schedule->order[i] : -1;
+}
+
+/* A child waits for its parent to get through the prompt. Where the parent has ended it begins like any other. */
+static bool may_start(const pen_schedule *schedule, const sequence *s) {
+    int parent = parent_slot(schedule, s);
+    if (parent >= 0) return schedule->slots[parent].next >= s->spec.prompt - 1;
+    return s->spec.parent < 0 || find_waiting(schedule, s->spec.parent) < 0;
+}
+
+/* Whether all groups have blocks for what a sequence has, and one more for everybody who runs. A child may have to copy
+ * one, and shares the others. */
 static bool has_room(const pen_schedule *schedule, const sequence *s) {
     if (schedule->running == 0) return true; /* what is too large even so is never queued */
+    bool shares = parent_slot(schedule, s) >= 0;
     for (int g = 0; g < schedule->options.kv.count; g++) {
         int window = schedule->options.kv.windows[g];
-        int wanted = pen_kv_blocks_held(window, schedule->options.rows, s->known) + schedule->running;
-        if (wanted > pen_kvcache_free_blocks(schedule->cache, g)) return false;
+        int own = shares ? 1 : pen_kv_blocks_held(window, schedule->options.rows, s->known);
+        if (own + schedule->running > pen_kvcache_free_blocks(schedule->cache, g)) return false;
     }
     return true;
 }
@@ -181,10 +213,16 @@ static bool has_room(const pen_schedule *schedule, const sequence *s) {
 /* The running sequences stay in the order of their numbers. */
 static void start(pen_schedule *schedule, int slot, const sequence *waiting) {
     sequence *s = &schedule->slots[slot];
+    int parent = parent_slot(schedule, waiting), last = waiting->spec.prompt - 1;
     *s = *waiting;
-    /* What is found again need not be computed, but for rows whose logits are wanted. */
-    int count = s->asked + 2 < s->known ? s->asked + 2 : s->known;
-    s->next = pen_kvcache_open(schedule->cache, slot, s->spec.tokens, count);
+    s->spec.parent = -1; /* should it be paused, it begins again like any other */
+    if (parent >= 0 && pen_kvcache_fork(schedule->cache, parent, slot, last)) {
+        s->next = last;
+    } else {
+        /* What is found again need not be computed, but for rows whose logits are wanted. */
+        int count = s->asked + 2 < s->known ? s->asked + 2 : s->known;
+        s->next = pen_kvcache_open(schedule->cache, slot, s->spec.tokens, count);
+    }
     int i = schedule->running++;
     for (; i > 0 && schedule->slots[schedule->order[i - 1]].number > s->number; i--)
         schedule->order[i] = schedule->order[i - 1];
@@ -202,11 +240,15 @@ static void stop(pen_schedule *schedule, int i) {
 /* Starts waiting sequences, first come, first served, while a slot and KV are free. */
 static void admit(pen_schedule *schedule) {
     bool admitted = false;
-    while (schedule->waiting_count > 0) {
-        int slot = free_slot(schedule);
-        if (slot < 0 || !has_room(schedule, queued(schedule, 0))) break;
-        start(schedule, slot, queued(schedule, 0));
-        leave_queue(schedule, 0);
+    for (int w = 0, slot; w < schedule->waiting_count && (slot = free_slot(schedule)) >= 0;) {
+        const sequence *s = queued(schedule, w);
+        if (!may_start(schedule, s)) {
+            w++;
+            continue;
+        }
+        if (!has_room(schedule, s)) break;
+        start(schedule, slot, s);
+        leave_queue(schedule, w);
         admitted = true;
     }
     if (!admitted) return;
@@ -225,21 +267,12 @@ static bool pause_youngest(pen_schedule *schedule, int64_t but) {
         const sequence *s = &schedule->slots[schedule->order[i]];
         if (s->number == but) return false; /* all others are older, or in this microbatch */
         if (s->microbatch == schedule->next_microbatch) continue;
-        assert(schedule->waiting_count == 0 || s->number < queued(schedule, 0)->number);
-        sequence *waiting = claim_waiting(schedule, true);
-        if (!waiting) return false; /* it goes on when others have ended */
-        *waiting = *s;
+        if (!return_to_queue(schedule, s)) return false; /* it goes on when others have ended */
         stop(schedule, i);
         schedule->pauses++;
         return true;
     }
     return false;
-}
-
-static int find_running(const pen_schedule *schedule, int64_t number) {
-    for (int i = 0; i < schedule->running; i++)
-        if (schedule->slots[schedule->order[i]].number == number) return i;
-    return -1;
 }
 
 void pen_schedule_continue(pen_schedule *schedule, int64_t number) {
@@ -263,17 +296,19 @@ void pen_schedule_finish(pen_schedule *schedule, int64_t number) {
 
 /* ---- Microbatches ----------------------------------------------------------------------------------------------- */
 
-/* A table that the stages have never heard of may be long; a microbatch tells of one such at most. */
-static bool is_long_news(const pen_schedule *schedule, int slot) {
-    return pen_kvcache_told(schedule->cache, slot) == 0 && schedule->slots[slot].next > 0;
+/* Blocks that a sequence began with and the stages have yet to hear of. A microbatch tells of one long table of such at
+ * most, or of several short ones. */
+static int old_blocks(const pen_schedule *schedule, int slot) {
+    return pen_kvcache_told(schedule->cache, slot) == 0 ? pen_kv_blocks_for(schedule->slots[slot].next) : 0;
 }
 
 /* Adds rows of a sequence, if its tables can grow by them. */
 static bool append(pen_schedule *schedule, pen_microbatch *microbatch, int slot, int rows) {
     sequence *s = &schedule->slots[slot];
-    if (is_long_news(schedule, slot) && microbatch->long_news) return false;
+    int old = old_blocks(schedule, slot);
+    if (microbatch->old_blocks + old > pen_kv_blocks_for(schedule->options.context)) return false;
     if (!pen_kvcache_grow(schedule->cache, slot, s->next, rows)) return false;
-    microbatch->long_news = microbatch->long_news || is_long_news(schedule, slot);
+    microbatch->old_blocks += old;
     int first, logits = logits_of(s, rows, &first);
     microbatch->runs[microbatch->run_count++] = (pen_scheduled_run){.slot = slot,
                                                                     .sequence = s->number,
@@ -330,7 +365,7 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
     if (schedule->in_flight == schedule->options.in_flight) return false;
     admit(schedule);
     microbatch->rows = microbatch->run_count = microbatch->logit_count = 0;
-    microbatch->long_news = false;
+    microbatch->old_blocks = 0;
     take_decodes(schedule, microbatch);
     take_prompts(schedule, microbatch);
     /* Prompts that have begun may hold all blocks between them. When nobody is left to give any up, the youngest must.
