@@ -22,6 +22,7 @@ typedef struct tables {
 } tables;
 
 struct pen_kvcache {
+    EVP_MD *hash; /* fetched once: looking it up takes longer than a block does */
     int group_count, table_blocks;
     layer_group groups[PEN_KV_GROUPS];
     tables *sequences;      /* [sequences] */
@@ -58,6 +59,8 @@ static pen_status make_group(layer_group *g, int blocks, int window, int sequenc
 }
 
 static pen_status fill(pen_kvcache *cache, const pen_kv_pools *pools, int sequences) {
+    cache->hash = EVP_MD_fetch(NULL, "SHA256", NULL);
+    if (!cache->hash) return pen_fail(PEN_UNSUPPORTED, "OpenSSL has no SHA-256");
     cache->sequences = calloc((size_t)sequences, sizeof *cache->sequences);
     cache->digests = calloc((size_t)cache->table_blocks, sizeof *cache->digests);
     /* A sequence that grows copies at most one block in a group, and a step may let all of them grow. */
@@ -94,6 +97,7 @@ void pen_kvcache_destroy(pen_kvcache *cache) {
     free(cache->sequences);
     free(cache->digests);
     free(cache->copies);
+    EVP_MD_free(cache->hash);
     free(cache);
 }
 
@@ -108,14 +112,14 @@ static int first_seen(const layer_group *g, int position) {
 /* ---- Beginning --------------------------------------------------------------------------------------------------- */
 
 /* digest = hash of the digest before it and the tokens of a block. */
-static bool chain(const pen_kv_digest *before, const int32_t *tokens, pen_kv_digest *digest) {
+static bool chain(const pen_kvcache *cache, const pen_kv_digest *before, const int32_t *tokens, pen_kv_digest *digest) {
     struct {
         pen_kv_digest before;
         int32_t tokens[PEN_KV_BLOCK];
     } text;
     text.before = *before;
     memcpy(text.tokens, tokens, sizeof text.tokens);
-    return EVP_Digest(&text, sizeof text, digest->bytes, NULL, EVP_sha256(), NULL) == 1;
+    return EVP_Digest(&text, sizeof text, digest->bytes, NULL, cache->hash, NULL) == 1;
 }
 
 /* Whether what a sequence that goes on behind its first `blocks` blocks sees of them is there in a group. */
@@ -125,15 +129,26 @@ static bool is_there(const pen_kvcache *cache, const layer_group *g, int blocks)
     return true;
 }
 
-/* The most blocks that all groups have; their digests are in cache->digests. */
+/* A layer that sees everything needs every block. */
+static bool is_needed_and_lost(const pen_kvcache *cache, const pen_kv_digest *digest) {
+    for (int g = 0; g < cache->group_count; g++)
+        if (cache->groups[g].window == 0 && pen_kvpool_find(cache->groups[g].pool, digest) < 0) return true;
+    return false;
+}
+
+/* The most blocks that all groups have; their digests are in cache->digests. A prompt that nothing is known of costs
+ * the hash of its first block. */
 static int blocks_found(pen_kvcache *cache, const int32_t *tokens, int count) {
     int most = (count - 1) / PEN_KV_BLOCK, known = 0;
     pen_kv_digest before = {{0}};
-    for (; known < most && chain(&before, tokens + PEN_KV_BLOCK * known, &cache->digests[known]); known++)
+    for (; known < most && chain(cache, &before, tokens + PEN_KV_BLOCK * known, &cache->digests[known]); known++) {
+        if (is_needed_and_lost(cache, &cache->digests[known])) break;
         before = cache->digests[known];
+    }
     for (int blocks = known; blocks > 0; blocks--) {
         bool all = true;
-        for (int g = 0; all && g < cache->group_count; g++) all = is_there(cache, &cache->groups[g], blocks);
+        for (int g = 0; all && g < cache->group_count; g++)
+            all = cache->groups[g].window == 0 || is_there(cache, &cache->groups[g], blocks);
         if (all) return blocks;
     }
     return 0;
@@ -240,7 +255,7 @@ void pen_kvcache_remember(pen_kvcache *cache, int sequence, const int32_t *token
     assert(pen_kv_blocks_for(count) <= s->end);
     for (; (s->named + 1) * PEN_KV_BLOCK <= count; s->named++) {
         pen_kv_digest digest, before = s->named > 0 ? s->digest : (pen_kv_digest){{0}};
-        if (!chain(&before, tokens + s->named * PEN_KV_BLOCK, &digest)) return; /* not found again, then */
+        if (!chain(cache, &before, tokens + s->named * PEN_KV_BLOCK, &digest)) return; /* not found again, then */
         s->digest = digest;
         for (int g = 0; g < cache->group_count; g++)
             if (s->named >= cache->groups[g].begins[sequence])

@@ -5,14 +5,15 @@
  *   engine_run [--model SPEC] [--requests N] [--prompt P] [--output G] [--rows R] [--overhead X] [--threads T]
  *              [--timeout S] [--temperature X] [--exact] [--score] [--sequences N]
  *              [--penalties] [--measure] [--announce] [--times] [--blocks N] [--in-flight M]
- *              [--schedules N [--seed S]]
+ *              [--schedules N [--seed S]] [--pressure N [--queue M]]
  *
  * With --schedules it runs a dozen requests one by one, and then N random mixtures of them: some begin while others
  * run, some give up, prompts begin alike, KV may be short. Whatever a request says must be what it said alone.
+ * --pressure is in engine_pressure.c.
  */
+#include "engine_run.h"
 #include "clock.h"
 #include "cpu.h"
-#include "engine.h"
 #include "log.h"
 
 #include <getopt.h>
@@ -21,13 +22,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-typedef struct options {
-    const char *model;
-    int requests, prompt, output, rows, threads, sequences, blocks, in_flight, schedules, seed;
-    double overhead, timeout, temperature;
-    bool exact, score, penalties, measure, announce, times;
-} options;
 
 typedef struct output {
     int number;
@@ -67,14 +61,31 @@ static options parse(int argc, char **argv) {
                  .rows = 64,
                  .sequences = 2, /* fewer than requests: slots and blocks are used again */
                  .overhead = 8,
+                 .queue = 1000,
                  .timeout = 30};
-    static const struct option table[] = {{"model", 1, 0, 'm'},   {"requests", 1, 0, 'n'},  {"prompt", 1, 0, 'p'},
-                                          {"output", 1, 0, 'g'},  {"rows", 1, 0, 'r'},      {"overhead", 1, 0, 'o'},
-                                          {"threads", 1, 0, 't'}, {"timeout", 1, 0, 's'},   {"temperature", 1, 0, 'T'},
-                                          {"exact", 0, 0, 'e'},   {"score", 0, 0, 'c'},     {"sequences", 1, 0, 'q'},
-                                          {"measure", 0, 0, 'M'}, {"announce", 0, 0, 'a'},  {"times", 0, 0, 'S'},
-                                          {"blocks", 1, 0, 'b'},  {"in-flight", 1, 0, 'f'}, {"schedules", 1, 0, 'N'},
-                                          {"seed", 1, 0, 'd'},    {"penalties", 0, 0, 'P'}, {0, 0, 0, 0}};
+    static const struct option table[] = {{"model", 1, 0, 'm'},
+                                          {"requests", 1, 0, 'n'},
+                                          {"prompt", 1, 0, 'p'},
+                                          {"output", 1, 0, 'g'},
+                                          {"rows", 1, 0, 'r'},
+                                          {"overhead", 1, 0, 'o'},
+                                          {"threads", 1, 0, 't'},
+                                          {"timeout", 1, 0, 's'},
+                                          {"temperature", 1, 0, 'T'},
+                                          {"exact", 0, 0, 'e'},
+                                          {"score", 0, 0, 'c'},
+                                          {"sequences", 1, 0, 'q'},
+                                          {"measure", 0, 0, 'M'},
+                                          {"announce", 0, 0, 'a'},
+                                          {"times", 0, 0, 'S'},
+                                          {"blocks", 1, 0, 'b'},
+                                          {"in-flight", 1, 0, 'f'},
+                                          {"schedules", 1, 0, 'N'},
+                                          {"seed", 1, 0, 'd'},
+                                          {"penalties", 0, 0, 'P'},
+                                          {"pressure", 1, 0, 'R'},
+                                          {"queue", 1, 0, 'Q'},
+                                          {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) switch (c) {
         case 'm': o.model = optarg; break;
         case 'n': o.requests = atoi(optarg); break;
@@ -96,6 +107,8 @@ static options parse(int argc, char **argv) {
         case 'f': o.in_flight = atoi(optarg); break;
         case 'N': o.schedules = atoi(optarg); break;
         case 'd': o.seed = atoi(optarg); break;
+        case 'R': o.pressure = atoi(optarg); break;
+        case 'Q': o.queue = atoi(optarg); break;
         default: exit(PEN_USAGE);
         }
     return o;
@@ -115,8 +128,7 @@ static bool beat(void *context, uint64_t done, uint64_t total) {
     return true;
 }
 
-/* Rules for every request but each third, which is a neighbour without any. */
-static void add_rules(pen_request *request, int number) {
+void add_rules(pen_request *request, int number) {
     static const pen_logit_bias biases[] = {{3, 4}, {5, -30}, {9, 2.5f}};
     static const int32_t stop_ids[] = {1, 9, 17, 200};
     if (number % 3 == 1) return;
@@ -359,6 +371,21 @@ static pen_status load(pen_world *world, const options *o, machinery *m) {
     return pen_engine_create(world, m->device, m->stage, &engine, &m->engine);
 }
 
+/* Rank 0 hears of everyone's process: pids[ranks], or NULL elsewhere. */
+static pen_status gather_pids(pen_world *world, int **pids) {
+    int own = (int)getpid(), size = pen_world_size(world);
+    bool first = pen_world_rank(world) == 0;
+    pen_blob *blobs = first ? calloc((size_t)size, sizeof *blobs) : NULL;
+    *pids = first ? calloc((size_t)size, sizeof **pids) : NULL;
+    pen_status status = pen_world_gather(world, "asking for processes", &own, sizeof own, blobs);
+    for (int r = 0; first && r < size; r++) {
+        if (blobs[r].bytes == sizeof own) memcpy(&(*pids)[r], blobs[r].data, sizeof own);
+        free(blobs[r].data);
+    }
+    free(blobs);
+    return status;
+}
+
 int main(int argc, char **argv) {
     options o = parse(argc, argv);
     pen_world *world = NULL;
@@ -371,6 +398,8 @@ int main(int argc, char **argv) {
     pen_world_set_patience(world, o.timeout);
     announce(&o, world, "loading");
     status = pen_world_agree(world, "loading", load(world, &o, &m));
+    int *pids = NULL;
+    if (status == PEN_OK) status = gather_pids(world, &pids);
     bool together = status != PEN_PEER_LOST;
     if (status == PEN_OK) {
         announce(&o, world, "running");
@@ -379,10 +408,12 @@ int main(int argc, char **argv) {
         int vocab = pen_model_hparams(m.model)->vocab;
         status = !leads        ? pen_engine_serve(m.engine)
                  : o.schedules ? play_schedules(m.engine, &o, vocab)
+                 : o.pressure  ? run_pressure(m.engine, &o, vocab, pids, pen_world_size(world))
                                : lead(m.engine, &o, pen_world_stages(world), vocab);
     }
     if (status != PEN_OK && !together) pen_world_abort(world, status);
     if (status != PEN_OK && pen_world_rank(world) == 0) fprintf(stderr, "penstock: %s\n", pen_last_error());
+    free(pids);
     pen_engine_destroy(m.engine);
     pen_stage_destroy(m.stage);
     pen_device_destroy(m.device);
