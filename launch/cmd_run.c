@@ -11,7 +11,6 @@
 #include <jansson.h>
 
 #include <stdlib.h>
-#include <unistd.h>
 
 /* Rows of logits at a time: 128 × vocabulary floats. */
 enum { LOGIT_ROWS_MOST = 128 };
@@ -151,10 +150,10 @@ static void finish_text(run_state *run, completion *c) {
     emit(run, c, rest.data, rest.length);
 }
 
-/* A person who reads several is told which; in a file there is nothing but their texts. */
+/* Whoever reads several is told which. */
 static void show_heading(const run_state *run) {
     int count = run->options->choices;
-    if (count > 1 && !run->options->json && isatty(STDOUT_FILENO))
+    if (count > 1 && !run->options->json)
         printf("%s[choice %d of %d]\n", run->shown > 0 ? "\n" : "", run->shown + 1, count);
 }
 
@@ -224,32 +223,38 @@ static json_t *id_list(const pen_tokens *tokens) {
     return list;
 }
 
-static json_t *describe(const completion *c) {
+static json_t *describe(const completion *c, int index) {
     json_t *object =
-        json_pack("{s:o, s:o, s:s}", "output_ids", id_list(&c->output), "text", json_stringn(c->text, c->length),
-                  "finish_reason", c->finish == PEN_FINISH_STOP ? "stop" : "length");
+        json_pack("{s:i, s:o, s:o, s:s}", "index", index, "output_ids", id_list(&c->output), "text",
+                  json_stringn(c->text, c->length), "finish_reason", c->finish == PEN_FINISH_STOP ? "stop" : "length");
     if (object && c->logprobs) json_object_set(object, "logprobs", c->logprobs);
     return object;
 }
 
+static json_t *describe_all(const run_state *run) {
+    json_t *list = json_array();
+    for (int i = 0; i < run->options->choices; i++) {
+        if (json_array_append_new(list, describe(&run->completions[i], i)) == 0) continue;
+        json_decref(list);
+        return NULL;
+    }
+    return list;
+}
+
 /* The first completion, and where there are several, the list of all. */
 static pen_status write_json(run_state *run, double prompt_speed, double decode_speed) {
-    int count = run->options->choices;
-    json_t *object = describe(&run->completions[0]), *choices = count > 1 ? json_array() : NULL;
-    for (int i = 0; choices && i < count; i++) {
-        json_t *choice = describe(&run->completions[i]);
-        json_object_set_new(choice, "index", json_integer(i));
-        json_array_append_new(choices, choice);
-    }
+    json_t *choices = describe_all(run), *object = json_copy(json_array_get(choices, 0));
+    json_object_del(object, "index");
     json_object_set_new(object, "prompt_ids", id_list(&run->prompt));
     json_object_set_new(
         object, "timings",
         json_pack("{s:f, s:f}", "prompt_tokens_per_s", prompt_speed, "decode_tokens_per_s", decode_speed));
     if (run->prompt_logprobs) json_object_set(object, "prompt_logprobs", run->prompt_logprobs);
-    if (choices) json_object_set_new(object, "choices", choices);
+    if (run->options->choices > 1) json_object_set(object, "choices", choices);
     bool written =
         object && json_dumpf(object, stdout, JSON_COMPACT) == 0 && fputc('\n', stdout) != EOF && fflush(stdout) == 0;
     json_decref(object);
+    json_decref(choices);
     return written ? PEN_OK : pen_fail(PEN_IO, "standard output cannot be written");
 }
 
