@@ -193,11 +193,15 @@ static pen_microbatch make_microbatch(void) {
 
 static const int32_t no_tokens[1024];
 
-static int64_t add(pen_schedule *schedule, int prompt, int output) {
-    const pen_sequence_spec spec = {.tokens = no_tokens, .prompt = prompt, .output = output};
+static int64_t add_text(pen_schedule *schedule, const int32_t *tokens, int prompt, int output) {
+    const pen_sequence_spec spec = {.tokens = tokens, .prompt = prompt, .output = output};
     int64_t number;
     assert_int_equal(pen_schedule_add(schedule, &spec, &number), PEN_OK);
     return number;
+}
+
+static int64_t add(pen_schedule *schedule, int prompt, int output) {
+    return add_text(schedule, no_tokens, prompt, output);
 }
 
 /* As the leader does it, which tells the stages. */
@@ -290,6 +294,78 @@ static void test_decodes_are_spread_over_the_microbatches(void **state) {
     pen_kvcache_destroy(cache);
 }
 
+/* A prompt of 4,000 tokens arrives while others decode. Whenever a token of theirs has come back, its row is in the
+ * next microbatch or the one behind it: no more than one chunk of the long prompt goes by, and others go on while it
+ * does. */
+static void hold_nobody(int stages, int rows, double overhead) {
+    enum { OTHERS = 9, LONG = 4000 };
+    pen_schedule_options options = {.stages = stages,
+                                    .sequences = OTHERS + 1,
+                                    .rows = rows,
+                                    .logit_rows = 32,
+                                    .context = 4096,
+                                    .kv = {1, {512}, {0}},
+                                    .chunk_overhead = overhead};
+    pen_kvcache *cache;
+    pen_schedule *schedule;
+    assert_int_equal(pen_kvcache_create(&options.kv, options.sequences, options.context, &cache), PEN_OK);
+    assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
+    pen_microbatch ring[FLIGHTS];
+    for (int i = 0; i < FLIGHTS; i++) ring[i] = make_microbatch();
+    for (int i = 0; i < OTHERS; i++) add(schedule, 5, 900);
+    int launched = 0, landed = 0, decoded = 0, read = 0; /* rows of the others, and of the long prompt */
+    int ready_at[OTHERS], passed[OTHERS];                /* launches when the token was back, and prompt rows since */
+    bool ready[OTHERS] = {false}, arrived = false;
+    static int32_t text[LONG + 1];
+    for (int i = 0; i < LONG; i++) text[i] = i + 1;
+    while (read < LONG) {
+        if (launched == 100 && !arrived) assert_int_equal(add_text(schedule, text, LONG, 1), OTHERS);
+        arrived = launched >= 100;
+        pen_microbatch *m = &ring[launched % FLIGHTS];
+        if (next(schedule, cache, m)) {
+            int prompt = 0;
+            for (int i = 0; i < m->run_count; i++) prompt += m->runs[i].sequence == OTHERS ? m->runs[i].rows : 0;
+            assert_true(m->rows <= rows);
+            for (int i = 0; i < m->run_count; i++) {
+                int64_t s = m->runs[i].sequence;
+                if (s == OTHERS) continue;
+                decoded += prompt > 0;
+                if (ready[s] && ready_at[s] >= 100) assert_true(passed[s] <= rows && launched - ready_at[s] <= 1);
+                ready[s] = false;
+            }
+            for (int s = 0; s < OTHERS; s++) passed[s] += prompt;
+            read += prompt;
+            launched++;
+            continue;
+        }
+        m = &ring[landed++ % FLIGHTS];
+        for (int i = 0; i < m->run_count; i++) {
+            int64_t s = m->runs[i].sequence;
+            if (s == OTHERS || m->runs[i].logit_rows == 0) continue;
+            pen_schedule_continue(schedule, s);
+            ready[s] = true;
+            ready_at[s] = launched;
+            passed[s] = 0;
+        }
+        pen_schedule_complete(schedule);
+    }
+    /* Each of the others was in one of as many microbatches as are in flight. */
+    int chunks = launched - 100;
+    assert_true(chunks >= LONG / rows);
+    assert_true(decoded >= OTHERS * (chunks / pen_schedule_limit(schedule) - 1));
+    for (int i = 0; i < FLIGHTS; i++) free(ring[i].runs);
+    pen_schedule_destroy(schedule);
+    pen_kvcache_destroy(cache);
+}
+
+static void test_a_long_prompt_holds_nobody(void **state) {
+    (void)state;
+    hold_nobody(1, 256, 8);
+    hold_nobody(2, 64, 8);
+    hold_nobody(3, 256, 8);
+    hold_nobody(4, 256, 50);
+}
+
 /* Of many who wait, some give up, wherever they are in the queue; the others start in the order in which they came. */
 static void test_a_long_queue_keeps_its_order(void **state) {
     (void)state;
@@ -335,6 +411,7 @@ int main(void) {
         cmocka_unit_test(test_a_long_prompt_is_in_flight_on_all_stages_at_once),
         cmocka_unit_test(test_chunks_follow_the_cost_of_a_microbatch),
         cmocka_unit_test(test_decodes_are_spread_over_the_microbatches),
+        cmocka_unit_test(test_a_long_prompt_holds_nobody),
         cmocka_unit_test(test_a_long_queue_keeps_its_order),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
