@@ -48,6 +48,12 @@ int pen_kv_blocks_held(int window, int rows, int positions) {
     return held < all ? (int)held : all;
 }
 
+int pen_kv_short_group(const pen_kv_pools *pools, int rows, int positions) {
+    for (int g = 0; g < pools->count; g++)
+        if (pen_kv_blocks_held(pools->windows[g], rows, positions) > pools->blocks[g]) return g;
+    return -1;
+}
+
 /* ---- Making ------------------------------------------------------------------------------------------------------ */
 
 static pen_status make_group(layer_group *g, int blocks, int window, int sequences, int table_blocks) {

@@ -32,6 +32,8 @@ int pen_kv_first_seen(int window, int position);
 /* Blocks that a sequence of `positions` positions holds at most at a time in a group whose layers see `window` (0:
  * all), where it grows by `rows` at a time at most. */
 int pen_kv_blocks_held(int window, int rows, int positions);
+/* The first group whose pool has fewer blocks than such a sequence holds: it can never run. −1: there is none. */
+int pen_kv_short_group(const pen_kv_pools *pools, int rows, int positions);
 
 typedef struct pen_kvcache pen_kvcache;
 

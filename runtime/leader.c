@@ -121,7 +121,7 @@ pen_status pen_leader_create(pen_engine *engine) {
                                      .logit_rows = options->logit_rows,
                                      .context = options->context,
                                      .kv = options->kv,
-                                     .chunk_overhead = options->chunk_overhead};
+                                     .cost = options->cost};
     PEN_TRY(pen_schedule_create(&schedule, leader->cache, &leader->schedule));
     leader->flight_limit = pen_schedule_limit(leader->schedule);
     leader->flights = calloc((size_t)leader->flight_limit, sizeof *leader->flights);
@@ -191,10 +191,11 @@ static pen_status check_request(const pen_engine *engine, const pen_request *req
         return pen_fail(PEN_USAGE, "a prompt of %d tokens and %d new ones exceed the context of %d",
                         request->prompt_count, request->max_tokens, options->context);
     int positions = request->prompt_count + (request->max_tokens ? request->max_tokens - 1 : 0);
-    for (int g = 0; g < options->kv.count; g++)
-        if (pen_kv_blocks_held(options->kv.windows[g], options->rows, positions) > options->kv.blocks[g])
-            return pen_fail(PEN_NO_MEMORY, "a request needs KV for %d tokens, and there is KV for %d", positions,
-                            options->kv.blocks[g] * PEN_KV_BLOCK);
+    int g = pen_kv_short_group(&options->kv, options->rows, positions);
+    if (g >= 0)
+        return pen_fail(PEN_NO_MEMORY, "a request of %d tokens holds %d blocks of KV at a time, and there are %d",
+                        positions, pen_kv_blocks_held(options->kv.windows[g], options->rows, positions),
+                        options->kv.blocks[g]);
     for (int i = 0; i < request->prompt_count; i++)
         if (request->prompt[i] < 0 || request->prompt[i] >= options->vocab)
             return pen_fail(PEN_USAGE, "token %d of the prompt is %d, and the vocabulary has %d", i, request->prompt[i],

@@ -13,6 +13,7 @@
 
 #include "kernels.h"
 #include "schedule.h"
+#include "step_cost.h"
 
 enum { SEQUENCES = 60, FLIGHTS = 16, ROWS = 256 };
 
@@ -132,6 +133,12 @@ static void become_child(model *s, const model *models, int before) {
     memcpy(s->tokens, parent->tokens, (size_t)s->prompt * sizeof *s->tokens);
 }
 
+static pen_step_cost *make_cost(int stages, double fixed_ms, double row_ms) {
+    pen_step_cost *cost;
+    assert_int_equal(pen_step_cost_create_even(stages, fixed_ms, row_ms, &cost), PEN_OK);
+    return cost;
+}
+
 static uint64_t pauses, forks, copies;
 
 /* One random load until all is done. */
@@ -141,9 +148,10 @@ static void run_load(unsigned seed) {
                                     .sequences = 1 + rand() % 12,
                                     .rows = 1 + rand() % ROWS,
                                     .logit_rows = 1 + rand() % 40,
-                                    .context = 400,
-                                    .chunk_overhead = rand() % 40};
+                                    .context = 400};
     if (rand() % 4 == 0) options.in_flight = 1 + rand() % 8;
+    pen_step_cost *cost = make_cost(options.stages, rand() % 40, rand() % 4);
+    options.cost = cost;
     pen_kvcache *cache;
     pen_schedule *schedule;
     int blocks = 25 + rand() % 100, window = 1 + rand() % 100;
@@ -206,6 +214,7 @@ static void run_load(unsigned seed) {
     for (int i = 0; i < FLIGHTS; i++) free(f.ring[i].runs);
     pen_schedule_destroy(schedule);
     pen_kvcache_destroy(cache);
+    pen_step_cost_destroy(cost);
 }
 
 static void test_random_loads(void **state) {
@@ -223,15 +232,15 @@ static pen_microbatch make_microbatch(void) {
 
 static const int32_t no_tokens[1024];
 
-static int64_t add_child(pen_schedule *schedule, int prompt, int output, int64_t parent) {
-    const pen_sequence_spec spec = {.tokens = no_tokens, .prompt = prompt, .output = output, .parent = parent};
+static int64_t add_text(pen_schedule *schedule, const int32_t *tokens, int prompt, int output, int64_t parent) {
+    const pen_sequence_spec spec = {.tokens = tokens, .prompt = prompt, .output = output, .parent = parent};
     int64_t number;
     assert_int_equal(pen_schedule_add(schedule, &spec, &number), PEN_OK);
     return number;
 }
 
 static int64_t add(pen_schedule *schedule, int prompt, int output) {
-    return add_child(schedule, prompt, output, -1);
+    return add_text(schedule, no_tokens, prompt, output, -1);
 }
 
 /* As the leader does it, which tells the stages. */
@@ -243,13 +252,9 @@ static bool next(pen_schedule *schedule, pen_kvcache *cache, pen_microbatch *m) 
 
 static void test_a_long_prompt_is_in_flight_on_all_stages_at_once(void **state) {
     (void)state;
-    pen_schedule_options options = {.stages = 3,
-                                    .sequences = 1,
-                                    .rows = 256,
-                                    .logit_rows = 4,
-                                    .context = 1024,
-                                    .kv = {1, {64}, {0}},
-                                    .chunk_overhead = 8};
+    pen_step_cost *cost = make_cost(3, 8, 1);
+    pen_schedule_options options = {
+        .stages = 3, .sequences = 1, .rows = 256, .logit_rows = 4, .context = 1024, .kv = {1, {64}, {0}}, .cost = cost};
     pen_kvcache *cache;
     pen_schedule *schedule;
     assert_int_equal(pen_kvcache_create(&options.kv, 1, 1024, &cache), PEN_OK);
@@ -270,37 +275,14 @@ static void test_a_long_prompt_is_in_flight_on_all_stages_at_once(void **state) 
     free(m.runs);
     pen_schedule_destroy(schedule);
     pen_kvcache_destroy(cache);
-}
-
-static void test_chunks_follow_the_cost_of_a_microbatch(void **state) {
-    (void)state;
-    pen_schedule_options options = {.stages = 4, .rows = 512, .chunk_overhead = 16};
-    /* The chosen number of chunks is as good as any other, up to the rounding to blocks. */
-    for (int rows = 16; rows <= 4096; rows *= 2) {
-        int chunk = pen_schedule_chunk(&options, rows);
-        assert_in_range(chunk, 1, 512);
-        double best = 1e30, ours = 0;
-        for (int size = PEN_KV_BLOCK; size <= 512; size += PEN_KV_BLOCK) {
-            int chunks = (rows + size - 1) / size;
-            double cost = (chunks + 3) * (16.0 + size);
-            if (cost < best) best = cost;
-            if (size == chunk) ours = cost;
-        }
-        assert_true(ours > 0 && ours <= 1.1 * best);
-    }
-    options.stages = 1;
-    assert_int_equal(pen_schedule_chunk(&options, 4096), 512);
+    pen_step_cost_destroy(cost);
 }
 
 static void test_decodes_are_spread_over_the_microbatches(void **state) {
     (void)state;
-    pen_schedule_options options = {.stages = 3,
-                                    .sequences = 12,
-                                    .rows = 64,
-                                    .logit_rows = 64,
-                                    .context = 64,
-                                    .kv = {1, {48}, {0}},
-                                    .chunk_overhead = 1};
+    pen_step_cost *cost = make_cost(3, 0, 1);
+    pen_schedule_options options = {
+        .stages = 3, .sequences = 12, .rows = 64, .logit_rows = 64, .context = 64, .kv = {1, {48}, {0}}, .cost = cost};
     pen_kvcache *cache;
     pen_schedule *schedule;
     assert_int_equal(pen_kvcache_create(&options.kv, 12, 64, &cache), PEN_OK);
@@ -322,6 +304,81 @@ static void test_decodes_are_spread_over_the_microbatches(void **state) {
     free(m.runs);
     pen_schedule_destroy(schedule);
     pen_kvcache_destroy(cache);
+    pen_step_cost_destroy(cost);
+}
+
+/* A prompt of 4,000 tokens arrives while others decode. Whenever a token of theirs has come back, its row is in the
+ * next microbatch or the one behind it: no more than one chunk of the long prompt goes by, and others go on while it
+ * does. */
+static void hold_nobody(int stages, int rows, double fixed_ms) {
+    enum { OTHERS = 9, LONG = 4000 };
+    pen_step_cost *cost = make_cost(stages, fixed_ms, 1);
+    pen_schedule_options options = {.stages = stages,
+                                    .sequences = OTHERS + 1,
+                                    .rows = rows,
+                                    .logit_rows = 32,
+                                    .context = 4096,
+                                    .kv = {1, {512}, {0}},
+                                    .cost = cost};
+    pen_kvcache *cache;
+    pen_schedule *schedule;
+    assert_int_equal(pen_kvcache_create(&options.kv, options.sequences, options.context, &cache), PEN_OK);
+    assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
+    pen_microbatch ring[FLIGHTS];
+    for (int i = 0; i < FLIGHTS; i++) ring[i] = make_microbatch();
+    for (int i = 0; i < OTHERS; i++) add(schedule, 5, 900);
+    int launched = 0, landed = 0, decoded = 0, read = 0; /* rows of the others, and of the long prompt */
+    int ready_at[OTHERS], passed[OTHERS];                /* launches when the token was back, and prompt rows since */
+    bool ready[OTHERS] = {false}, arrived = false;
+    static int32_t text[LONG + 1];
+    for (int i = 0; i < LONG; i++) text[i] = i + 1;
+    while (read < LONG) {
+        if (launched == 100 && !arrived) assert_int_equal(add_text(schedule, text, LONG, 1, -1), OTHERS);
+        arrived = launched >= 100;
+        pen_microbatch *m = &ring[launched % FLIGHTS];
+        if (next(schedule, cache, m)) {
+            int prompt = 0;
+            for (int i = 0; i < m->run_count; i++) prompt += m->runs[i].sequence == OTHERS ? m->runs[i].rows : 0;
+            assert_true(m->rows <= rows);
+            for (int i = 0; i < m->run_count; i++) {
+                int64_t s = m->runs[i].sequence;
+                if (s == OTHERS) continue;
+                decoded += prompt > 0;
+                if (ready[s] && ready_at[s] >= 100) assert_true(passed[s] <= rows && launched - ready_at[s] <= 1);
+                ready[s] = false;
+            }
+            for (int s = 0; s < OTHERS; s++) passed[s] += prompt;
+            read += prompt;
+            launched++;
+            continue;
+        }
+        m = &ring[landed++ % FLIGHTS];
+        for (int i = 0; i < m->run_count; i++) {
+            int64_t s = m->runs[i].sequence;
+            if (s == OTHERS || m->runs[i].logit_rows == 0) continue;
+            pen_schedule_continue(schedule, s);
+            ready[s] = true;
+            ready_at[s] = launched;
+            passed[s] = 0;
+        }
+        pen_schedule_complete(schedule);
+    }
+    /* Each of the others was in one of as many microbatches as are in flight. */
+    int chunks = launched - 100;
+    assert_true(chunks >= LONG / rows);
+    assert_true(decoded >= OTHERS * (chunks / pen_schedule_limit(schedule) - 1));
+    for (int i = 0; i < FLIGHTS; i++) free(ring[i].runs);
+    pen_schedule_destroy(schedule);
+    pen_kvcache_destroy(cache);
+    pen_step_cost_destroy(cost);
+}
+
+static void test_a_long_prompt_holds_nobody(void **state) {
+    (void)state;
+    hold_nobody(1, 256, 8);
+    hold_nobody(2, 64, 8);
+    hold_nobody(3, 256, 8);
+    hold_nobody(4, 256, 50);
 }
 
 /* Children of a prompt of 100 that takes two chunks, and somebody behind them, in slots for three. */
@@ -334,8 +391,8 @@ static void test_children_share_a_prompt_and_hold_nobody_up(void **state) {
     assert_int_equal(pen_kvcache_create(&options.kv, 3, 160, &cache), PEN_OK);
     assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
     pen_microbatch m = make_microbatch();
-    int64_t parent = add(schedule, 100, 8), first = add_child(schedule, 100, 8, parent);
-    int64_t second = add_child(schedule, 100, 8, parent), stranger = add(schedule, 20, 8);
+    int64_t parent = add(schedule, 100, 8), first = add_text(schedule, no_tokens, 100, 8, parent);
+    int64_t second = add_text(schedule, no_tokens, 100, 8, parent), stranger = add(schedule, 20, 8);
     assert_true(next(schedule, cache, &m));
     assert_int_equal(m.rows, 64);
     assert_int_equal(m.run_count, 1);
@@ -383,7 +440,7 @@ static void test_children_begin_together(void **state) {
         assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
         pen_microbatch m = make_microbatch();
         int64_t parent = add(schedule, prompt, 8);
-        for (int i = 1; i < 12; i++) add_child(schedule, prompt, 8, parent);
+        for (int i = 1; i < 12; i++) add_text(schedule, no_tokens, prompt, 8, parent);
         assert_true(next(schedule, cache, &m));
         assert_int_equal(m.run_count, 1);
         assert_true(next(schedule, cache, &m));
@@ -439,10 +496,10 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_loads),
         cmocka_unit_test(test_a_long_prompt_is_in_flight_on_all_stages_at_once),
-        cmocka_unit_test(test_chunks_follow_the_cost_of_a_microbatch),
         cmocka_unit_test(test_decodes_are_spread_over_the_microbatches),
         cmocka_unit_test(test_children_share_a_prompt_and_hold_nobody_up),
         cmocka_unit_test(test_children_begin_together),
+        cmocka_unit_test(test_a_long_prompt_holds_nobody),
         cmocka_unit_test(test_a_long_queue_keeps_its_order),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
