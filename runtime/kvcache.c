@@ -180,12 +180,16 @@ int pen_kvcache_open(pen_kvcache *cache, int sequence, const int32_t *tokens, in
     return blocks * PEN_KV_BLOCK;
 }
 
-bool pen_kvcache_fork(pen_kvcache *cache, int parent, int sequence, int position) {
-    tables *s = &cache->sequences[sequence];
-    int end = pen_kv_blocks_for(position);
-    assert(s->end == 0 && end <= cache->sequences[parent].end);
+bool pen_kvcache_can_fork(const pen_kvcache *cache, int parent, int position) {
     for (int g = 0; g < cache->group_count; g++)
         if (cache->groups[g].begins[parent] > first_seen(&cache->groups[g], position)) return false;
+    return pen_kv_blocks_for(position) <= cache->sequences[parent].end;
+}
+
+void pen_kvcache_fork(pen_kvcache *cache, int parent, int sequence, int position) {
+    tables *s = &cache->sequences[sequence];
+    int end = pen_kv_blocks_for(position);
+    assert(s->end == 0 && pen_kvcache_can_fork(cache, parent, position));
     for (int g = 0; g < cache->group_count; g++) {
         layer_group *own = &cache->groups[g];
         own->begins[sequence] = first_seen(own, position);
@@ -197,7 +201,6 @@ bool pen_kvcache_fork(pen_kvcache *cache, int parent, int sequence, int position
     }
     s->end = end; /* what is remembered of it begins anew: its parent may be further than it */
     cache->counts.forks++;
-    return true;
 }
 
 /* ---- Growing ----------------------------------------------------------------------------------------------------- */

@@ -45,8 +45,9 @@ void pen_kvcache_destroy(pen_kvcache *cache);
  * [0, returned) need not be computed. The last one always needs. */
 int pen_kvcache_open(pen_kvcache *cache, int sequence, const int32_t *tokens, int count);
 /* Begins `sequence` with the positions [0, position) of `parent`, which has those and perhaps more: it shares their
- * blocks and goes on at `position`. False, and nothing is done, where a window has left what it would see there. */
-bool pen_kvcache_fork(pen_kvcache *cache, int parent, int sequence, int position);
+ * blocks and goes on at `position`. It cannot where a window of the parent has left what would be seen from there. */
+bool pen_kvcache_can_fork(const pen_kvcache *cache, int parent, int position);
+void pen_kvcache_fork(pen_kvcache *cache, int parent, int sequence, int position);
 /* Makes the tables cover what rows at positions [position, position + rows) see and are, with blocks that nobody else
  * has where they write; false, and nothing is changed, where a pool has not enough. */
 bool pen_kvcache_grow(pen_kvcache *cache, int sequence, int position, int rows);

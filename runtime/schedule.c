@@ -176,17 +176,19 @@ static int free_slot(const pen_schedule *schedule) {
     return -1;
 }
 
-/* Slot of the sequence that `s` would share the prompt of, if that runs; −1: none. */
-static int parent_slot(const pen_schedule *schedule, const sequence *s) {
-    int i = s->spec.parent >= 0 ? find_running(schedule, s->spec.parent) : -1;
-    return i >= 0 ? schedule->order[i] : -1;
-}
-
 /* A child waits for its parent to get through the prompt. Where the parent has ended it begins like any other. */
 static bool may_start(const pen_schedule *schedule, const sequence *s) {
-    int parent = parent_slot(schedule, s);
-    if (parent >= 0) return schedule->slots[parent].next >= s->spec.prompt - 1;
-    return s->spec.parent < 0 || find_waiting(schedule, s->spec.parent) < 0;
+    if (s->spec.parent < 0) return true;
+    int i = find_running(schedule, s->spec.parent);
+    if (i >= 0) return schedule->slots[schedule->order[i]].next >= s->spec.prompt - 1;
+    return find_waiting(schedule, s->spec.parent) < 0;
+}
+
+/* Slot of the sequence that `s`, which may start, shares its prompt with; −1: none. */
+static int parent_slot(const pen_schedule *schedule, const sequence *s) {
+    int i = s->spec.parent >= 0 ? find_running(schedule, s->spec.parent) : -1;
+    if (i < 0 || !pen_kvcache_can_fork(schedule->cache, schedule->order[i], s->spec.prompt - 1)) return -1;
+    return schedule->order[i];
 }
 
 /* Whether all groups have blocks for what a sequence has, and one more for everybody who runs. A child may have to copy
@@ -205,11 +207,12 @@ static bool has_room(const pen_schedule *schedule, const sequence *s) {
 /* The running sequences stay in the order of their numbers. */
 static void start(pen_schedule *schedule, int slot, const sequence *waiting) {
     sequence *s = &schedule->slots[slot];
-    int parent = parent_slot(schedule, waiting), last = waiting->spec.prompt - 1;
+    int parent = parent_slot(schedule, waiting);
     *s = *waiting;
     s->spec.parent = -1; /* should it be paused, it begins again like any other */
-    if (parent >= 0 && pen_kvcache_fork(schedule->cache, parent, slot, last)) {
-        s->next = last;
+    if (parent >= 0) {
+        s->next = s->spec.prompt - 1;
+        pen_kvcache_fork(schedule->cache, parent, slot, s->next);
     } else {
         /* What is found again need not be computed, but for rows whose logits are wanted. */
         int count = s->asked + 2 < s->known ? s->asked + 2 : s->known;
