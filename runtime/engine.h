@@ -80,7 +80,8 @@ typedef struct pen_request {
 } pen_request;
 
 /* Queues a request. A completion is the same, bit for bit, as that of a request for its index alone; the prompt's KV is
- * computed once and shared, where they run at the same time. PEN_USAGE / PEN_NO_MEMORY where it can never run, with the numbers. */
+ * computed once and shared, where they run at the same time. PEN_USAGE / PEN_NO_MEMORY where it can never run, with the
+ * numbers. */
 pen_status pen_engine_submit(pen_engine *engine, const pen_request *request);
 /* Runs until all requests are done. Callbacks may submit more. */
 pen_status pen_engine_run(pen_engine *engine);
