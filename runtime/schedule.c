@@ -33,8 +33,8 @@ struct pen_schedule {
     sequence *slots; /* [options.sequences] */
     int *order;      /* slots in use, oldest sequence first */
     int running;
-    sequence *waiting; /* a queue, in the order of numbers */
-    int waiting_count, waiting_capacity;
+    sequence *waiting; /* a queue in the order of numbers: a ring, whose capacity is a power of two or 0 */
+    int waiting_head, waiting_count, waiting_capacity;
 };
 
 pen_status pen_schedule_create(const pen_schedule_options *options, pen_kvcache *cache, pen_schedule **out) {
@@ -84,29 +84,74 @@ int pen_schedule_limit(const pen_schedule *schedule) {
 
 /* ---- Sequences -------------------------------------------------------------------------------------------------- */
 
-/* A place in the queue, at its head or its end. */
-static sequence *claim_waiting(pen_schedule *schedule, bool head) {
-    if (schedule->waiting_count == schedule->waiting_capacity) {
-        int capacity = schedule->waiting_capacity ? 2 * schedule->waiting_capacity : 16;
-        sequence *grown = realloc(schedule->waiting, (size_t)capacity * sizeof *grown);
-        if (!grown) return NULL;
-        schedule->waiting = grown;
-        schedule->waiting_capacity = capacity;
-    }
-    sequence *queue = schedule->waiting;
-    if (!head) return &queue[schedule->waiting_count++];
-    memmove(queue + 1, queue, (size_t)schedule->waiting_count++ * sizeof *queue);
-    return queue;
+/* The sequence at a place of the queue, counted from its head. */
+static sequence *queued(const pen_schedule *schedule, int w) {
+    return &schedule->waiting[(schedule->waiting_head + w) & (schedule->waiting_capacity - 1)];
 }
 
+static bool grow_queue(pen_schedule *schedule) {
+    int capacity = schedule->waiting_capacity ? 2 * schedule->waiting_capacity : 16;
+    sequence *grown = malloc((size_t)capacity * sizeof *grown);
+    if (!grown) return false;
+    for (int w = 0; w < schedule->waiting_count; w++) grown[w] = *queued(schedule, w);
+    free(schedule->waiting);
+    schedule->waiting = grown;
+    schedule->waiting_head = 0;
+    schedule->waiting_capacity = capacity;
+    return true;
+}
+
+/* A place in the queue, at its head or its end. */
+static sequence *claim_waiting(pen_schedule *schedule, bool head) {
+    if (schedule->waiting_count == schedule->waiting_capacity && !grow_queue(schedule)) return NULL;
+    if (head) schedule->waiting_head = (schedule->waiting_head - 1) & (schedule->waiting_capacity - 1);
+    schedule->waiting_count++;
+    return queued(schedule, head ? 0 : schedule->waiting_count - 1);
+}
+
+/* Back to where it came from: only children that wait for their parents may be older than one who has run. */
+static bool return_to_queue(pen_schedule *schedule, const sequence *s) {
+    if (!claim_waiting(schedule, true)) return false;
+    int w = 0;
+    for (; w + 1 < schedule->waiting_count && queued(schedule, w + 1)->number < s->number; w++)
+        *queued(schedule, w) = *queued(schedule, w + 1);
+    *queued(schedule, w) = *s;
+    return true;
+}
+
+/* The shorter part of the queue closes the gap. */
 static void leave_queue(pen_schedule *schedule, int w) {
-    sequence *queue = schedule->waiting;
+    int last = schedule->waiting_count - 1;
+    if (w < last - w) {
+        for (; w > 0; w--) *queued(schedule, w) = *queued(schedule, w - 1);
+        schedule->waiting_head = (schedule->waiting_head + 1) & (schedule->waiting_capacity - 1);
+    } else {
+        for (; w < last; w++) *queued(schedule, w) = *queued(schedule, w + 1);
+    }
     schedule->waiting_count--;
-    memmove(queue + w, queue + w + 1, (size_t)(schedule->waiting_count - w) * sizeof *queue);
+}
+
+static int find_running(const pen_schedule *schedule, int64_t number) {
+    for (int i = 0; i < schedule->running; i++)
+        if (schedule->slots[schedule->order[i]].number == number) return i;
+    return -1;
+}
+
+static int find_waiting(const pen_schedule *schedule, int64_t number) {
+    int w = 0, end = schedule->waiting_count;
+    while (w < end) {
+        int middle = w + (end - w) / 2;
+        if (queued(schedule, middle)->number < number)
+            w = middle + 1;
+        else
+            end = middle;
+    }
+    return w < schedule->waiting_count && queued(schedule, w)->number == number ? w : -1;
 }
 
 pen_status pen_schedule_add(pen_schedule *schedule, const pen_sequence_spec *spec, int64_t *number) {
     assert(spec->prompt > 0 && spec->output >= 0 && (spec->score || spec->output > 0));
+    assert(spec->parent < schedule->next_sequence && !(spec->parent >= 0 && spec->score));
     sequence *s = claim_waiting(schedule, false);
     if (!s) return pen_fail(PEN_NO_MEMORY, "no memory to queue another sequence");
     *number = schedule->next_sequence++;
@@ -135,13 +180,30 @@ static int free_slot(const pen_schedule *schedule) {
     return -1;
 }
 
-/* Whether all groups have blocks for what a sequence has, and one more for everybody who runs. */
+/* A child waits for its parent to get through the prompt. Where the parent has ended it begins like any other. */
+static bool may_start(const pen_schedule *schedule, const sequence *s) {
+    if (s->spec.parent < 0) return true;
+    int i = find_running(schedule, s->spec.parent);
+    if (i >= 0) return schedule->slots[schedule->order[i]].next >= s->spec.prompt - 1;
+    return find_waiting(schedule, s->spec.parent) < 0;
+}
+
+/* Slot of the sequence that `s`, which may start, shares its prompt with; −1: none. */
+static int parent_slot(const pen_schedule *schedule, const sequence *s) {
+    int i = s->spec.parent >= 0 ? find_running(schedule, s->spec.parent) : -1;
+    if (i < 0 || !pen_kvcache_can_fork(schedule->cache, schedule->order[i], s->spec.prompt - 1)) return -1;
+    return schedule->order[i];
+}
+
+/* Whether all groups have blocks for what a sequence has, and one more for everybody who runs. A child may have to copy
+ * one, and shares the others. */
 static bool has_room(const pen_schedule *schedule, const sequence *s) {
     if (schedule->running == 0) return true; /* what is too large even so is never queued */
+    bool shares = parent_slot(schedule, s) >= 0;
     for (int g = 0; g < schedule->options.kv.count; g++) {
         int window = schedule->options.kv.windows[g];
-        int wanted = pen_kv_blocks_held(window, schedule->options.rows, s->known) + schedule->running;
-        if (wanted > pen_kvcache_free_blocks(schedule->cache, g)) return false;
+        int own = shares ? 1 : pen_kv_blocks_held(window, schedule->options.rows, s->known);
+        if (own + schedule->running > pen_kvcache_free_blocks(schedule->cache, g)) return false;
     }
     return true;
 }
@@ -149,10 +211,17 @@ static bool has_room(const pen_schedule *schedule, const sequence *s) {
 /* The running sequences stay in the order of their numbers. */
 static void start(pen_schedule *schedule, int slot, const sequence *waiting) {
     sequence *s = &schedule->slots[slot];
+    int parent = parent_slot(schedule, waiting);
     *s = *waiting;
-    /* What is found again need not be computed, but for rows whose logits are wanted. */
-    int count = s->asked + 2 < s->known ? s->asked + 2 : s->known;
-    s->next = pen_kvcache_open(schedule->cache, slot, s->spec.tokens, count);
+    s->spec.parent = -1; /* should it be paused, it begins again like any other */
+    if (parent >= 0) {
+        s->next = s->spec.prompt - 1;
+        pen_kvcache_fork(schedule->cache, parent, slot, s->next);
+    } else {
+        /* What is found again need not be computed, but for rows whose logits are wanted. */
+        int count = s->asked + 2 < s->known ? s->asked + 2 : s->known;
+        s->next = pen_kvcache_open(schedule->cache, slot, s->spec.tokens, count);
+    }
     int i = schedule->running++;
     for (; i > 0 && schedule->slots[schedule->order[i - 1]].number > s->number; i--)
         schedule->order[i] = schedule->order[i - 1];
@@ -169,11 +238,15 @@ static void stop(pen_schedule *schedule, int i) {
 
 /* Starts waiting sequences, first come, first served, while a slot and KV are free. */
 static void admit(pen_schedule *schedule) {
-    while (schedule->waiting_count > 0) {
-        int slot = free_slot(schedule);
-        if (slot < 0 || !has_room(schedule, &schedule->waiting[0])) return;
-        start(schedule, slot, &schedule->waiting[0]);
-        leave_queue(schedule, 0);
+    for (int w = 0, slot; w < schedule->waiting_count && (slot = free_slot(schedule)) >= 0;) {
+        const sequence *s = queued(schedule, w);
+        if (!may_start(schedule, s)) {
+            w++;
+            continue;
+        }
+        if (!has_room(schedule, s)) return;
+        start(schedule, slot, s);
+        leave_queue(schedule, w);
     }
 }
 
@@ -183,9 +256,7 @@ static bool pause_youngest(pen_schedule *schedule, int64_t but) {
         const sequence *s = &schedule->slots[schedule->order[i]];
         if (s->number == but) return false; /* all others are older, or in this microbatch */
         if (s->microbatch == schedule->next_microbatch) continue;
-        sequence *waiting = claim_waiting(schedule, true);
-        if (!waiting) return false; /* it goes on when others have ended */
-        *waiting = *s;
+        if (!return_to_queue(schedule, s)) return false; /* it goes on when others have ended */
         stop(schedule, i);
         schedule->pauses++;
         return true;
@@ -193,23 +264,11 @@ static bool pause_youngest(pen_schedule *schedule, int64_t but) {
     return false;
 }
 
-static int find_running(const pen_schedule *schedule, int64_t number) {
-    for (int i = 0; i < schedule->running; i++)
-        if (schedule->slots[schedule->order[i]].number == number) return i;
-    return -1;
-}
-
-static sequence *find(pen_schedule *schedule, int64_t number) {
-    int i = find_running(schedule, number);
-    if (i >= 0) return &schedule->slots[schedule->order[i]];
-    for (int w = 0; w < schedule->waiting_count; w++) /* paused */
-        if (schedule->waiting[w].number == number) return &schedule->waiting[w];
-    return NULL;
-}
-
 void pen_schedule_continue(pen_schedule *schedule, int64_t number) {
-    sequence *s = find(schedule, number);
-    assert(s && s->known < s->spec.prompt + s->spec.output);
+    int i = find_running(schedule, number), w = i < 0 ? find_waiting(schedule, number) : -1;
+    assert(i >= 0 || w >= 0);
+    sequence *s = i >= 0 ? &schedule->slots[schedule->order[i]] : queued(schedule, w); /* it may be paused */
+    assert(s->known < s->spec.prompt + s->spec.output);
     s->known++;
 }
 
@@ -222,24 +281,26 @@ void pen_schedule_finish(pen_schedule *schedule, int64_t number) {
         stop(schedule, i);
         return;
     }
-    const sequence *s = find(schedule, number);
-    assert(s);
-    leave_queue(schedule, (int)(s - schedule->waiting));
+    int w = find_waiting(schedule, number);
+    assert(w >= 0);
+    leave_queue(schedule, w);
 }
 
 /* ---- Microbatches ----------------------------------------------------------------------------------------------- */
 
-/* A table that the stages have never heard of may be long; a microbatch tells of one such at most. */
-static bool is_long_news(const pen_schedule *schedule, int slot) {
-    return pen_kvcache_told(schedule->cache, slot) == 0 && schedule->slots[slot].next > 0;
+/* Blocks that a sequence began with and the stages have yet to hear of. A microbatch tells of one long table of such at
+ * most, or of several short ones. */
+static int old_blocks(const pen_schedule *schedule, int slot) {
+    return pen_kvcache_told(schedule->cache, slot) == 0 ? pen_kv_blocks_for(schedule->slots[slot].next) : 0;
 }
 
 /* Adds rows of a sequence, if its tables can grow by them. */
 static bool append(pen_schedule *schedule, pen_microbatch *microbatch, int slot, int rows) {
     sequence *s = &schedule->slots[slot];
-    if (is_long_news(schedule, slot) && microbatch->long_news) return false;
+    int old = old_blocks(schedule, slot);
+    if (microbatch->old_blocks + old > pen_kv_blocks_for(schedule->options.context)) return false;
     if (!pen_kvcache_grow(schedule->cache, slot, s->next, rows)) return false;
-    microbatch->long_news = microbatch->long_news || is_long_news(schedule, slot);
+    microbatch->old_blocks += old;
     int first, logits = logits_of(s, rows, &first);
     microbatch->runs[microbatch->run_count++] = (pen_scheduled_run){.slot = slot,
                                                                     .sequence = s->number,
@@ -346,7 +407,7 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
     if (schedule->in_flight == schedule->options.in_flight) return false;
     admit(schedule);
     microbatch->rows = microbatch->run_count = microbatch->logit_count = 0;
-    microbatch->long_news = false;
+    microbatch->old_blocks = 0;
     const pen_step_cost *cost = schedule->options.cost;
     pen_budget_demand demand = look(schedule);
     pen_budget budget = {0};

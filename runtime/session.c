@@ -466,18 +466,20 @@ static pen_status lay_out(pen_session *session, const pen_session_need *need) {
         return pen_fail(PEN_USAGE, "the sequence needs %d tokens, more than the longest allowed, %d", need->context,
                         max_len);
     int per_sequence = (need->context + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK;
-    int64_t blocks = (int64_t)per_sequence * need->sequences;
-    if (config->kv_tokens) {
-        int64_t given = config->kv_tokens / PEN_KV_BLOCK;
-        if (given < blocks)
-            return pen_fail(PEN_USAGE, "--kv-tokens %lld is less than the %lld tokens that the request needs",
-                            (long long)config->kv_tokens, (long long)blocks * PEN_KV_BLOCK);
-        blocks = given;
-    }
+    pen_plan_workload workload = workload_of(config);
+    int sequences = at_most(need->sequences, pen_plan_sequences(&workload, pen_world_size(session->world)));
+    int64_t blocks = (int64_t)per_sequence * sequences;
+    if (config->kv_tokens) blocks = config->kv_tokens / PEN_KV_BLOCK;
     if (blocks > INT32_MAX / PEN_KV_BLOCK) return pen_fail(PEN_USAGE, "too many KV tokens");
+    /* One sequence must fit; the others wait, or are paused. */
+    pen_kv_pools pools =
+        pen_stage_kv_pools(session->model, sequences, pen_config_rows(config), need->context, (int)blocks);
+    if (blocks == 0 || pen_kv_short_group(&pools, pen_config_rows(config), need->context) >= 0)
+        return pen_fail(PEN_USAGE, "--kv-tokens %lld is less than the %d tokens that a request needs",
+                        (long long)config->kv_tokens, per_sequence * PEN_KV_BLOCK);
     stage_layout *layout = &session->layout;
     layout->rows = pen_config_rows(&session->config);
-    layout->sequences = need->sequences;
+    layout->sequences = sequences;
     layout->kv_blocks = (int)blocks;
     layout->positions = need->context;
     layout->longest = max_len;
