@@ -4,9 +4,11 @@
 Each option against what it says, from the outside: from the ids and log-probabilities that a run reports, and alike on
 one rank and on three. Without a model the weights are random, and stop strings are looked for in the text of ids.
 """
+import functools
 import sys
 import tempfile
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from job import Launcher, write_profile
@@ -24,6 +26,7 @@ class Job(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.job = Launcher(*sys.argv[1:3])
+        cls.pool = ThreadPoolExecutor(2)
         cls.temporary = tempfile.TemporaryDirectory()
         cls.model_profile = Path(cls.temporary.name) / "model.json"
         cls.small_profile = write_profile(cls.job, SYNTHETIC, Path(cls.temporary.name) / "small.json")
@@ -32,23 +35,27 @@ class Job(unittest.TestCase):
 
     @classmethod
     def tearDownClass(cls):
+        cls.pool.shutdown()
         cls.temporary.cleanup()
 
-    def run_model(self, *options, model=None, ranks=0):
-        model = model or self.model or SYNTHETIC
-        profile = self.model_profile if model == self.model else self.small_profile
-        outcome = self.job.run("run", model, "-p", PROMPT, "--json", "--profile", profile, "--workload", "8:8",
-                               "--threads", "1", *options, ranks=ranks)
-        self.assertEqual(outcome.complaints, [])
-        return outcome.json()
+    @classmethod
+    @functools.cache
+    def run_model(cls, *options, model=None, ranks=0):
+        model = model or cls.model or SYNTHETIC
+        profile = cls.model_profile if model == cls.model else cls.small_profile
+        outcome = cls.job.run("run", model, "-p", PROMPT, "--json", "--profile", profile, "--workload", "8:8",
+                              "--threads", "1", *options, ranks=ranks)
+        if outcome.complaints:
+            raise AssertionError(outcome.complaints)
+        result = outcome.json()
+        del result["timings"]
+        return result
 
     def alike(self, *options, **how):
         """The run's result, which is the same on three ranks."""
+        three = self.pool.submit(self.run_model, *options, ranks=3, **how)
         one = self.run_model(*options, **how)
-        three = self.run_model(*options, ranks=3, **how)
-        for result in (one, three):
-            del result["timings"]
-        self.assertEqual(one, three)
+        self.assertEqual(one, three.result())
         return one
 
 
