@@ -279,18 +279,19 @@ pen_status pen_engine_submit(pen_engine *engine, const pen_request *request) {
 
 /* ---- Out: messages and steps ------------------------------------------------------------------------------------ */
 
-static bool is_gone(pen_engine *engine, outgoing *out) {
+/* The first stage for which the message has not left yet, or 0. */
+static int not_gone(pen_engine *engine, outgoing *out) {
     for (int s = 1; s < engine->stages; s++) {
-        if (out->sends[s] != 0 && !pen_link_done(engine->link, out->sends[s], NULL)) return false;
+        if (out->sends[s] != 0 && !pen_link_done(engine->link, out->sends[s], NULL)) return s;
         out->sends[s] = 0;
     }
-    return true;
+    return 0;
 }
 
 /* The next message buffer, or NULL while its last message is still on its way. */
 static outgoing *claim_outgoing(pen_engine *engine) {
     outgoing *out = &engine->leader->outgoing[engine->leader->next_outgoing];
-    return is_gone(engine, out) ? out : NULL;
+    return not_gone(engine, out) == 0 ? out : NULL;
 }
 
 static pen_status send_to_all(pen_engine *engine, outgoing *out, size_t bytes) {
@@ -523,18 +524,22 @@ static pen_status take_choices(pen_engine *engine, bool *moved) {
 
 static pen_engine_wait what_for(const pen_engine *engine) {
     const pen_leader *leader = engine->leader;
-    pen_engine_wait wait = {.outstanding = leader->launched > leader->landed};
-    wait.activity = pen_worker_activity(engine->worker, &wait.step);
-    if (wait.activity == PEN_WAIT_SEND) {
+    pen_worker_state state = pen_worker_about(engine->worker);
+    pen_engine_wait wait = {.activity = state.activity,
+                            .outstanding = leader->launched > leader->landed,
+                            .channel = state.channel,
+                            .step = state.step};
+    if (wait.activity == PEN_BUSY) {
+        wait.peer = 0;
+    } else if (wait.activity == PEN_WAIT_SEND) {
         wait.peer = 1;
-        wait.channel = PEN_CHANNEL_ACTIVATION;
         wait.order = 2 * engine->stages;
     } else {
         wait.peer = engine->stages - 1;
         wait.channel = PEN_CHANNEL_TOKEN;
         wait.step = leader->landed;
         wait.order = engine->stages;
-        if (wait.activity == PEN_IDLE && wait.outstanding) wait.activity = PEN_WAIT_RECEIVE;
+        if (wait.outstanding) wait.activity = PEN_WAIT_RECEIVE;
     }
     return wait;
 }
@@ -542,10 +547,10 @@ static pen_engine_wait what_for(const pen_engine *engine) {
 /* Waits until the message in `out` has left for every stage. */
 static pen_status await_gone(pen_engine *engine, outgoing *out) {
     pen_engine_moved(engine);
-    while (!is_gone(engine, out)) {
+    for (int stage; (stage = not_gone(engine, out)) != 0;) {
         bool moved = false;
         PEN_TRY(pen_engine_progress(engine, &moved));
-        pen_engine_wait wait = {PEN_IDLE, true, engine->stages - 1, PEN_CHANNEL_CONTROL, engine->leader->landed, 0};
+        pen_engine_wait wait = {PEN_IDLE, true, stage, PEN_CHANNEL_CONTROL, engine->leader->landed, 0};
         if (!moved) PEN_TRY(pen_engine_pause(engine, &wait));
     }
     return PEN_OK;

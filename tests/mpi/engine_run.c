@@ -4,7 +4,7 @@
  *
  *   engine_run [--model SPEC] [--requests N] [--prompt P] [--output G] [--rows R] [--overhead X] [--threads T]
  *              [--timeout S] [--temperature X] [--exact] [--score] [--sequences N] [--choices N [--apart]]
- *              [--penalties] [--measure] [--announce] [--times] [--blocks N] [--in-flight M]
+ *              [--penalties] [--measure] [--announce] [--debug] [--times] [--blocks N] [--in-flight M]
  *              [--schedules N [--seed S]] [--pressure N [--queue M]]
  *
  * With --apart every choice is a request of its own.
@@ -74,31 +74,19 @@ static options parse(int argc, char **argv) {
                  .overhead = 8,
                  .queue = 1000,
                  .timeout = 30};
-    static const struct option table[] = {{"model", 1, 0, 'm'},
-                                          {"requests", 1, 0, 'n'},
-                                          {"prompt", 1, 0, 'p'},
-                                          {"output", 1, 0, 'g'},
-                                          {"rows", 1, 0, 'r'},
-                                          {"overhead", 1, 0, 'o'},
-                                          {"threads", 1, 0, 't'},
-                                          {"timeout", 1, 0, 's'},
-                                          {"temperature", 1, 0, 'T'},
-                                          {"choices", 1, 0, 'C'},
-                                          {"apart", 0, 0, 'A'},
-                                          {"exact", 0, 0, 'e'},
-                                          {"score", 0, 0, 'c'},
-                                          {"sequences", 1, 0, 'q'},
-                                          {"measure", 0, 0, 'M'},
-                                          {"announce", 0, 0, 'a'},
-                                          {"times", 0, 0, 'S'},
-                                          {"blocks", 1, 0, 'b'},
-                                          {"in-flight", 1, 0, 'f'},
-                                          {"schedules", 1, 0, 'N'},
-                                          {"seed", 1, 0, 'd'},
-                                          {"penalties", 0, 0, 'P'},
-                                          {"pressure", 1, 0, 'R'},
-                                          {"queue", 1, 0, 'Q'},
-                                          {0, 0, 0, 0}};
+    static const struct option table[] = {{"model", 1, 0, 'm'},       {"requests", 1, 0, 'n'},
+                                          {"prompt", 1, 0, 'p'},      {"output", 1, 0, 'g'},
+                                          {"rows", 1, 0, 'r'},        {"overhead", 1, 0, 'o'},
+                                          {"threads", 1, 0, 't'},     {"timeout", 1, 0, 's'},
+                                          {"temperature", 1, 0, 'T'}, {"choices", 1, 0, 'C'},
+                                          {"apart", 0, 0, 'A'},       {"exact", 0, 0, 'e'},
+                                          {"score", 0, 0, 'c'},       {"sequences", 1, 0, 'q'},
+                                          {"measure", 0, 0, 'M'},     {"announce", 0, 0, 'a'},
+                                          {"times", 0, 0, 'S'},       {"blocks", 1, 0, 'b'},
+                                          {"in-flight", 1, 0, 'f'},   {"schedules", 1, 0, 'N'},
+                                          {"seed", 1, 0, 'd'},        {"penalties", 0, 0, 'P'},
+                                          {"debug", 0, 0, 'D'},       {"pressure", 1, 0, 'R'},
+                                          {"queue", 1, 0, 'Q'},       {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) switch (c) {
         case 'm': o.model = optarg; break;
         case 'n': o.requests = atoi(optarg); break;
@@ -117,6 +105,7 @@ static options parse(int argc, char **argv) {
         case 'P': o.penalties = true; break;
         case 'M': o.measure = true; break;
         case 'a': o.announce = true; break;
+        case 'D': o.debug = true; break;
         case 'S': o.times = true; break;
         case 'b': o.blocks = atoi(optarg); break;
         case 'f': o.in_flight = atoi(optarg); break;
@@ -439,7 +428,7 @@ int main(int argc, char **argv) {
     pen_status status = pen_world_create(&world);
     if (status == PEN_OK) status = pen_world_arrange(world, 1, pen_world_size(world));
     if (status != PEN_OK) pen_world_abort(world, status);
-    pen_log_init(PEN_LOG_WARN, pen_world_rank(world));
+    pen_log_init(o.debug ? PEN_LOG_DEBUG : PEN_LOG_WARN, pen_world_rank(world));
     pen_world_set_threads(world, o.threads);
     pen_world_set_patience(world, o.timeout);
     announce(&o, world, "loading");
