@@ -591,8 +591,8 @@ static double predicted_ms(void *context, int stage, const pen_simulated_step *s
     return pen_step_cost_stage_ms(session->cost, stage, &shape);
 }
 
-pen_status pen_session_simulate(const pen_session *session, pen_simulated_request *requests, int count,
-                                pen_simulation *simulation) {
+pen_status pen_session_simulate(const pen_session *session, const pen_simulated_watch *watch,
+                                pen_simulated_request *requests, int count, pen_simulation *simulation) {
     if (!session->profile)
         return pen_fail(PEN_UNSUPPORTED, "a file of unit times says nothing of other microbatches: no prediction");
     const stage_layout *want = &session->layout;
@@ -611,6 +611,7 @@ pen_status pen_session_simulate(const pen_session *session, pen_simulated_reques
         .stage_ms = predicted_ms,
         .context = (void *)session,
     };
+    if (watch) options.watch = *watch;
     if (session->sim) {
         pen_sim_link link = pen_sim_profile_link(session->sim);
         options.latency_ms = link.latency_ms;

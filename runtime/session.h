@@ -56,8 +56,8 @@ pen_engine *pen_session_engine(pen_session *session);
 pen_status pen_session_measure(pen_session *session, double *ms);
 
 /* Rank 0, after load: what the profile says of these requests, beside which a run's measurements can be put.
- * simulation->stages: [stages of the plan]. Times are before --time-scale. */
-pen_status pen_session_simulate(const pen_session *session, pen_simulated_request *requests, int count,
-                                pen_simulation *simulation);
+ * simulation->stages: [stages of the plan]; `watch` may be NULL. Times are before --time-scale. */
+pen_status pen_session_simulate(const pen_session *session, const pen_simulated_watch *watch,
+                                pen_simulated_request *requests, int count, pen_simulation *simulation);
 
 #endif

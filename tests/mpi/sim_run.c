@@ -122,7 +122,7 @@ static pen_status lead(pen_session *session, const task *t, outcome *outcomes, p
         predicted[r] = (pen_simulated_request){.prompt = prompt_of(t, r), .output = t->output};
     pen_simulation simulation = {.stages = metrics};
     int64_t since = pen_clock_ns();
-    PEN_TRY(pen_session_simulate(session, predicted, t->requests, &simulation));
+    PEN_TRY(pen_session_simulate(session, NULL, predicted, t->requests, &simulation));
     double took_ms = (double)(pen_clock_ns() - since) * 1e-6;
     ttft = tpot = 0;
     for (int r = 0; r < t->requests; r++) {
