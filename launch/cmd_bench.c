@@ -32,21 +32,54 @@ static int least(int a, int b) {
     return a < b ? a : b;
 }
 
+/* The load of a run. */
+static pen_load load_of(const pen_options *options, int run) {
+    int concurrency = options->concurrency.values[run], requests = options->num_prompts;
+    if (options->phases)
+        requests = concurrency;
+    else if (requests == 0)
+        requests = REQUESTS_PER_STREAM * concurrency;
+    return (pen_load){.prompt_tokens = options->prompt_tokens,
+                      .output_tokens = options->output_tokens,
+                      .length_spread = options->length_spread,
+                      .concurrency = concurrency,
+                      .requests = requests,
+                      .request_rate = options->request_rate,
+                      .phases = options->phases,
+                      .seed = options->seed + (uint64_t)run,
+                      .time_scale = options->config.time_scale};
+}
+
+/* Prompt and output of the longest request of all runs. */
+static void find_longest(const pen_options *options, int *prompt_tokens, int *output_tokens) {
+    *prompt_tokens = *output_tokens = 0;
+    for (int run = 0; run < options->concurrency.count; run++) {
+        pen_load load = load_of(options, run);
+        for (int i = 0; i < load.requests; i++) {
+            int prompt, output;
+            pen_load_lengths(&load, i, &prompt, &output);
+            if (prompt - *prompt_tokens <= *output_tokens - output) continue;
+            *prompt_tokens = prompt;
+            *output_tokens = output;
+        }
+    }
+}
+
 static pen_status prepare(void *context, const pen_session *session, pen_tokenizer *tokenizer, pen_session_need *need) {
     (void)tokenizer;
     bench_state *bench = context;
     const pen_options *options = bench->options;
     bench->session = session;
-    int max_len = pen_session_max_len(session);
-    if (options->output_tokens > max_len - options->prompt_tokens)
+    int max_len = pen_session_max_len(session), prompt_tokens, output_tokens;
+    find_longest(options, &prompt_tokens, &output_tokens);
+    if (output_tokens > max_len - prompt_tokens)
         return pen_fail(PEN_USAGE,
                         "prompts of %d tokens and outputs of %d are wanted, but the longest sequence allowed is %d"
                         " tokens (the model's context is %d)",
-                        options->prompt_tokens, options->output_tokens, max_len,
-                        pen_model_hparams(pen_session_model(session))->context);
+                        prompt_tokens, output_tokens, max_len, pen_model_hparams(pen_session_model(session))->context);
     int sequences = least(largest(&options->concurrency), options->config.max_num_seqs); /* the rest waits */
-    *need = (pen_session_need){
-        .context = options->prompt_tokens + options->output_tokens, .logit_rows = sequences, .sequences = sequences};
+    *need =
+        (pen_session_need){.context = prompt_tokens + output_tokens, .logit_rows = sequences, .sequences = sequences};
     return PEN_OK;
 }
 
@@ -120,9 +153,10 @@ static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, cons
 static void print_title(const bench_state *bench, int stages) {
     const pen_options *options = bench->options;
     const pen_config *config = &options->config;
-    printf("%s, %d stage%s, prompts of %d tokens, outputs of %d%s\n\n",
+    printf("%s, %d stage%s, prompts of %d tokens, outputs of %d%s%s\n\n",
            config->model[0] ? config->model : config->device, stages, stages == 1 ? "" : "s", options->prompt_tokens,
-           options->output_tokens, options->phases ? ", one after the other" : "");
+           options->output_tokens, options->length_spread > 0 ? " on average" : "",
+           options->phases ? ", one after the other" : "");
     puts("| streams | requests |  prompt t/s (plan) |  decode t/s (plan) | TTFT ms p50/p99 |  ITL ms p50/p99 | split | "
          "schedule | pipeline |\n"
          "|--------:|---------:|-------------------:|-------------------:|----------------:|----------------:|------:|"
@@ -188,19 +222,7 @@ static pen_status report(bench_state *bench, const pen_load_log *log) {
 }
 
 static pen_status run_once(bench_state *bench, pen_engine *engine, int run) {
-    const pen_options *options = bench->options;
-    int concurrency = options->concurrency.values[run], requests = options->num_prompts;
-    if (options->phases)
-        requests = concurrency;
-    else if (requests == 0)
-        requests = REQUESTS_PER_STREAM * concurrency;
-    pen_load load = {.prompt_tokens = options->prompt_tokens,
-                     .output_tokens = options->output_tokens,
-                     .concurrency = concurrency,
-                     .requests = requests,
-                     .request_rate = options->request_rate,
-                     .phases = options->phases,
-                     .seed = options->seed + (uint64_t)run};
+    pen_load load = load_of(bench->options, run);
     pen_load_log log;
     pen_status status = pen_load_run(&load, engine, pen_session_solved(bench->session)->stage_count,
                                      pen_model_hparams(pen_session_model(bench->session))->vocab, &log);
@@ -220,8 +242,9 @@ static pen_status work_as_json(bench_state *bench, pen_engine *engine) {
     bench->runs = json_array();
     PEN_TRY(run_all(bench, engine));
     PEN_TRY(pen_plan_to_json(pen_session_solved(bench->session), &plan));
-    json_t *object = json_pack("{s:i, s:i, s:o, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
-                               options->output_tokens, "plan", json_loads(plan, 0, NULL), "runs", bench->runs);
+    json_t *object = json_pack("{s:i, s:i, s:f, s:o, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
+                               options->output_tokens, "length_spread", options->length_spread, "plan",
+                               json_loads(plan, 0, NULL), "runs", bench->runs);
     free(plan);
     bool written =
         object && json_dumpf(object, stdout, JSON_COMPACT) == 0 && fputc('\n', stdout) != EOF && fflush(stdout) == 0;

@@ -60,6 +60,7 @@ typedef struct pen_options {
 
     /* bench: the load. */
     int prompt_tokens, output_tokens;
+    double length_spread;
     pen_int_list concurrency; /* a run for each */
     int num_prompts;          /* of a run; 0: 8 times its concurrency */
     double request_rate;      /* per second; 0: a request follows when another ends */

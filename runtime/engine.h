@@ -19,15 +19,16 @@
 #include "world.h"
 
 typedef struct pen_engine pen_engine;
+typedef struct pen_step_cost pen_step_cost; /* step_cost.h */
 
 /* The same on all ranks of a replica (the engine's own part of what rank 0 broadcast). */
 typedef struct pen_engine_options {
     int hidden, vocab;
     int rows, logit_rows, context; /* as the stages were made with, like the pools */
     pen_kv_pools kv;
-    int sequences;         /* running at a time at most */
-    int in_flight;         /* 0: the schedule's choice */
-    double chunk_overhead; /* see schedule.h */
+    int sequences;             /* running at a time at most */
+    int in_flight;             /* 0: the schedule's choice */
+    const pen_step_cost *cost; /* the leader's, for the schedule; outlives the engine */
     double step_timeout_s;
     uint32_t plan_epoch;
     int trace; /* records kept of what the run did when; 0: no trace */

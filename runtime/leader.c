@@ -121,7 +121,7 @@ pen_status pen_leader_create(pen_engine *engine) {
                                      .logit_rows = options->logit_rows,
                                      .context = options->context,
                                      .kv = options->kv,
-                                     .chunk_overhead = options->chunk_overhead};
+                                     .cost = options->cost};
     PEN_TRY(pen_schedule_create(&schedule, leader->cache, &leader->schedule));
     leader->flight_limit = pen_schedule_limit(leader->schedule);
     leader->flights = calloc((size_t)leader->flight_limit, sizeof *leader->flights);

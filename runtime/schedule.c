@@ -1,10 +1,10 @@
 /* The schedule; see schedule.h. */
 #include "schedule.h"
 
+#include "budget.h"
 #include "kernels.h"
 
 #include <assert.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,7 +21,8 @@ struct pen_schedule {
     pen_schedule_options options;
     pen_kvcache *cache;
     int in_flight;
-    int chunk;                /* rows of prompt in a microbatch, for the prompts that run now */
+    bool *decodes;            /* [options.in_flight] whether microbatch n in flight, in n mod in_flight, has any */
+    int carriers;             /* of them that have */
     uint64_t next_microbatch; /* from 1 on; 0 is none */
     uint64_t pauses;
     int64_t next_sequence;
@@ -39,14 +40,15 @@ pen_status pen_schedule_create(const pen_schedule_options *options, pen_kvcache 
         schedule->cache = cache;
         schedule->slots = malloc((size_t)options->sequences * sizeof *schedule->slots);
         schedule->order = malloc((size_t)options->sequences * sizeof *schedule->order);
+        if (options->in_flight <= 0) schedule->options.in_flight = options->stages > 1 ? options->stages + 1 : 1;
+        schedule->decodes = calloc((size_t)schedule->options.in_flight, sizeof *schedule->decodes);
     }
-    if (!schedule || !schedule->slots || !schedule->order) {
+    if (!schedule || !schedule->slots || !schedule->order || !schedule->decodes) {
         pen_schedule_destroy(schedule);
         return pen_fail(PEN_NO_MEMORY, "no memory for the schedule of %d sequences", options->sequences);
     }
     for (int i = 0; i < options->sequences; i++) schedule->slots[i].number = -1;
     schedule->next_microbatch = 1;
-    if (options->in_flight <= 0) schedule->options.in_flight = options->stages > 1 ? options->stages + 1 : 1;
     *out = schedule;
     return PEN_OK;
 }
@@ -55,6 +57,7 @@ void pen_schedule_destroy(pen_schedule *schedule) {
     if (!schedule) return;
     free(schedule->slots);
     free(schedule->order);
+    free(schedule->decodes);
     free(schedule->waiting);
     free(schedule);
 }
@@ -73,17 +76,6 @@ uint64_t pen_schedule_pauses(const pen_schedule *schedule) {
 
 int pen_schedule_limit(const pen_schedule *schedule) {
     return schedule->options.in_flight;
-}
-
-int pen_schedule_chunk(const pen_schedule_options *options, int rows) {
-    int chunk = options->rows;
-    if (options->stages > 1 && options->chunk_overhead > 0) {
-        double chunks = sqrt((options->stages - 1) * (double)rows / options->chunk_overhead);
-        chunk = (int)ceil(rows / fmax(round(chunks), 1));
-        /* Whole KV blocks, so that no block is begun by one chunk and ended by the next. */
-        chunk = (chunk + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK * PEN_KV_BLOCK;
-    }
-    return chunk < options->rows ? chunk : options->rows;
 }
 
 /* ---- Sequences -------------------------------------------------------------------------------------------------- */
@@ -173,22 +165,12 @@ static void stop(pen_schedule *schedule, int i) {
 
 /* Starts waiting sequences, first come, first served, while a slot and KV are free. */
 static void admit(pen_schedule *schedule) {
-    bool admitted = false;
     while (schedule->waiting_count > 0) {
         int slot = free_slot(schedule);
-        if (slot < 0 || !has_room(schedule, &schedule->waiting[0])) break;
+        if (slot < 0 || !has_room(schedule, &schedule->waiting[0])) return;
         start(schedule, slot, &schedule->waiting[0]);
         leave_queue(schedule, 0);
-        admitted = true;
     }
-    if (!admitted) return;
-    /* The chunk is chosen once for the prompts that run now; taken from what is left of them it would only shrink. */
-    int rows = 0;
-    for (int i = 0; i < schedule->running; i++) {
-        const sequence *s = &schedule->slots[schedule->order[i]];
-        if (!is_decoding(s)) rows += s->known - s->next;
-    }
-    schedule->chunk = pen_schedule_chunk(&schedule->options, rows);
 }
 
 /* Takes the blocks of the youngest sequence that is not in this microbatch; false where there is none but `but`. */
@@ -267,18 +249,60 @@ static bool append(pen_schedule *schedule, pen_microbatch *microbatch, int slot,
     return true;
 }
 
-/* One row of each decode that is ready, up to an even share of all decodes for every microbatch in flight. Older ones
- * take the blocks that they need from the youngest. */
-static void take_decodes(pen_schedule *schedule, pen_microbatch *microbatch) {
-    const pen_schedule_options *options = &schedule->options;
-    int decoding = 0;
+/* What the running sequences ask for. */
+typedef struct demand {
+    int decodes, ready;                    /* sequences that decode, and those of them whose next row may run */
+    int prompt_rows;                       /* of prompts that wait */
+    int groups;                            /* of decodes: microbatches that they are spread over */
+    double decode_context, prompt_context; /* on average */
+} demand;
+
+static demand look(const pen_schedule *schedule) {
+    demand d = {0};
+    int prompts = 0;
     for (int i = 0; i < schedule->running; i++) {
         const sequence *s = &schedule->slots[schedule->order[i]];
-        decoding += is_decoding(s) && s->spec.output > 0;
+        if (!is_decoding(s)) {
+            d.prompt_rows += s->known - s->next;
+            d.prompt_context += (s->next + s->known) / 2.0;
+            prompts++;
+        } else if (s->spec.output > 0) {
+            d.decodes++;
+            d.ready += s->next < s->known;
+            d.decode_context += s->next;
+        }
     }
-    int share = (decoding + options->in_flight - 1) / options->in_flight;
+    if (prompts > 0) d.prompt_context /= prompts;
+    if (d.decodes > 0) {
+        d.decode_context /= d.decodes;
+        if (!schedule->options.cost) return d;
+        d.groups = pen_budget_groups(schedule->options.cost, d.decodes, d.decode_context, schedule->options.in_flight);
+    }
+    return d;
+}
+
+static int divide_up(int a, int b) {
+    return (a + b - 1) / b;
+}
+
+/* Rows of decodes in the next microbatch: an even share of those that are ready for each group that is not in flight,
+ * but no more than of all, so that groups which have grown apart in size become even again. */
+static int share_of_decodes(const pen_schedule *schedule, const demand *d) {
+    const pen_schedule_options *options = &schedule->options;
+    int share = d->ready;
+    if (options->cost && d->ready > 0) {
+        int groups_left = d->groups - schedule->carriers, even = divide_up(d->decodes, d->groups);
+        if (groups_left <= 0) return 0;
+        share = divide_up(d->ready, groups_left);
+        if (share > even) share = even;
+    }
     if (share > options->rows) share = options->rows;
-    if (share > options->logit_rows) share = options->logit_rows;
+    return share < options->logit_rows ? share : options->logit_rows;
+}
+
+/* One row of each decode that is ready, oldest first. Older ones take the blocks that they need from the youngest. */
+static void take_decodes(pen_schedule *schedule, const demand *d, pen_microbatch *microbatch) {
+    int share = share_of_decodes(schedule, d);
     for (int i = 0; i < schedule->running && microbatch->rows < share; i++) {
         int slot = schedule->order[i];
         const sequence *s = &schedule->slots[slot];
@@ -287,17 +311,29 @@ static void take_decodes(pen_schedule *schedule, pen_microbatch *microbatch) {
     }
 }
 
-/* Chunks of the running prompts, oldest first, until the microbatch has a chunk's worth of them. */
-static void take_prompts(pen_schedule *schedule, pen_microbatch *microbatch) {
+/* Rows of prompt in the next microbatch. While others decode, one of prompts alone is only formed where the stages have
+ * time for it. */
+static int share_of_prompts(const pen_schedule *schedule, const demand *d, int decodes) {
     const pen_schedule_options *options = &schedule->options;
-    int budget = options->rows - microbatch->rows;
-    if (budget > schedule->chunk) budget = schedule->chunk;
+    int room = options->rows - decodes;
+    if (d->prompt_rows == 0 || room <= 0) return 0;
+    if (!options->cost) return room;
+    int chunk = pen_budget_chunk(options->cost, decodes, d->prompt_context, d->prompt_rows, room);
+    if (decodes > 0 || d->decodes == 0) return chunk;
+    double share = (double)d->decodes / d->groups;
+    pen_step_shape shape = {share + chunk, share, d->decode_context};
+    return schedule->in_flight < pen_budget_depth(options->cost, &shape, options->in_flight) ? chunk : 0;
+}
+
+/* Chunks of the running prompts, oldest first, until the microbatch has its share of them. */
+static void take_prompts(pen_schedule *schedule, const demand *d, pen_microbatch *microbatch) {
+    int budget = share_of_prompts(schedule, d, microbatch->rows);
     for (int i = 0; i < schedule->running && budget > 0; i++) {
         int slot = schedule->order[i], first;
         const sequence *s = &schedule->slots[slot];
         if (is_decoding(s)) continue;
         int rows = s->known - s->next < budget ? s->known - s->next : budget;
-        while (rows > 0 && logits_of(s, rows, &first) > options->logit_rows - microbatch->logit_count) rows--;
+        while (rows > 0 && logits_of(s, rows, &first) > schedule->options.logit_rows - microbatch->logit_count) rows--;
         if (rows == 0 || !append(schedule, microbatch, slot, rows)) break;
         budget -= rows;
     }
@@ -308,14 +344,18 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
     admit(schedule);
     microbatch->rows = microbatch->run_count = microbatch->logit_count = 0;
     microbatch->long_news = false;
-    take_decodes(schedule, microbatch);
-    take_prompts(schedule, microbatch);
+    demand d = look(schedule);
+    take_decodes(schedule, &d, microbatch);
+    bool decodes = microbatch->rows > 0;
+    take_prompts(schedule, &d, microbatch);
     /* Prompts that have begun may hold all blocks between them. When nobody is left to give any up, the youngest must.
      */
     while (microbatch->rows == 0 && schedule->in_flight == 0 && schedule->running > 1 &&
            pause_youngest(schedule, schedule->slots[schedule->order[0]].number))
-        take_prompts(schedule, microbatch);
+        take_prompts(schedule, &d, microbatch);
     if (microbatch->rows == 0) return false;
+    schedule->decodes[schedule->next_microbatch % (uint64_t)schedule->options.in_flight] = decodes;
+    schedule->carriers += decodes;
     microbatch->number = schedule->next_microbatch++ - 1;
     schedule->in_flight++;
     return true;
@@ -323,5 +363,6 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
 
 void pen_schedule_complete(pen_schedule *schedule) {
     assert(schedule->in_flight > 0);
-    schedule->in_flight--;
+    uint64_t oldest = schedule->next_microbatch - (uint64_t)schedule->in_flight--;
+    schedule->carriers -= schedule->decodes[oldest % (uint64_t)schedule->options.in_flight];
 }

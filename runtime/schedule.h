@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 typedef struct pen_schedule pen_schedule;
+typedef struct pen_step_cost pen_step_cost; /* step_cost.h */
 
 typedef struct pen_schedule_options {
     int stages;
@@ -27,7 +28,9 @@ typedef struct pen_schedule_options {
     int logit_rows; /* of a microbatch at most */
     int context;
     pen_kv_pools kv;
-    double chunk_overhead; /* fixed cost of a microbatch on a stage, in rows of prompt: what chunks must outweigh */
+    /* By which microbatches are sized; outlives the schedule. NULL: a microbatch takes what there is up to `rows`, as
+     * most engines do. */
+    const pen_step_cost *cost;
 } pen_schedule_options;
 
 /* A run of a microbatch: rows [position, position + rows) of a sequence. */
@@ -74,9 +77,5 @@ int pen_schedule_waiting(const pen_schedule *schedule); /* sequences that have n
 int pen_schedule_in_flight(const pen_schedule *schedule);
 uint64_t pen_schedule_pauses(const pen_schedule *schedule); /* so far */
 int pen_schedule_limit(const pen_schedule *schedule);       /* of microbatches in flight */
-
-/* Rows of a chunk when `rows` rows of prompt are waiting: C chunks through S stages take (C + S − 1)·(overhead +
- * rows/C), which is least at C = √((S − 1)·rows/overhead). */
-int pen_schedule_chunk(const pen_schedule_options *options, int rows);
 
 #endif

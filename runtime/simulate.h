@@ -20,21 +20,26 @@ typedef struct pen_simulated_step {
 
 /* Milliseconds that a stage takes. */
 typedef double pen_simulated_stage_ms(void *context, int stage, const pen_simulated_step *step);
+/* A token of a request is there. */
+typedef void pen_simulated_token(void *context, int request, double at_ms);
 
 typedef struct pen_simulate_options {
     pen_schedule_options schedule;
     pen_kv_pools kv;
-    int slots;            /* residual buffers of a stage */
-    bool leader_computes; /* the leader's stage and the schedule share a thread, as on a CPU: steps are formed and
-                           * come back between its stage's steps only */
-    double latency_ms;    /* of a message */
-    double ms_per_row;    /* of activations, on the wire */
+    int slots;             /* residual buffers of a stage */
+    bool leader_computes;  /* the leader's stage and the schedule share a thread, as on a CPU: steps are formed and
+                            * come back between its stage's steps only */
+    double latency_ms;     /* of a message */
+    double ms_per_row;     /* of activations, on the wire */
+    int concurrency;       /* requests at a time: one that is due arrives when another ends; 0: any number */
+    double from_ms, to_ms; /* what stages do outside is not counted; 0, 0: all is */
     pen_simulated_stage_ms *stage_ms;
+    pen_simulated_token *on_token; /* NULL: nobody asks */
     void *context;
 } pen_simulate_options;
 
 typedef struct pen_simulated_request {
-    double arrival_ms;
+    double arrival_ms;       /* when it is due; with a `concurrency`, then when it arrived */
     int prompt, output;      /* tokens, ≥ 1 */
     double first_ms, end_ms; /* filled in: when its first and its last token were there */
 } pen_simulated_request;
@@ -42,6 +47,7 @@ typedef struct pen_simulated_request {
 typedef struct pen_simulation {
     double makespan_ms; /* until the last request was through */
     uint64_t steps;
+    uint64_t pauses;
     pen_metrics *stages; /* [stages] given by the caller; work_s of the first is the leader's */
 } pen_simulation;
 

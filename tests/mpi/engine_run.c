@@ -14,6 +14,7 @@
 #include "cpu.h"
 #include "engine.h"
 #include "log.h"
+#include "step_cost.h"
 
 #include <getopt.h>
 #include <inttypes.h>
@@ -322,6 +323,7 @@ typedef struct machinery {
     pen_model *model;
     pen_device *device;
     pen_stage *stage;
+    pen_step_cost *cost;
     pen_engine *engine;
 } machinery;
 
@@ -342,6 +344,7 @@ static pen_status load(pen_world *world, const options *o, machinery *m) {
                                 .slots = PEN_ENGINE_SLOTS,
                                 .progress = beat,
                                 .progress_context = world};
+    PEN_TRY(pen_step_cost_create_even(stages, o->overhead, 1, &m->cost));
     int blocks = o->blocks ? o->blocks : o->sequences * pen_kv_blocks_for(limits.context + PEN_KV_BLOCK);
     limits.kv = pen_stage_kv_pools(m->model, o->sequences, o->rows, limits.context, blocks);
     PEN_TRY(pen_stage_create(m->model, m->device, &limits, &m->stage));
@@ -354,7 +357,7 @@ static pen_status load(pen_world *world, const options *o, machinery *m) {
                                  .kv = limits.kv,
                                  .sequences = o->sequences,
                                  .in_flight = o->in_flight,
-                                 .chunk_overhead = o->overhead,
+                                 .cost = m->cost,
                                  .step_timeout_s = o->timeout};
     return pen_engine_create(world, m->device, m->stage, &engine, &m->engine);
 }
@@ -385,6 +388,7 @@ int main(int argc, char **argv) {
     if (status != PEN_OK && pen_world_rank(world) == 0) fprintf(stderr, "penstock: %s\n", pen_last_error());
     pen_engine_destroy(m.engine);
     pen_stage_destroy(m.stage);
+    pen_step_cost_destroy(m.cost);
     pen_device_destroy(m.device);
     pen_model_close(m.model);
     pen_world_destroy(world);

@@ -66,6 +66,42 @@ static void test_prompts_follow_from_seed_and_number(void **state) {
     assert_int_equal(equal, 0);
 }
 
+static void test_lengths_are_log_normal(void **state) {
+    (void)state;
+    enum { N = 20000 };
+    pen_load load = {.prompt_tokens = 1000, .output_tokens = 300, .length_spread = 0.5, .seed = 3};
+    double sum[2] = {0}, logs[2] = {0}, squares[2] = {0}, product = 0;
+    for (int i = 0; i < N; i++) {
+        int length[2], again[2];
+        pen_load_lengths(&load, i, &length[0], &length[1]);
+        pen_load_lengths(&load, i, &again[0], &again[1]);
+        assert_memory_equal(length, again, sizeof length);
+        for (int k = 0; k < 2; k++) {
+            assert_in_range(length[k], 1, k ? 1200 : 4000);
+            sum[k] += length[k];
+            logs[k] += log(length[k]) / N;
+            squares[k] += log(length[k]) * log(length[k]) / N;
+        }
+        product += log(length[0]) * log(length[1]) / N;
+    }
+    /* 4 standard errors: the deviation is 0.53 of the mean */
+    near(sum[0] / N, 1000, 1000 * 4 * 0.53 / sqrt(N));
+    near(sum[1] / N, 300, 300 * 4 * 0.53 / sqrt(N));
+    for (int k = 0; k < 2; k++) near(sqrt(squares[k] - logs[k] * logs[k]), 0.5, 0.01);
+    near(product - logs[0] * logs[1], 0, 4 * 0.25 / sqrt(N)); /* independent */
+}
+
+static void test_lengths_are_alike_without_a_spread(void **state) {
+    (void)state;
+    pen_load load = {.prompt_tokens = 7, .output_tokens = 1, .seed = 3};
+    for (int i = 0; i < 100; i++) {
+        int prompt, output;
+        pen_load_lengths(&load, i, &prompt, &output);
+        assert_int_equal(prompt, 7);
+        assert_int_equal(output, 1);
+    }
+}
+
 /* ---- Summaries of logs that are written by hand; times in milliseconds ------------------------------------------- */
 
 enum { OUTPUTS = 3, REQUESTS_MAX = 4 };
@@ -81,7 +117,11 @@ static void write_log(hand_log *hand, int requests, const int arrived[], const i
     *hand = (hand_log){.log = {.stages = 2, .span_count = 1, .requests = hand->requests}};
     hand->log.load = (pen_load){.prompt_tokens = 10, .output_tokens = OUTPUTS, .concurrency = 2, .requests = requests};
     for (int i = 0; i < requests; i++) {
-        hand->requests[i] = (pen_load_request){(int64_t)arrived[i] * 1000000, hand->times[i], OUTPUTS};
+        hand->requests[i] = (pen_load_request){.arrived_ns = (int64_t)arrived[i] * 1000000,
+                                               .token_ns = hand->times[i],
+                                               .prompt_tokens = 10,
+                                               .output_tokens = OUTPUTS,
+                                               .tokens = OUTPUTS};
         for (int t = 0; t < OUTPUTS; t++) hand->times[i][t] = (int64_t)times[i][t] * 1000000;
     }
     for (int i = 0; i < PEN_LOAD_SPANS; i++) hand->log.spans[i].stages = hand->stages[i];
@@ -155,6 +195,8 @@ int main(void) {
         cmocka_unit_test(test_percentiles_are_numpys),
         cmocka_unit_test(test_arrivals_are_a_poisson_process),
         cmocka_unit_test(test_prompts_follow_from_seed_and_number),
+        cmocka_unit_test(test_lengths_are_log_normal),
+        cmocka_unit_test(test_lengths_are_alike_without_a_spread),
         cmocka_unit_test(test_steady_state_counts_what_ends_in_it),
         cmocka_unit_test(test_requests_one_by_one_have_speeds_of_their_own),
         cmocka_unit_test(test_phases_are_timed_apart),

@@ -93,10 +93,11 @@ static void test_values(void **state) {
     accept("penstock plan m --layers 10,10,12", &o);
     assert_string_equal(o.config.layers, "10,10,12");
     assert_string_equal(o.config.method, "custom");
-    accept("penstock bench m --concurrency 1,4,32 --prompt-tokens 100 --request-rate 2.5", &o);
+    accept("penstock bench m --concurrency 1,4,32 --prompt-tokens 100 --request-rate 2.5 --length-spread 0.8", &o);
     assert_int_equal(o.concurrency.count, 3);
     assert_memory_equal(o.concurrency.values, ((int[]){1, 4, 32}), 3 * sizeof(int));
     assert_true(o.request_rate == 2.5);
+    assert_true(o.length_spread == 0.8);
     assert_int_equal(o.config.workload_prompt, 100); /* the plan is for the load */
     assert_int_equal(o.config.workload_output, 128);
     assert_int_equal(o.config.max_num_seqs, 32);

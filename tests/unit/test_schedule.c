@@ -13,6 +13,7 @@
 
 #include "kernels.h"
 #include "schedule.h"
+#include "step_cost.h"
 
 enum { SEQUENCES = 60, FLIGHTS = 16, ROWS = 256 };
 
@@ -107,6 +108,12 @@ static void land(pen_schedule *schedule, model *models, flights *f) {
     f->count--;
 }
 
+static pen_step_cost *make_cost(int stages, double fixed_ms, double row_ms) {
+    pen_step_cost *cost;
+    assert_int_equal(pen_step_cost_create_even(stages, fixed_ms, row_ms, &cost), PEN_OK);
+    return cost;
+}
+
 static uint64_t pauses;
 
 /* One random load until all is done. */
@@ -116,9 +123,10 @@ static void run_load(unsigned seed) {
                                     .sequences = 1 + rand() % 12,
                                     .rows = 1 + rand() % ROWS,
                                     .logit_rows = 1 + rand() % 40,
-                                    .context = 400,
-                                    .chunk_overhead = rand() % 40};
+                                    .context = 400};
     if (rand() % 4 == 0) options.in_flight = 1 + rand() % 8;
+    pen_step_cost *cost = make_cost(options.stages, rand() % 40, rand() % 4);
+    options.cost = cost;
     pen_kvcache *cache;
     pen_schedule *schedule;
     int blocks = 25 + rand() % 100, window = 1 + rand() % 100;
@@ -177,6 +185,7 @@ static void run_load(unsigned seed) {
     for (int i = 0; i < FLIGHTS; i++) free(f.ring[i].runs);
     pen_schedule_destroy(schedule);
     pen_kvcache_destroy(cache);
+    pen_step_cost_destroy(cost);
 }
 
 static void test_random_loads(void **state) {
@@ -209,13 +218,9 @@ static bool next(pen_schedule *schedule, pen_kvcache *cache, pen_microbatch *m) 
 
 static void test_a_long_prompt_is_in_flight_on_all_stages_at_once(void **state) {
     (void)state;
-    pen_schedule_options options = {.stages = 3,
-                                    .sequences = 1,
-                                    .rows = 256,
-                                    .logit_rows = 4,
-                                    .context = 1024,
-                                    .kv = {1, {64}, {0}},
-                                    .chunk_overhead = 8};
+    pen_step_cost *cost = make_cost(3, 8, 1);
+    pen_schedule_options options = {
+        .stages = 3, .sequences = 1, .rows = 256, .logit_rows = 4, .context = 1024, .kv = {1, {64}, {0}}, .cost = cost};
     pen_kvcache *cache;
     pen_schedule *schedule;
     assert_int_equal(pen_kvcache_create(&options.kv, 1, 1024, &cache), PEN_OK);
@@ -236,37 +241,14 @@ static void test_a_long_prompt_is_in_flight_on_all_stages_at_once(void **state) 
     free(m.runs);
     pen_schedule_destroy(schedule);
     pen_kvcache_destroy(cache);
-}
-
-static void test_chunks_follow_the_cost_of_a_microbatch(void **state) {
-    (void)state;
-    pen_schedule_options options = {.stages = 4, .rows = 512, .chunk_overhead = 16};
-    /* The chosen number of chunks is as good as any other, up to the rounding to blocks. */
-    for (int rows = 16; rows <= 4096; rows *= 2) {
-        int chunk = pen_schedule_chunk(&options, rows);
-        assert_in_range(chunk, 1, 512);
-        double best = 1e30, ours = 0;
-        for (int size = PEN_KV_BLOCK; size <= 512; size += PEN_KV_BLOCK) {
-            int chunks = (rows + size - 1) / size;
-            double cost = (chunks + 3) * (16.0 + size);
-            if (cost < best) best = cost;
-            if (size == chunk) ours = cost;
-        }
-        assert_true(ours > 0 && ours <= 1.1 * best);
-    }
-    options.stages = 1;
-    assert_int_equal(pen_schedule_chunk(&options, 4096), 512);
+    pen_step_cost_destroy(cost);
 }
 
 static void test_decodes_are_spread_over_the_microbatches(void **state) {
     (void)state;
-    pen_schedule_options options = {.stages = 3,
-                                    .sequences = 12,
-                                    .rows = 64,
-                                    .logit_rows = 64,
-                                    .context = 64,
-                                    .kv = {1, {48}, {0}},
-                                    .chunk_overhead = 1};
+    pen_step_cost *cost = make_cost(3, 0, 1);
+    pen_schedule_options options = {
+        .stages = 3, .sequences = 12, .rows = 64, .logit_rows = 64, .context = 64, .kv = {1, {48}, {0}}, .cost = cost};
     pen_kvcache *cache;
     pen_schedule *schedule;
     assert_int_equal(pen_kvcache_create(&options.kv, 12, 64, &cache), PEN_OK);
@@ -288,13 +270,13 @@ static void test_decodes_are_spread_over_the_microbatches(void **state) {
     free(m.runs);
     pen_schedule_destroy(schedule);
     pen_kvcache_destroy(cache);
+    pen_step_cost_destroy(cost);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_loads),
         cmocka_unit_test(test_a_long_prompt_is_in_flight_on_all_stages_at_once),
-        cmocka_unit_test(test_chunks_follow_the_cost_of_a_microbatch),
         cmocka_unit_test(test_decodes_are_spread_over_the_microbatches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
