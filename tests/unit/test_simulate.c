@@ -207,7 +207,7 @@ static void test_what_dividing_decodes_is_worth(void **state) {
         pen_simulated_request requests[12];
         for (int r = 0; r < 12; r++) requests[r] = (pen_simulated_request){.prompt = 1, .output = 100};
         pen_simulate_options options = make_options(2, 12, &p);
-        options.schedule.undivided = undivided;
+        if (undivided) options.schedule.cost = NULL;
         assert_int_equal(pen_simulate(&options, requests, 12, &simulation), PEN_OK);
         makespan[undivided] = simulation.makespan_ms;
     }
