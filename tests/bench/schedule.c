@@ -148,7 +148,7 @@ static void make_load(load_kind kind, int streams, run *r) {
                      .seed = 1};
     int count = r->count = kind == LONG || kind == DECODE ? streams : 4 * streams;
     int64_t *arrivals = claim((size_t)count, sizeof *arrivals);
-    double token_ms = slowest_ms(r->machine, STREAMS_EACH, STREAMS_EACH, 100) * (plan->stage_count + 1);
+    double token_ms = slowest_ms(r->machine, STREAMS_EACH, STREAMS_EACH, 100) * plan->stage_count;
     r->requests = claim((size_t)count, sizeof *r->requests);
     r->waiting = kind == STEADY ? streams : count;
     if (kind == POISSON) pen_load_arrivals(0.8 * capacity(r->machine, streams), load.seed, arrivals, count);
