@@ -195,15 +195,26 @@ static int parent_slot(const pen_schedule *schedule, const sequence *s) {
     return schedule->order[i];
 }
 
-/* Whether all groups have blocks for what a sequence has, and one more for everybody who runs. A child may have to copy
- * one, and shares the others. */
+/* Blocks of a group that a sequence may yet need besides those for what it has. */
+static int growth(const pen_schedule *schedule, const sequence *s, int window) {
+    int rows = schedule->options.rows;
+    return pen_kv_blocks_held(window, rows, s->spec.prompt + s->spec.output) -
+           pen_kv_blocks_held(window, rows, s->known);
+}
+
+/* Whether all groups have blocks for what a sequence has, for one more of everybody who runs, and for a quarter of what
+ * all of them may yet add: more would keep sequences waiting that end early or late enough, less would pause many. A
+ * child may have to copy one, and shares the others. */
 static bool has_room(const pen_schedule *schedule, const sequence *s) {
     if (schedule->running == 0) return true; /* what is too large even so is never queued */
     bool shares = parent_slot(schedule, s) >= 0;
     for (int g = 0; g < schedule->options.kv.count; g++) {
         int window = schedule->options.kv.windows[g];
         int own = shares ? 1 : pen_kv_blocks_held(window, schedule->options.rows, s->known);
-        if (own + schedule->running > pen_kvcache_free_blocks(schedule->cache, g)) return false;
+        int more = growth(schedule, s, window);
+        for (int i = 0; i < schedule->running; i++)
+            more += growth(schedule, &schedule->slots[schedule->order[i]], window);
+        if (own + schedule->running + more / 4 > pen_kvcache_free_blocks(schedule->cache, g)) return false;
     }
     return true;
 }
