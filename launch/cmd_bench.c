@@ -4,7 +4,9 @@
  */
 #include "command.h"
 #include "job.h"
+#include "load_simulate.h"
 #include "load_summary.h"
+#include "plan_json.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -122,27 +124,37 @@ static json_t *json_phases(const pen_load_log *log) {
     return phases;
 }
 
+static void add_speeds(json_t *object, const pen_load_summary *s) {
+    json_object_set_new(object, "prompt_tokens_per_s", json_real(s->prompt_tokens_per_s));
+    json_object_set_new(object, "decode_tokens_per_s", json_real(s->decode_tokens_per_s));
+    json_object_set_new(object, "total_tokens_per_s", json_real(s->total_tokens_per_s));
+    json_object_set_new(object, "ttft_ms", json_statistics(&s->ttft));
+    json_object_set_new(object, "tpot_ms", json_statistics(&s->tpot));
+    json_object_set_new(object, "itl_ms", json_statistics(&s->itl));
+    json_object_set_new(object, "e2el_ms", json_statistics(&s->e2el));
+    json_object_set_new(object, "split_efficiency", json_real(s->efficiency.split));
+    json_object_set_new(object, "schedule_efficiency", json_real(s->efficiency.schedule));
+    json_object_set_new(object, "pipeline_efficiency", json_real(s->efficiency.pipeline));
+}
+
 static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, const pen_forecast *forecast,
-                        const pen_metrics *stages) {
-    json_t *run = json_pack("{s:i, s:i, s:f, s:b, s:f, s:f, s:f}", "concurrency", log->load.concurrency, "requests",
-                            log->load.requests, "seconds", s->seconds, "steady", log->steady, "prompt_tokens_per_s",
-                            s->prompt_tokens_per_s, "decode_tokens_per_s", s->decode_tokens_per_s, "total_tokens_per_s",
-                            s->total_tokens_per_s);
+                        const pen_load_summary *simulated, const pen_metrics *stages) {
+    json_t *run = json_pack("{s:i, s:i, s:f, s:b}", "concurrency", log->load.concurrency, "requests",
+                            log->load.requests, "seconds", s->seconds, "steady", log->steady);
     if (!run) return NULL;
     json_object_set_new(run, "predicted",
                         json_pack("{s:f, s:f}", "prompt_tokens_per_s", forecast->prompt_tokens_per_s,
                                   "decode_tokens_per_s", forecast->decode_tokens_per_s));
-    json_object_set_new(run, "ttft_ms", json_statistics(&s->ttft));
-    json_object_set_new(run, "tpot_ms", json_statistics(&s->tpot));
-    json_object_set_new(run, "itl_ms", json_statistics(&s->itl));
-    json_object_set_new(run, "e2el_ms", json_statistics(&s->e2el));
-    json_object_set_new(run, "split_efficiency", json_real(s->efficiency.split));
-    json_object_set_new(run, "schedule_efficiency", json_real(s->efficiency.schedule));
-    json_object_set_new(run, "pipeline_efficiency", json_real(s->efficiency.pipeline));
+    add_speeds(run, s);
     json_object_set_new(run, "stages", json_stages(stages, log->stages));
     json_object_set_new(run, "replicas", json_replicas(s));
     json_object_set_new(run, "load_balance_factor", json_real(1));
     if (log->load.phases) json_object_set_new(run, "phases", json_phases(log));
+    if (simulated) {
+        json_t *beside = json_pack("{s:f}", "seconds", simulated->seconds);
+        add_speeds(beside, simulated);
+        json_object_set_new(run, "simulated", beside);
+    }
     return run;
 }
 
@@ -200,6 +212,21 @@ static void check_busy(const pen_metrics *stages, int count) {
     }
 }
 
+static pen_status simulate_session(const void *session, const pen_simulated_watch *watch,
+                                   pen_simulated_request *requests, int count, pen_simulation *simulation) {
+    return pen_session_simulate(session, watch, requests, count, simulation);
+}
+
+/* The same load in the simulator; PEN_UNSUPPORTED where nothing is known of other microbatches than the plan's. */
+static pen_status simulate(const bench_state *bench, const pen_load_log *log, pen_load_summary *summary) {
+    pen_load_log simulated;
+    if (log->load.phases) return PEN_UNSUPPORTED;
+    pen_status status = pen_load_simulate(&log->load, simulate_session, bench->session, log->stages, &simulated);
+    if (status == PEN_OK) status = pen_load_summarise(&simulated, summary);
+    pen_load_log_free(&simulated);
+    return status;
+}
+
 static pen_status report(bench_state *bench, const pen_load_log *log) {
     pen_load_summary summary;
     PEN_TRY(pen_load_summarise(log, &summary));
@@ -211,7 +238,10 @@ static pen_status report(bench_state *bench, const pen_load_log *log) {
     pen_forecast forecast =
         pen_session_forecast(bench->session, least(log->load.concurrency, bench->options->config.max_num_seqs), apart);
     if (bench->runs) {
-        json_array_append_new(bench->runs, json_run(log, &summary, &forecast, stages));
+        pen_load_summary simulated;
+        pen_status status = simulate(bench, log, &simulated);
+        json_array_append_new(bench->runs,
+                              json_run(log, &summary, &forecast, status == PEN_OK ? &simulated : NULL, stages));
     } else {
         print_run(log, &summary, &forecast);
         keep_stages(bench, log, stages);
@@ -237,10 +267,14 @@ static pen_status run_all(bench_state *bench, pen_engine *engine) {
 
 static pen_status work_as_json(bench_state *bench, pen_engine *engine) {
     const pen_options *options = bench->options;
+    char *plan;
     bench->runs = json_array();
     PEN_TRY(run_all(bench, engine));
-    json_t *object = json_pack("{s:i, s:i, s:f, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
-                               options->output_tokens, "length_spread", options->length_spread, "runs", bench->runs);
+    PEN_TRY(pen_plan_to_json(pen_session_solved(bench->session), &plan));
+    json_t *object = json_pack("{s:i, s:i, s:f, s:o, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
+                               options->output_tokens, "length_spread", options->length_spread, "plan",
+                               json_loads(plan, 0, NULL), "runs", bench->runs);
+    free(plan);
     bool written =
         object && json_dumpf(object, stdout, JSON_COMPACT) == 0 && fputc('\n', stdout) != EOF && fflush(stdout) == 0;
     json_decref(object);

@@ -102,22 +102,25 @@ static pen_status turn_to_outputs(runner *r) {
 
 /* ---- Requests ---------------------------------------------------------------------------------------------------- */
 
-/* How many requests should have been admitted by now. */
-static int due(const runner *r) {
-    const pen_load *load = r->load;
-    if (load->request_rate > 0) {
-        int64_t since = pen_clock_ns() - r->begin_ns;
-        int arrived = r->submitted;
-        while (arrived < load->requests && r->arrivals[arrived] <= since) arrived++;
-        return arrived;
-    }
+int pen_load_due(const pen_load_log *log, int finished) {
+    const pen_load *load = &log->load;
+    const pen_load_request *first = &log->requests[0];
     int64_t first_wave = load->concurrency;
     if (!load->phases) { /* evenly along the first output */
-        int64_t follow = (int64_t)r->log->requests[0].tokens * load->concurrency / r->log->requests[0].output_tokens;
+        int64_t follow = (int64_t)first->tokens * load->concurrency / first->output_tokens;
         if (1 + follow < first_wave) first_wave = 1 + follow;
     }
-    int64_t wanted = first_wave + r->finished;
+    int64_t wanted = first_wave + finished;
     return wanted < load->requests ? (int)wanted : load->requests;
+}
+
+/* How many requests should have been admitted by now. */
+static int due(const runner *r) {
+    if (r->load->request_rate == 0) return pen_load_due(r->log, r->finished);
+    int64_t since = pen_clock_ns() - r->begin_ns;
+    int arrived = r->submitted;
+    while (arrived < r->load->requests && r->arrivals[arrived] <= since) arrived++;
+    return arrived;
 }
 
 static pen_request_token on_token;
@@ -154,31 +157,30 @@ static pen_status take_token(runner *r, pen_load_request *request) {
     return submit_due(r);
 }
 
-static bool on_token(void *context, int position, const pen_choice *choice) {
-    (void)position, (void)choice;
+static bool on_token(void *context, int index, int position, const pen_choice *choice) {
+    (void)index, (void)position, (void)choice;
     stream *s = context;
     if (s->runner->status == PEN_OK) s->runner->status = take_token(s->runner, s->request);
     return s->runner->status == PEN_OK;
 }
 
-/* Whether the load has a steady state, now that its first request is done. */
-static bool is_steady(const runner *r) {
-    const pen_load *load = r->load;
+bool pen_load_is_steady(const pen_load *load, int submitted) {
     if (load->phases || pen_load_is_serial(load)) return false;
-    return load->requests - r->submitted >= load->concurrency;
+    return load->requests - submitted >= load->concurrency;
 }
 
 static pen_status take_end(runner *r, pen_finish finish, const pen_load_request *request) {
     if (finish != PEN_FINISH_LENGTH)
         return pen_fail(PEN_BAD_INPUT, "the model's output is not a number after %d tokens", request->tokens);
-    if (r->finished++ == 0 && is_steady(r)) {
+    if (r->finished++ == 0 && pen_load_is_steady(r->load, r->submitted)) {
         r->open = r->log->steady = true;
         PEN_TRY(begin_span(r, 0));
     }
     return submit_due(r);
 }
 
-static void on_done(void *context, pen_finish finish) {
+static void on_done(void *context, int index, pen_finish finish) {
+    (void)index;
     stream *s = context;
     if (s->runner->status == PEN_OK) s->runner->status = take_end(s->runner, finish, s->request);
 }
@@ -227,43 +229,48 @@ static void unscale(pen_load_log *log) {
     }
 }
 
-/* Room for the requests and what is known of them. */
-static pen_status prepare(runner *r) {
-    const pen_load *load = r->load;
-    pen_load_log *log = r->log;
+pen_status pen_load_log_create(const pen_load *load, int stages, pen_load_log *log) {
     size_t requests = (size_t)load->requests, outputs = 0;
-    int longest_prompt = 1;
+    *log = (pen_load_log){.load = *load, .stages = stages, .span_count = load->phases ? PEN_LOAD_SPANS : 1};
     log->requests = calloc(requests, sizeof *log->requests);
     for (size_t i = 0; log->requests && i < requests; i++) {
         pen_load_request *request = &log->requests[i];
         pen_load_lengths(load, (int)i, &request->prompt_tokens, &request->output_tokens);
         outputs += (size_t)request->output_tokens;
-        if (request->prompt_tokens > longest_prompt) longest_prompt = request->prompt_tokens;
     }
     log->token_memory = calloc(outputs + 1, sizeof *log->token_memory);
     for (int i = 0; i < PEN_LOAD_SPANS; i++)
-        log->spans[i].stages = calloc((size_t)log->stages, sizeof *log->spans[i].stages);
-    r->streams = calloc(requests, sizeof *r->streams);
-    r->arrivals = calloc(requests, sizeof *r->arrivals);
-    r->prompt = calloc((size_t)longest_prompt, sizeof *r->prompt);
-    if (!log->requests || !log->token_memory || !log->spans[0].stages || !log->spans[1].stages || !r->streams ||
-        !r->arrivals || !r->prompt)
+        log->spans[i].stages = calloc((size_t)stages, sizeof *log->spans[i].stages);
+    if (!log->requests || !log->token_memory || !log->spans[0].stages || !log->spans[1].stages)
         return pen_fail(PEN_NO_MEMORY, "no memory for a load of %d requests", load->requests);
     int64_t *token_ns = log->token_memory;
     for (size_t i = 0; i < requests; i++) {
         log->requests[i].token_ns = token_ns;
         token_ns += log->requests[i].output_tokens;
-        r->streams[i] = (stream){r, &log->requests[i]};
     }
+    return PEN_OK;
+}
+
+static pen_status prepare(runner *r) {
+    const pen_load *load = r->load;
+    int longest = 1;
+    for (int i = 0; i < load->requests; i++)
+        if (r->log->requests[i].prompt_tokens > longest) longest = r->log->requests[i].prompt_tokens;
+    r->streams = calloc((size_t)load->requests, sizeof *r->streams);
+    r->arrivals = calloc((size_t)load->requests, sizeof *r->arrivals);
+    r->prompt = calloc((size_t)longest, sizeof *r->prompt);
+    if (!r->streams || !r->arrivals || !r->prompt)
+        return pen_fail(PEN_NO_MEMORY, "no memory for a load of %d requests", load->requests);
+    for (int i = 0; i < load->requests; i++) r->streams[i] = (stream){r, &r->log->requests[i]};
     if (load->request_rate > 0)
         pen_load_arrivals(load->request_rate / load->time_scale, load->seed, r->arrivals, load->requests);
     return PEN_OK;
 }
 
 pen_status pen_load_run(const pen_load *load, pen_engine *engine, int stages, int vocab, pen_load_log *log) {
-    *log = (pen_load_log){.load = *load, .stages = stages, .span_count = load->phases ? PEN_LOAD_SPANS : 1};
     runner r = {.load = load, .engine = engine, .log = log, .vocab = vocab, .status = PEN_OK};
-    pen_status status = prepare(&r);
+    pen_status status = pen_load_log_create(load, stages, log);
+    if (status == PEN_OK) status = prepare(&r);
     if (status == PEN_OK) status = run(&r);
     if (status == PEN_OK) unscale(log);
     free(r.streams);

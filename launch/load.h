@@ -61,6 +61,13 @@ typedef struct pen_load_log {
 pen_status pen_load_run(const pen_load *load, pen_engine *engine, int stages, int vocab, pen_load_log *log);
 void pen_load_log_free(pen_load_log *log);
 
+/* For those who write a log: room for the load's requests, whose lengths are filled in. */
+pen_status pen_load_log_create(const pen_load *load, int stages, pen_load_log *log);
+/* Whether the load has a steady state, now that its first request is done and `submitted` have been admitted. */
+bool pen_load_is_steady(const pen_load *load, int submitted);
+/* How many requests of a closed load should be admitted when so many are done. */
+int pen_load_due(const pen_load_log *log, int finished);
+
 /* When the requests of an open load arrive: arrivals[count] in nanoseconds after its beginning. */
 void pen_load_arrivals(double request_rate, uint64_t seed, int64_t *arrivals, int count);
 /* The lengths of a request of the load: at most LONGEST (load.c) times the mean. */

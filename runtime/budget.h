@@ -1,34 +1,57 @@
 /*
- * How much goes into a microbatch, by what it costs. Pure functions over the table of step costs; the schedule asks
- * them.
+ * How much goes into a microbatch, by what it costs: pure functions over the table of step costs, which the schedule
+ * asks. `most` is what a microbatch takes on the slowest stage or wire, `sum` all the way through.
  *
- * Decodes. D running decodes in k microbatches give D tokens in a period of
+ * Depth. k microbatches in flight come round every k · slot milliseconds, where
  *
- *     period(k) = max( k · most(D/k), sum(D/k) )
+ *     slot = max( most, sum / k ).
  *
- * milliseconds, where `most` is the slowest stage's (or wire's) time and `sum` the whole way through. Dividing keeps
- * the stages busy until the first term is the larger one; after that it only costs what every microbatch costs anew.
+ * D decodes and the rows of prompt that keep up with them are divided among the k for which that is least: enough of
+ * them keep the stages busy, and more would only cost what every microbatch costs anew.
  *
- * Prompts. A microbatch of n decodes takes Δ(x) = most(n + x) − most(n) longer for x rows of prompt. R rows that wait
- * go through S stages in R/x microbatches and the S − 1 that fill and empty the pipeline, so x is where
+ * Prompts. A microbatch of n decodes takes Δ(x) = slot(n + x) − slot(n) longer for x rows of prompt. R rows that wait
+ * go through S stages in R/x microbatches and the S − 1 that fill and empty the pipeline. So a chunk is the x for which
  *
  *     (R/x + S − 1) · Δ(x)
  *
- * is least: small where that costs nothing, large where there is much to do and the time per row still falls.
+ * is least: small where that costs nothing, large where there is much to do and the time per row still falls. While
+ * others decode, the chunk grows with the number of prompts that wait, a block for each, up to the rows that keep up
+ * with the decodes: sequences that end make room for new ones.
  */
 #ifndef PEN_BUDGET_H
 #define PEN_BUDGET_H
 
 #include "step_cost.h"
 
-/* Microbatches, at most `most`, over which so many decodes are spread. */
-int pen_budget_groups(const pen_step_cost *cost, int decodes, double context, int most);
+#include <stdbool.h>
 
-/* Microbatches in flight, at most `most`, that keep the slowest stage busy with microbatches of this shape. */
-int pen_budget_depth(const pen_step_cost *cost, const pen_step_shape *shape, int most);
+/* What the running sequences ask for. Contexts are averages. */
+typedef struct pen_budget_demand {
+    int decodes; /* sequences that decode, a row at a time … */
+    int settled; /* … of which the end of the prompt is in flight no more */
+    double decode_context;
+    int prompts, prompt_rows; /* sequences at their prompts, and rows of them to do */
+    double prompt_context;
+    double prompt_rate; /* rows of prompt for each row of decode, in the long run */
+} pen_budget_demand;
 
-/* Rows of prompt, at most `most`, beside so many decodes while `waiting` rows wait. Whole KV blocks, unless it is all
- * that waits or all that may be. */
-int pen_budget_chunk(const pen_step_cost *cost, int decodes, double context, int waiting, int most);
+typedef struct pen_budget {
+    int depth; /* microbatches in flight */
+    int chunk; /* rows of prompt beside an even share of the decodes */
+    double ms; /* slot of such a microbatch */
+} pen_budget;
+
+/* At most `depth` microbatches of at most `rows` rows. */
+pen_budget pen_budget_of(const pen_step_cost *cost, const pen_budget_demand *demand, int depth, int rows);
+
+/* Rows of prompt, at most `most`, that fill the budget beside `decodes` rows of decode. At least one block where that
+ * many may be, so that prompts always go on. */
+int pen_budget_fill(const pen_step_cost *cost, const pen_budget_demand *demand, const pen_budget *budget, int decodes,
+                    int most);
+
+/* Whether another microbatch of prompts alone, beside `decodes` that have decodes and `prompts` of prompts alone in
+ * flight, would find every stage idle for long enough in the time in which the decodes come round. */
+bool pen_budget_has_time(const pen_step_cost *cost, const pen_budget_demand *demand, const pen_budget *budget,
+                         int decodes, int prompts, int rows);
 
 #endif

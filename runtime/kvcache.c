@@ -180,20 +180,27 @@ int pen_kvcache_open(pen_kvcache *cache, int sequence, const int32_t *tokens, in
     return blocks * PEN_KV_BLOCK;
 }
 
-void pen_kvcache_fork(pen_kvcache *cache, int parent, int sequence) {
+bool pen_kvcache_can_fork(const pen_kvcache *cache, int parent, int position) {
+    for (int g = 0; g < cache->group_count; g++)
+        if (cache->groups[g].begins[parent] > first_seen(&cache->groups[g], position)) return false;
+    return pen_kv_blocks_for(position) <= cache->sequences[parent].end;
+}
+
+void pen_kvcache_fork(pen_kvcache *cache, int parent, int sequence, int position) {
     tables *s = &cache->sequences[sequence];
-    assert(s->end == 0);
-    *s = cache->sequences[parent];
-    s->told = 0;
+    int end = pen_kv_blocks_for(position);
+    assert(s->end == 0 && pen_kvcache_can_fork(cache, parent, position));
     for (int g = 0; g < cache->group_count; g++) {
         layer_group *own = &cache->groups[g];
-        own->begins[sequence] = own->begins[parent];
-        for (int i = own->begins[parent]; i < s->end; i++) {
+        own->begins[sequence] = first_seen(own, position);
+        for (int i = own->begins[sequence]; i < end; i++) {
             int32_t block = table_of(cache, g, parent)[i];
             pen_kvpool_hold(own->pool, block);
             table_of(cache, g, sequence)[i] = block;
         }
     }
+    s->end = end; /* what is remembered of it begins anew: its parent may be further than it */
+    cache->counts.forks++;
 }
 
 /* ---- Growing ----------------------------------------------------------------------------------------------------- */
@@ -232,7 +239,11 @@ static void grow(pen_kvcache *cache, int g, int sequence, int position, int end)
     int32_t *table = table_of(cache, g, sequence);
     int *begin = &own->begins[sequence], old_end = cache->sequences[sequence].end;
     for (; *begin < first_seen(own, position) && *begin < old_end; ++*begin) pen_kvpool_drop(own->pool, table[*begin]);
-    if (is_shared(cache, g, sequence, position)) copy_block(cache, g, sequence, position / PEN_KV_BLOCK);
+    int written = position / PEN_KV_BLOCK;
+    if (is_shared(cache, g, sequence, position))
+        copy_block(cache, g, sequence, written);
+    else if (written < old_end)
+        pen_kvpool_unname(own->pool, table[written]); /* a parent that has ended may have filled it */
     for (int i = old_end; i < end; i++) table[i] = pen_kvpool_take(own->pool);
 }
 

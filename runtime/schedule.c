@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What a sequence that ended still counts for when another has. */
+#define FORGETS 0.97
+
 typedef struct sequence {
     int64_t number; /* −1: the slot is free */
     pen_sequence_spec spec;
@@ -25,6 +28,7 @@ struct pen_schedule {
     int carriers;             /* of them that have */
     uint64_t next_microbatch; /* from 1 on; 0 is none */
     uint64_t pauses;
+    double ended_prompts, ended_outputs; /* tokens of sequences that have ended, the latest ones for the most part */
     int64_t next_sequence;
     sequence *slots; /* [options.sequences] */
     int *order;      /* slots in use, oldest sequence first */
@@ -105,6 +109,16 @@ static sequence *claim_waiting(pen_schedule *schedule, bool head) {
     return queued(schedule, head ? 0 : schedule->waiting_count - 1);
 }
 
+/* Back to where it came from: only children that wait for their parents may be older than one who has run. */
+static bool return_to_queue(pen_schedule *schedule, const sequence *s) {
+    if (!claim_waiting(schedule, true)) return false;
+    int w = 0;
+    for (; w + 1 < schedule->waiting_count && queued(schedule, w + 1)->number < s->number; w++)
+        *queued(schedule, w) = *queued(schedule, w + 1);
+    *queued(schedule, w) = *s;
+    return true;
+}
+
 /* The shorter part of the queue closes the gap. */
 static void leave_queue(pen_schedule *schedule, int w) {
     int last = schedule->waiting_count - 1;
@@ -115,6 +129,12 @@ static void leave_queue(pen_schedule *schedule, int w) {
         for (; w < last; w++) *queued(schedule, w) = *queued(schedule, w + 1);
     }
     schedule->waiting_count--;
+}
+
+static int find_running(const pen_schedule *schedule, int64_t number) {
+    for (int i = 0; i < schedule->running; i++)
+        if (schedule->slots[schedule->order[i]].number == number) return i;
+    return -1;
 }
 
 static int find_waiting(const pen_schedule *schedule, int64_t number) {
@@ -131,6 +151,7 @@ static int find_waiting(const pen_schedule *schedule, int64_t number) {
 
 pen_status pen_schedule_add(pen_schedule *schedule, const pen_sequence_spec *spec, int64_t *number) {
     assert(spec->prompt > 0 && spec->output >= 0 && (spec->score || spec->output > 0));
+    assert(spec->parent < schedule->next_sequence && !(spec->parent >= 0 && spec->score));
     sequence *s = claim_waiting(schedule, false);
     if (!s) return pen_fail(PEN_NO_MEMORY, "no memory to queue another sequence");
     *number = schedule->next_sequence++;
@@ -159,13 +180,41 @@ static int free_slot(const pen_schedule *schedule) {
     return -1;
 }
 
-/* Whether all groups have blocks for what a sequence has, and one more for everybody who runs. */
+/* A child waits for its parent to get through the prompt. Where the parent has ended it begins like any other. */
+static bool may_start(const pen_schedule *schedule, const sequence *s) {
+    if (s->spec.parent < 0) return true;
+    int i = find_running(schedule, s->spec.parent);
+    if (i >= 0) return schedule->slots[schedule->order[i]].next >= s->spec.prompt - 1;
+    return find_waiting(schedule, s->spec.parent) < 0;
+}
+
+/* Slot of the sequence that `s`, which may start, shares its prompt with; −1: none. */
+static int parent_slot(const pen_schedule *schedule, const sequence *s) {
+    int i = s->spec.parent >= 0 ? find_running(schedule, s->spec.parent) : -1;
+    if (i < 0 || !pen_kvcache_can_fork(schedule->cache, schedule->order[i], s->spec.prompt - 1)) return -1;
+    return schedule->order[i];
+}
+
+/* Blocks of a group that a sequence may yet need besides those for what it has. */
+static int growth(const pen_schedule *schedule, const sequence *s, int window) {
+    int rows = schedule->options.rows;
+    return pen_kv_blocks_held(window, rows, s->spec.prompt + s->spec.output) -
+           pen_kv_blocks_held(window, rows, s->known);
+}
+
+/* Whether all groups have blocks for what a sequence has, for one more of everybody who runs, and for a quarter of what
+ * all of them may yet add: more would keep sequences waiting that end early or late enough, less would pause many. A
+ * child may have to copy one, and shares the others. */
 static bool has_room(const pen_schedule *schedule, const sequence *s) {
     if (schedule->running == 0) return true; /* what is too large even so is never queued */
+    bool shares = parent_slot(schedule, s) >= 0;
     for (int g = 0; g < schedule->options.kv.count; g++) {
         int window = schedule->options.kv.windows[g];
-        int wanted = pen_kv_blocks_held(window, schedule->options.rows, s->known) + schedule->running;
-        if (wanted > pen_kvcache_free_blocks(schedule->cache, g)) return false;
+        int own = shares ? 1 : pen_kv_blocks_held(window, schedule->options.rows, s->known);
+        int more = growth(schedule, s, window);
+        for (int i = 0; i < schedule->running; i++)
+            more += growth(schedule, &schedule->slots[schedule->order[i]], window);
+        if (own + schedule->running + more / 4 > pen_kvcache_free_blocks(schedule->cache, g)) return false;
     }
     return true;
 }
@@ -173,10 +222,17 @@ static bool has_room(const pen_schedule *schedule, const sequence *s) {
 /* The running sequences stay in the order of their numbers. */
 static void start(pen_schedule *schedule, int slot, const sequence *waiting) {
     sequence *s = &schedule->slots[slot];
+    int parent = parent_slot(schedule, waiting);
     *s = *waiting;
-    /* What is found again need not be computed, but for rows whose logits are wanted. */
-    int count = s->asked + 2 < s->known ? s->asked + 2 : s->known;
-    s->next = pen_kvcache_open(schedule->cache, slot, s->spec.tokens, count);
+    s->spec.parent = -1; /* should it be paused, it begins again like any other */
+    if (parent >= 0) {
+        s->next = s->spec.prompt - 1;
+        pen_kvcache_fork(schedule->cache, parent, slot, s->next);
+    } else {
+        /* What is found again need not be computed, but for rows whose logits are wanted. */
+        int count = s->asked + 2 < s->known ? s->asked + 2 : s->known;
+        s->next = pen_kvcache_open(schedule->cache, slot, s->spec.tokens, count);
+    }
     int i = schedule->running++;
     for (; i > 0 && schedule->slots[schedule->order[i - 1]].number > s->number; i--)
         schedule->order[i] = schedule->order[i - 1];
@@ -193,11 +249,15 @@ static void stop(pen_schedule *schedule, int i) {
 
 /* Starts waiting sequences, first come, first served, while a slot and KV are free. */
 static void admit(pen_schedule *schedule) {
-    while (schedule->waiting_count > 0) {
-        int slot = free_slot(schedule);
-        if (slot < 0 || !has_room(schedule, queued(schedule, 0))) return;
-        start(schedule, slot, queued(schedule, 0));
-        leave_queue(schedule, 0);
+    for (int w = 0, slot; w < schedule->waiting_count && (slot = free_slot(schedule)) >= 0;) {
+        const sequence *s = queued(schedule, w);
+        if (!may_start(schedule, s)) {
+            w++;
+            continue;
+        }
+        if (!has_room(schedule, s)) return;
+        start(schedule, slot, s);
+        leave_queue(schedule, w);
     }
 }
 
@@ -207,21 +267,12 @@ static bool pause_youngest(pen_schedule *schedule, int64_t but) {
         const sequence *s = &schedule->slots[schedule->order[i]];
         if (s->number == but) return false; /* all others are older, or in this microbatch */
         if (s->microbatch == schedule->next_microbatch) continue;
-        assert(schedule->waiting_count == 0 || s->number < queued(schedule, 0)->number);
-        sequence *waiting = claim_waiting(schedule, true);
-        if (!waiting) return false; /* it goes on when others have ended */
-        *waiting = *s;
+        if (!return_to_queue(schedule, s)) return false; /* it goes on when others have ended */
         stop(schedule, i);
         schedule->pauses++;
         return true;
     }
     return false;
-}
-
-static int find_running(const pen_schedule *schedule, int64_t number) {
-    for (int i = 0; i < schedule->running; i++)
-        if (schedule->slots[schedule->order[i]].number == number) return i;
-    return -1;
 }
 
 void pen_schedule_continue(pen_schedule *schedule, int64_t number) {
@@ -235,6 +286,9 @@ void pen_schedule_continue(pen_schedule *schedule, int64_t number) {
 void pen_schedule_finish(pen_schedule *schedule, int64_t number) {
     int i = find_running(schedule, number);
     if (i >= 0) {
+        const sequence *s = &schedule->slots[schedule->order[i]];
+        schedule->ended_prompts = FORGETS * schedule->ended_prompts + s->spec.prompt;
+        schedule->ended_outputs = FORGETS * schedule->ended_outputs + (s->known - s->spec.prompt);
         stop(schedule, i);
         return;
     }
@@ -245,17 +299,19 @@ void pen_schedule_finish(pen_schedule *schedule, int64_t number) {
 
 /* ---- Microbatches ----------------------------------------------------------------------------------------------- */
 
-/* A table that the stages have never heard of may be long; a microbatch tells of one such at most. */
-static bool is_long_news(const pen_schedule *schedule, int slot) {
-    return pen_kvcache_told(schedule->cache, slot) == 0 && schedule->slots[slot].next > 0;
+/* Blocks that a sequence began with and the stages have yet to hear of. A microbatch tells of one long table of such at
+ * most, or of several short ones. */
+static int old_blocks(const pen_schedule *schedule, int slot) {
+    return pen_kvcache_told(schedule->cache, slot) == 0 ? pen_kv_blocks_for(schedule->slots[slot].next) : 0;
 }
 
 /* Adds rows of a sequence, if its tables can grow by them. */
 static bool append(pen_schedule *schedule, pen_microbatch *microbatch, int slot, int rows) {
     sequence *s = &schedule->slots[slot];
-    if (is_long_news(schedule, slot) && microbatch->long_news) return false;
+    int old = old_blocks(schedule, slot);
+    if (microbatch->old_blocks + old > pen_kv_blocks_for(schedule->options.context)) return false;
     if (!pen_kvcache_grow(schedule->cache, slot, s->next, rows)) return false;
-    microbatch->long_news = microbatch->long_news || is_long_news(schedule, slot);
+    microbatch->old_blocks += old;
     int first, logits = logits_of(s, rows, &first);
     microbatch->runs[microbatch->run_count++] = (pen_scheduled_run){.slot = slot,
                                                                     .sequence = s->number,
@@ -272,60 +328,59 @@ static bool append(pen_schedule *schedule, pen_microbatch *microbatch, int slot,
     return true;
 }
 
-/* What the running sequences ask for. */
-typedef struct demand {
-    int decodes, ready;                    /* sequences that decode, and those of them whose next row may run */
-    int prompt_rows;                       /* of prompts that wait */
-    int groups;                            /* of decodes: microbatches that they are spread over */
-    double decode_context, prompt_context; /* on average */
-} demand;
+/* Rows of prompt for each row of decode: what ended sequences needed, or before any did, what running ones may. */
+static double prompt_rate(const pen_schedule *schedule) {
+    double rows = schedule->ended_prompts, tokens = schedule->ended_outputs;
+    for (int i = 0; i < schedule->running && tokens == 0; i++) {
+        const sequence *s = &schedule->slots[schedule->order[i]];
+        rows += s->spec.prompt;
+        tokens += s->spec.output;
+    }
+    return tokens > 0 ? rows / tokens : 0;
+}
 
-static demand look(const pen_schedule *schedule) {
-    demand d = {0};
-    int prompts = 0;
+static pen_budget_demand look(const pen_schedule *schedule) {
+    pen_budget_demand demand = {.prompt_rate = prompt_rate(schedule)};
     for (int i = 0; i < schedule->running; i++) {
         const sequence *s = &schedule->slots[schedule->order[i]];
         if (!is_decoding(s)) {
-            d.prompt_rows += s->known - s->next;
-            d.prompt_context += (s->next + s->known) / 2.0;
-            prompts++;
-        } else if (s->spec.output > 0) {
-            d.decodes++;
-            d.ready += s->next < s->known;
-            d.decode_context += s->next;
+            demand.prompts++;
+            demand.prompt_rows += s->known - s->next;
+            demand.prompt_context += (s->next + s->known) / 2.0;
+        } else if (s->next < s->spec.prompt + s->spec.output - 1) {
+            demand.decodes++;
+            demand.settled += s->next > s->spec.prompt || s->next < s->known;
+            demand.decode_context += s->next;
         }
     }
-    if (prompts > 0) d.prompt_context /= prompts;
-    if (d.decodes > 0) {
-        d.decode_context /= d.decodes;
-        if (!schedule->options.cost) return d;
-        d.groups = pen_budget_groups(schedule->options.cost, d.decodes, d.decode_context, schedule->options.in_flight);
-    }
-    return d;
+    if (demand.prompts > 0) demand.prompt_context /= demand.prompts;
+    if (demand.decodes > 0) demand.decode_context /= demand.decodes;
+    return demand;
 }
 
 static int divide_up(int a, int b) {
     return (a + b - 1) / b;
 }
 
-/* Rows of decodes in the next microbatch: an even share of those that are ready for each group that is not in flight,
- * but no more than of all, so that groups which have grown apart in size become even again. */
-static int share_of_decodes(const pen_schedule *schedule, const demand *d) {
-    const pen_schedule_options *options = &schedule->options;
-    int share = d->ready;
-    if (options->cost && d->ready > 0) {
-        int groups_left = d->groups - schedule->carriers, even = divide_up(d->decodes, d->groups);
-        if (groups_left <= 0) return 0;
-        share = divide_up(d->ready, groups_left);
-        if (share > even) share = even;
+/* Rows of decodes in the next microbatch: an even share of those that are ready for each microbatch of decodes that is
+ * not in flight, but no more than of all, so that groups which have grown apart in size become even again. */
+static int share_of_decodes(const pen_schedule *schedule, const pen_budget_demand *demand, const pen_budget *budget) {
+    int left = budget->depth - schedule->carriers, ready = 0;
+    if (demand->decodes == 0 || left <= 0) return 0;
+    for (int i = 0; i < schedule->running; i++) {
+        const sequence *s = &schedule->slots[schedule->order[i]];
+        ready += is_decoding(s) && s->next < s->known;
     }
-    if (share > options->rows) share = options->rows;
-    return share < options->logit_rows ? share : options->logit_rows;
+    int share = divide_up(ready, left), even = divide_up(demand->decodes, budget->depth);
+    return share < even ? share : even;
 }
 
-/* One row of each decode that is ready, oldest first. Older ones take the blocks that they need from the youngest. */
-static void take_decodes(pen_schedule *schedule, const demand *d, pen_microbatch *microbatch) {
-    int share = share_of_decodes(schedule, d);
+/* One row of so many decodes that are ready, oldest first. Older ones take the blocks that they need from the youngest.
+ */
+static void take_decodes(pen_schedule *schedule, int share, pen_microbatch *microbatch) {
+    const pen_schedule_options *options = &schedule->options;
+    if (share > options->rows) share = options->rows;
+    if (share > options->logit_rows) share = options->logit_rows;
     for (int i = 0; i < schedule->running && microbatch->rows < share; i++) {
         int slot = schedule->order[i];
         const sequence *s = &schedule->slots[slot];
@@ -334,31 +389,28 @@ static void take_decodes(pen_schedule *schedule, const demand *d, pen_microbatch
     }
 }
 
-/* Rows of prompt in the next microbatch. While others decode, one of prompts alone is only formed where the stages have
- * time for it. */
-static int share_of_prompts(const pen_schedule *schedule, const demand *d, int decodes) {
-    const pen_schedule_options *options = &schedule->options;
-    int room = options->rows - decodes;
-    if (d->prompt_rows == 0 || room <= 0) return 0;
-    if (!options->cost) return room;
-    int chunk = pen_budget_chunk(options->cost, decodes, d->prompt_context, d->prompt_rows, room);
-    if (decodes > 0 || d->decodes == 0) return chunk;
-    double share = (double)d->decodes / d->groups;
-    pen_step_shape shape = {share + chunk, share, d->decode_context};
-    return schedule->in_flight < pen_budget_depth(options->cost, &shape, options->in_flight) ? chunk : 0;
+/* Rows of prompt beside so many decodes. While others decode, a microbatch of prompts alone is only formed where the
+ * stages have time for it. */
+static int share_of_prompts(const pen_schedule *schedule, const pen_budget_demand *demand, const pen_budget *budget,
+                            int decodes) {
+    const pen_step_cost *cost = schedule->options.cost;
+    int room = schedule->options.rows - decodes, alone = schedule->in_flight - schedule->carriers;
+    if (room <= 0 || demand->prompt_rows == 0) return 0;
+    int rows = pen_budget_fill(cost, demand, budget, decodes, room);
+    bool waits = decodes == 0 && demand->decodes > 0 && schedule->in_flight > 0;
+    return waits && !pen_budget_has_time(cost, demand, budget, schedule->carriers, alone, rows) ? 0 : rows;
 }
 
 /* Chunks of the running prompts, oldest first, until the microbatch has its share of them. */
-static void take_prompts(pen_schedule *schedule, const demand *d, pen_microbatch *microbatch) {
-    int budget = share_of_prompts(schedule, d, microbatch->rows);
-    for (int i = 0; i < schedule->running && budget > 0; i++) {
+static void take_prompts(pen_schedule *schedule, int share, pen_microbatch *microbatch) {
+    for (int i = 0; i < schedule->running && share > 0; i++) {
         int slot = schedule->order[i], first;
         const sequence *s = &schedule->slots[slot];
         if (is_decoding(s)) continue;
-        int rows = s->known - s->next < budget ? s->known - s->next : budget;
+        int rows = s->known - s->next < share ? s->known - s->next : share;
         while (rows > 0 && logits_of(s, rows, &first) > schedule->options.logit_rows - microbatch->logit_count) rows--;
         if (rows == 0 || !append(schedule, microbatch, slot, rows)) break;
-        budget -= rows;
+        share -= rows;
     }
 }
 
@@ -366,16 +418,21 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
     if (schedule->in_flight == schedule->options.in_flight) return false;
     admit(schedule);
     microbatch->rows = microbatch->run_count = microbatch->logit_count = 0;
-    microbatch->long_news = false;
-    demand d = look(schedule);
-    take_decodes(schedule, &d, microbatch);
+    microbatch->old_blocks = 0;
+    const pen_step_cost *cost = schedule->options.cost;
+    pen_budget_demand demand = look(schedule);
+    pen_budget budget = {0};
+    if (cost) budget = pen_budget_of(cost, &demand, schedule->options.in_flight, schedule->options.rows);
+    take_decodes(schedule, cost ? share_of_decodes(schedule, &demand, &budget) : schedule->options.rows, microbatch);
     bool decodes = microbatch->rows > 0;
-    take_prompts(schedule, &d, microbatch);
+    int share = cost ? share_of_prompts(schedule, &demand, &budget, microbatch->rows)
+                     : schedule->options.rows - microbatch->rows;
+    take_prompts(schedule, share, microbatch);
     /* Prompts that have begun may hold all blocks between them. When nobody is left to give any up, the youngest must.
      */
     while (microbatch->rows == 0 && schedule->in_flight == 0 && schedule->running > 1 &&
            pause_youngest(schedule, schedule->slots[schedule->order[0]].number))
-        take_prompts(schedule, &d, microbatch);
+        take_prompts(schedule, share, microbatch);
     if (microbatch->rows == 0) return false;
     schedule->decodes[schedule->next_microbatch % (uint64_t)schedule->options.in_flight] = decodes;
     schedule->carriers += decodes;

@@ -7,6 +7,10 @@
  * flight and prompt chunks fill the rest. A waiting sequence starts when a slot and KV for what it has are free, first
  * come, first served. Where KV runs out the youngest is *paused*: it gives its blocks up, waits at the head of the
  * queue and computes again what is not found in the cache. Nothing that it has chosen is lost or chosen twice.
+ *
+ * Several sequences of one prompt compute it once: all but the first name it as their parent. A child starts when the
+ * parent's prompt has been scheduled but for its last row, shares the parent's blocks, and computes that row itself.
+ * Those behind it in the queue do not wait with it.
  */
 #ifndef PEN_SCHEDULE_H
 #define PEN_SCHEDULE_H
@@ -44,7 +48,7 @@ typedef struct pen_scheduled_run {
 typedef struct pen_microbatch {
     uint64_t number; /* 0, 1, … */
     int rows, run_count, logit_count;
-    bool long_news;          /* it tells of a table that the stages have never heard of */
+    int old_blocks;          /* that it tells the stages of, in tables of which they have never heard */
     pen_scheduled_run *runs; /* [options.rows] */
 } pen_microbatch;
 
@@ -56,6 +60,7 @@ typedef struct pen_sequence_spec {
     const int32_t *tokens; /* [prompt + output], kept alive by the caller, who appends to it */
     int prompt, output;    /* tokens it begins with, and at most adds */
     bool score;            /* logits at every prompt position, but at the last only where output follows */
+    int64_t parent;        /* an earlier sequence with the same prompt, whose KV of it can be shared; −1: none */
 } pen_sequence_spec;
 
 /* Queues a sequence. Returns its number. */

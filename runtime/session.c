@@ -244,8 +244,11 @@ static pen_status profile_device(pen_session *session) {
     if (all) return PEN_OK;
     pen_profile_destroy(session->profile);
     session->profile = NULL;
+    const pen_share *share = pen_world_share(session->world);
     pen_profile_options options = {
         .context = key.context,
+        .own_core =
+            share->threads == 1 && share->may_spin, /* and the device is a CPU: others come from the sim above */
         .barrier = profile_barrier,
         .barrier_context = session,
         .progress = profile_progress,
@@ -466,18 +469,20 @@ static pen_status lay_out(pen_session *session, const pen_session_need *need) {
         return pen_fail(PEN_USAGE, "the sequence needs %d tokens, more than the longest allowed, %d", need->context,
                         max_len);
     int per_sequence = (need->context + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK;
-    int64_t blocks = (int64_t)per_sequence * need->sequences;
+    pen_plan_workload workload = workload_of(config);
+    int sequences = at_most(need->sequences, pen_plan_sequences(&workload, pen_world_size(session->world)));
+    int64_t blocks = (int64_t)per_sequence * sequences;
     if (config->kv_tokens) blocks = config->kv_tokens / PEN_KV_BLOCK;
     if (blocks > INT32_MAX / PEN_KV_BLOCK) return pen_fail(PEN_USAGE, "too many KV tokens");
     /* One sequence must fit; the others wait, or are paused. */
     pen_kv_pools pools =
-        pen_stage_kv_pools(session->model, need->sequences, pen_config_rows(config), need->context, (int)blocks);
+        pen_stage_kv_pools(session->model, sequences, pen_config_rows(config), need->context, (int)blocks);
     if (blocks == 0 || pen_kv_short_group(&pools, pen_config_rows(config), need->context) >= 0)
         return pen_fail(PEN_USAGE, "--kv-tokens %lld is less than the %d tokens that a request needs",
                         (long long)config->kv_tokens, per_sequence * PEN_KV_BLOCK);
     stage_layout *layout = &session->layout;
     layout->rows = pen_config_rows(&session->config);
-    layout->sequences = need->sequences;
+    layout->sequences = sequences;
     layout->kv_blocks = (int)blocks;
     layout->positions = need->context;
     layout->longest = max_len;
@@ -589,8 +594,8 @@ static double predicted_ms(void *context, int stage, const pen_simulated_step *s
     return pen_step_cost_stage_ms(session->cost, stage, &shape);
 }
 
-pen_status pen_session_simulate(const pen_session *session, pen_simulated_request *requests, int count,
-                                pen_simulation *simulation) {
+pen_status pen_session_simulate(const pen_session *session, const pen_simulated_watch *watch,
+                                pen_simulated_request *requests, int count, pen_simulation *simulation) {
     if (!session->profile)
         return pen_fail(PEN_UNSUPPORTED, "a file of unit times says nothing of other microbatches: no prediction");
     const stage_layout *want = &session->layout;
@@ -609,6 +614,7 @@ pen_status pen_session_simulate(const pen_session *session, pen_simulated_reques
         .stage_ms = predicted_ms,
         .context = (void *)session,
     };
+    if (watch) options.watch = *watch;
     if (session->sim) {
         pen_sim_link link = pen_sim_profile_link(session->sim);
         options.latency_ms = link.latency_ms;

@@ -141,14 +141,15 @@ static void launch(simulator *s, flight *f) {
 
 static void take_token(simulator *s, int64_t number) {
     pen_simulated_request *request = &s->requests[number];
+    const pen_simulated_watch *watch = &s->options->watch;
     text *said = &s->texts[number];
     if (said->output++ == 0) request->first_ms = s->now_ms;
-    if (s->options->on_token) s->options->on_token(s->options->context, (int)number, s->now_ms);
+    request->end_ms = s->now_ms;
+    if (watch->on_token) watch->on_token(watch->context, (int)number, s->now_ms);
     if (said->output < request->output) {
         pen_schedule_continue(s->schedule, number);
         return;
     }
-    request->end_ms = s->now_ms;
     pen_schedule_finish(s->schedule, number);
     free(said->tokens);
     said->tokens = NULL;
@@ -177,22 +178,16 @@ static pen_status check_size(const simulator *s, const pen_simulated_request *re
                     request->prompt, request->output);
 }
 
-/* Whether a request that is due must wait for another's end. */
-static bool is_full(const simulator *s) {
-    return s->options->concurrency > 0 && s->live == s->options->concurrency;
-}
-
 static pen_status take_arrivals(simulator *s) {
-    for (; s->arrived < s->request_count && !is_full(s); s->arrived++) {
-        pen_simulated_request *request = &s->requests[s->arrived];
+    for (; s->arrived < s->request_count; s->arrived++) {
+        const pen_simulated_request *request = &s->requests[s->arrived];
         if (request->arrival_ms > s->now_ms) break;
-        if (s->options->concurrency > 0) request->arrival_ms = s->now_ms;
         PEN_TRY(check_size(s, request));
         size_t tokens = (size_t)request->prompt + (size_t)request->output;
         int32_t *said = s->texts[s->arrived].tokens = malloc(tokens * sizeof *said);
         if (!said) return pen_fail(PEN_NO_MEMORY, "no memory to simulate %d requests", s->request_count);
         for (size_t i = 0; i < tokens; i++) said[i] = s->arrived;
-        pen_sequence_spec spec = {.tokens = said, .prompt = request->prompt, .output = request->output};
+        pen_sequence_spec spec = {.tokens = said, .prompt = request->prompt, .output = request->output, .parent = -1};
         int64_t number;
         PEN_TRY(pen_schedule_add(s->schedule, &spec, &number));
         assert(number == s->arrived);
@@ -204,7 +199,7 @@ static pen_status take_arrivals(simulator *s) {
 /* The time of the next event; false: there is none. */
 static bool next_event(const simulator *s, double *ms) {
     double next = INFINITY;
-    if (s->arrived < s->request_count && !is_full(s)) next = s->requests[s->arrived].arrival_ms;
+    if (s->arrived < s->request_count) next = s->requests[s->arrived].arrival_ms;
     if (s->landed < s->launched) next = fmin(next, s->flights[s->landed % (uint64_t)s->limit].back_ms);
     if (isinf(next)) return false;
     /* A leader that computes looks up when its step is through. */
@@ -235,8 +230,8 @@ pen_status pen_simulate(const pen_simulate_options *options, pen_simulated_reque
                         pen_simulation *simulation) {
     simulator s = {.options = options,
                    .stage_count = options->schedule.stages,
-                   .from_ms = options->from_ms,
-                   .to_ms = options->to_ms > 0 ? options->to_ms : INFINITY,
+                   .from_ms = options->watch.from_ms,
+                   .to_ms = options->watch.to_ms > 0 ? options->watch.to_ms : INFINITY,
                    .requests = requests,
                    .request_count = count,
                    .metrics = simulation->stages};

@@ -20,26 +20,32 @@ typedef struct pen_simulated_step {
 
 /* Milliseconds that a stage takes. */
 typedef double pen_simulated_stage_ms(void *context, int stage, const pen_simulated_step *step);
-/* A token of a request is there. */
+
+/* A token of a request is there. What has not arrived yet may be made to arrive now. */
 typedef void pen_simulated_token(void *context, int request, double at_ms);
+
+/* What is watched of a simulation; zeros: all of it, silently. */
+typedef struct pen_simulated_watch {
+    double from_ms, to_ms; /* what stages do outside is not counted; to_ms 0: to the end */
+    pen_simulated_token *on_token;
+    void *context;
+} pen_simulated_watch;
 
 typedef struct pen_simulate_options {
     pen_schedule_options schedule;
     pen_kv_pools kv;
-    int slots;             /* residual buffers of a stage */
-    bool leader_computes;  /* the leader's stage and the schedule share a thread, as on a CPU: steps are formed and
-                            * come back between its stage's steps only */
-    double latency_ms;     /* of a message */
-    double ms_per_row;     /* of activations, on the wire */
-    int concurrency;       /* requests at a time: one that is due arrives when another ends; 0: any number */
-    double from_ms, to_ms; /* what stages do outside is not counted; 0, 0: all is */
+    int slots;            /* residual buffers of a stage */
+    bool leader_computes; /* the leader's stage and the schedule share a thread, as on a CPU: steps are formed and
+                           * come back between its stage's steps only */
+    double latency_ms;    /* of a message */
+    double ms_per_row;    /* of activations, on the wire */
     pen_simulated_stage_ms *stage_ms;
-    pen_simulated_token *on_token; /* NULL: nobody asks */
     void *context;
+    pen_simulated_watch watch;
 } pen_simulate_options;
 
 typedef struct pen_simulated_request {
-    double arrival_ms;       /* when it is due; with a `concurrency`, then when it arrived */
+    double arrival_ms;       /* INFINITY: not before on_token says so */
     int prompt, output;      /* tokens, ≥ 1 */
     double first_ms, end_ms; /* filled in: when its first and its last token were there */
 } pen_simulated_request;

@@ -11,6 +11,7 @@
  * end long        one prompt of 4,000 tokens amid 16 decodes: its time to the first token, and what the others notice
  *                 between its arrival and then
  */
+#include "load.h"
 #include "plan_json.h"
 #include "sim_profile.h"
 #include "simulate.h"
@@ -33,6 +34,7 @@ enum {
     LONG_AMID = 16,
     OVERHEAD_LEAST = 4,
 };
+#define SPREAD 0.8 /* of the lengths' logarithms */
 
 typedef enum load_kind { STEADY, POISSON, DECODE, LONG, LOADS } load_kind;
 static const char *const load_names[] = {
@@ -51,9 +53,11 @@ typedef struct machine {
 /* What a simulation tells of its tokens. */
 typedef struct run {
     const machine *machine;
-    const pen_simulated_request *requests;
-    double *last_ms; /* [requests] when it had its last token */
-    double *gaps;    /* [gap_count] between tokens, as far as they end in what is counted */
+    pen_simulated_request *requests;
+    int count, waiting; /* requests, and the first that waits for another's end */
+    double *last_ms;    /* [count] when it had its last token */
+    int *outputs;       /* [count] */
+    double *gaps;       /* [gap_count] between tokens, as far as they end in what is counted */
     double from_ms, to_ms;
     size_t gap_count;
     uint64_t tokens; /* in what is counted */
@@ -84,7 +88,7 @@ static void *claim(size_t count, size_t size) {
 /* ---- The pipeline ------------------------------------------------------------------------------------------------ */
 
 static double stage_ms(void *context, int stage, const pen_simulated_step *step) {
-    const machine *m = ((const run *)context)->machine;
+    const machine *m = context;
     double sum = 0;
     for (int u = m->plan->stages[stage].first; u <= m->plan->stages[stage].last; u++)
         sum += pen_profile_unit_ms(m->times, m->model, u, step->rows, step->logit_rows, step->context);
@@ -109,25 +113,11 @@ static void on_token(void *context, int request, double at_ms) {
         if (r->last_ms[request] > 0) r->gaps[r->gap_count++] = at_ms - r->last_ms[request];
     }
     r->last_ms[request] = at_ms;
+    if (++r->outputs[request] == r->requests[request].output && r->waiting < r->count)
+        r->requests[r->waiting++].arrival_ms = at_ms;
 }
 
 /* ---- Loads ------------------------------------------------------------------------------------------------------- */
-
-/* SplitMix64, in [0, 1). */
-static double draw(uint64_t *state) {
-    uint64_t z = *state += 0x9e3779b97f4a7c15;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    return (double)((z ^ (z >> 31)) >> 11) * 0x1p-53;
-}
-
-/* A whole number of this mean, log-normal with a deviation of the logarithm of SPREAD. */
-static int draw_length(uint64_t *state, double mean, int most) {
-    const double spread = 0.8, turn = 6.283185307179586;
-    double normal = sqrt(-2 * log1p(-draw(state))) * cos(turn * draw(state));
-    long length = lround(exp(log(mean) - spread * spread / 2 + spread * normal));
-    return (int)fmin(fmax((double)length, 1), most);
-}
 
 /* What a load's requests are like: what the split is for. */
 static pen_plan_workload workload_of(load_kind kind, int streams) {
@@ -141,48 +131,45 @@ static pen_plan_workload workload_of(load_kind kind, int streams) {
 }
 
 /* Requests a second that the plan can do: all sequences a token a period. */
-static double capacity(const machine *m, int sequences, double prompt, double output) {
+static double capacity(const machine *m, int sequences) {
+    double prompt = m->plan->workload.prompt_tokens, output = m->plan->workload.output_tokens;
     int in_flight = m->plan->stage_count + 1;
     double decodes = (double)sequences / in_flight;
     double ms = slowest_ms(m, decodes * (1 + prompt / output), decodes * (1 + 1 / output), prompt + output / 2);
     return 1000 * sequences / (in_flight * ms * output);
 }
 
-/* The requests of a load; returns how many. `concurrency` gets its limit where it is closed. */
-static int make_load(load_kind kind, const machine *m, int streams, pen_simulated_request **out, int *concurrency) {
-    int count = kind == LONG ? LONG_AMID + 1 : kind == DECODE ? streams : 4 * streams;
-    int prompt = m->plan->workload.prompt_tokens, output = m->plan->workload.output_tokens;
-    pen_simulated_request *requests = *out = claim((size_t)count, sizeof *requests);
-    uint64_t state = 1;
-    double at_ms = 0;
-    double token_ms = slowest_ms(m, STREAMS_EACH, STREAMS_EACH, 100) * (m->plan->stage_count + 1);
-    *concurrency = kind == STEADY ? streams : 0;
+/* The requests of a load for so many streams. */
+static void make_load(load_kind kind, int streams, run *r) {
+    const pen_plan *plan = r->machine->plan;
+    pen_load load = {.prompt_tokens = plan->workload.prompt_tokens,
+                     .output_tokens = plan->workload.output_tokens,
+                     .length_spread = kind == POISSON ? SPREAD : 0,
+                     .seed = 1};
+    int count = r->count = kind == LONG || kind == DECODE ? streams : 4 * streams;
+    int64_t *arrivals = claim((size_t)count, sizeof *arrivals);
+    double token_ms = slowest_ms(r->machine, STREAMS_EACH, STREAMS_EACH, 100) * plan->stage_count;
+    r->requests = claim((size_t)count, sizeof *r->requests);
+    r->waiting = kind == STEADY ? streams : count;
+    if (kind == POISSON) pen_load_arrivals(0.8 * capacity(r->machine, streams), load.seed, arrivals, count);
     for (int i = 0; i < count; i++) {
-        pen_simulated_request *r = &requests[i];
-        switch (kind) {
-        case STEADY: /* the first wave along one output, so that phases mix */
-            *r = (pen_simulated_request){.prompt = prompt, .output = output};
-            r->arrival_ms = i < streams ? token_ms * r->output * i / streams : requests[i - 1].arrival_ms;
-            break;
-        case POISSON:
-            at_ms -= 1000 * log1p(-draw(&state)) / (0.8 * capacity(m, streams, prompt, output));
-            *r = (pen_simulated_request){.arrival_ms = at_ms};
-            r->prompt = draw_length(&state, prompt, CONTEXT / 2);
-            r->output = draw_length(&state, output, CONTEXT / 2);
-            break;
-        default:
-            *r = (pen_simulated_request){.prompt = prompt, .output = output};
-            if (kind == LONG && i == LONG_AMID)
-                *r = (pen_simulated_request){.arrival_ms = 50 * token_ms, .prompt = LONG_PROMPT, .output = 4};
-        }
+        pen_simulated_request *request = &r->requests[i];
+        pen_load_lengths(&load, i, &request->prompt, &request->output);
+        request->arrival_ms = (double)arrivals[i] * 1e-6;
+        if (kind == STEADY) /* the first wave along one output, so that phases mix */
+            request->arrival_ms = i < streams ? token_ms * request->output * i / streams : INFINITY;
     }
-    return count;
+    if (kind == LONG)
+        r->requests[LONG_AMID] =
+            (pen_simulated_request){.arrival_ms = 50 * token_ms, .prompt = LONG_PROMPT, .output = 4};
+    free(arrivals);
 }
 
 /* What is counted of a load that ran. */
-static void choose_window(load_kind kind, const pen_simulated_request *requests, int count, run *r) {
+static void choose_window(load_kind kind, run *r) {
+    const pen_simulated_request *requests = r->requests;
     double first_end = INFINITY, last_begin = 0, last_first = 0;
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < r->count; i++) {
         first_end = fmin(first_end, requests[i].end_ms);
         last_begin = fmax(last_begin, requests[i].arrival_ms);
         last_first = fmax(last_first, requests[i].first_ms);
@@ -210,10 +197,16 @@ static int split(machine *m, load_kind kind, int stages) {
 
 /* The same twice, because what is counted follows from what happens. */
 static result simulate(const machine *m, load_kind kind, int streams, bool plain) {
-    int stages = m->plan->stage_count, count;
+    int stages = m->plan->stage_count;
     pen_metrics metrics[STAGES_MOST];
     pen_simulation simulation = {.stages = metrics};
-    pen_simulated_request *requests;
+    run r = {.machine = m, .to_ms = INFINITY};
+    make_load(kind, streams, &r);
+    size_t tokens = 0, count = (size_t)r.count;
+    for (size_t i = 0; i < count; i++) tokens += (size_t)r.requests[i].output;
+    r.last_ms = claim(count, sizeof *r.last_ms);
+    r.outputs = claim(count, sizeof *r.outputs);
+    r.gaps = claim(tokens, sizeof *r.gaps);
     pen_simulate_options options = {
         .schedule = {.stages = stages,
                      .sequences = streams,
@@ -226,31 +219,25 @@ static result simulate(const machine *m, load_kind kind, int streams, bool plain
         .latency_ms = m->link.latency_ms,
         .ms_per_row = m->link.ms_per_byte * m->hidden * (double)sizeof(float),
         .stage_ms = stage_ms,
-        .on_token = on_token,
+        .context = (void *)m,
+        .watch = {.on_token = on_token, .context = &r},
     };
-    count = make_load(kind, m, streams, &requests, &options.concurrency);
-    size_t tokens = 0;
-    for (int i = 0; i < count; i++) tokens += (size_t)requests[i].output;
-    run r = {.machine = m, .requests = requests, .to_ms = INFINITY};
-    r.last_ms = claim((size_t)count, sizeof(double));
-    r.gaps = claim(tokens, sizeof(double));
-    options.context = &r;
-    check(pen_simulate(&options, requests, count, &simulation));
-    choose_window(kind, requests, count, &r);
+    check(pen_simulate(&options, r.requests, r.count, &simulation));
+    choose_window(kind, &r);
+    options.watch.from_ms = r.from_ms;
+    options.watch.to_ms = r.to_ms;
     r.gap_count = r.tokens = 0;
-    memset(r.last_ms, 0, (size_t)count * sizeof(double));
-    options.from_ms = r.from_ms;
-    options.to_ms = r.to_ms;
-    free(requests);
-    count = make_load(kind, m, streams, &requests, &options.concurrency);
-    check(pen_simulate(&options, requests, count, &simulation));
+    memset(r.last_ms, 0, count * sizeof *r.last_ms);
+    check(pen_simulate(&options, r.requests, r.count, &simulation));
 
     result got = {.seconds = (r.to_ms - r.from_ms) * 1e-3, .efficiency = pen_metrics_efficiency(metrics, stages)};
-    double *first = claim((size_t)count, sizeof(double));
+    double *first = claim(count, sizeof *first);
     size_t firsts = 0;
-    for (int i = kind == LONG ? LONG_AMID : 0; i < count; i++)
-        if (kind == DECODE || (requests[i].first_ms > r.from_ms && requests[i].first_ms <= r.to_ms))
-            first[firsts++] = requests[i].first_ms - requests[i].arrival_ms;
+    for (size_t i = kind == LONG ? LONG_AMID : 0; i < count; i++) {
+        const pen_simulated_request *request = &r.requests[i];
+        if (kind == DECODE || (request->first_ms > r.from_ms && request->first_ms <= r.to_ms))
+            first[firsts++] = request->first_ms - request->arrival_ms;
+    }
     got.ttft = pen_statistics_of(first, firsts);
     for (size_t i = 0; i < r.gap_count; i++) got.itl_most = fmax(got.itl_most, r.gaps[i]);
     got.itl = pen_statistics_of(r.gaps, r.gap_count);
@@ -258,8 +245,9 @@ static result simulate(const machine *m, load_kind kind, int streams, bool plain
     got.steps = metrics[0].steps;
     got.rows = (double)metrics[0].rows / fmax((double)got.steps, 1);
     free(first);
-    free(requests);
+    free(r.requests);
     free(r.last_ms);
+    free(r.outputs);
     free(r.gaps);
     return got;
 }

@@ -53,8 +53,9 @@ static int draw_log_normal(uint64_t *state, double median, double sigma, int mos
     return length < 1 ? 1 : length > most ? most : (int)length;
 }
 
-static bool on_token(void *context, int position, const pen_choice *choice) {
+static bool on_token(void *context, int index, int position, const pen_choice *choice) {
     performance *p = context;
+    (void)index;
     struct {
         int position, token;
         float logprob;
@@ -128,7 +129,7 @@ static void note_memory(const pressure *all, long *resident_kib) {
     }
 }
 
-static void on_done(void *context, pen_finish finish);
+static pen_request_done on_done;
 
 static void begin_more(pressure *all) {
     while (all->live < all->o->queue && all->begun < all->o->pressure) {
@@ -137,8 +138,9 @@ static void begin_more(pressure *all) {
     }
 }
 
-static void on_done(void *context, pen_finish finish) {
+static void on_done(void *context, int index, pen_finish finish) {
     performance *p = context;
+    (void)index;
     pressure *all = p->all;
     p->ends++;
     p->finish = finish;
@@ -149,8 +151,9 @@ static void on_done(void *context, pen_finish finish) {
 
 /* ---- Alone, and what is expected --------------------------------------------------------------------------------- */
 
-static void on_done_alone(void *context, pen_finish finish) {
+static void on_done_alone(void *context, int index, pen_finish finish) {
     performance *p = context;
+    (void)index;
     p->finish = finish;
     p->ends++;
 }

@@ -8,9 +8,10 @@
 
 typedef struct options {
     const char *model;
-    int requests, prompt, output, rows, threads, sequences, blocks, in_flight, schedules, seed, pressure, queue;
+    int requests, choices, prompt, output, rows, threads, sequences, blocks, in_flight, schedules, seed, pressure,
+        queue;
     double overhead, timeout, temperature;
-    bool exact, score, penalties, measure, announce, times;
+    bool exact, score, penalties, measure, announce, debug, times, apart;
 } options;
 
 /* Leader: `options->pressure` requests, `options->queue` of them at a time; pids[ranks] are the job's processes. */

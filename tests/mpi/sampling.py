@@ -124,6 +124,38 @@ class Texts(Job):
             self.assertGreaterEqual(best[0][1], best[1][1])
             self.assertEqual(dict(best)[token], logprob)
 
+    def test_choices(self):
+        """The first is what one run says; each has its own draws, text and end, on whatever ranks and in few slots."""
+        options = ["-n", 24, "--temperature", 1, "--seed", 5, "--ignore-eos", "--logprobs", 2, "--presence-penalty", 0.1,
+                   "--prompt-logprobs", 1]
+        one = self.run_model(*options)
+        several = self.alike(*options, "--choices", 5)
+        choices = several.pop("choices")
+        del one["timings"]
+        self.assertEqual(several, one)
+        self.assertEqual([choice.pop("index") for choice in choices], list(range(5)))
+        self.assertEqual(choices[0], {key: one[key] for key in ("output_ids", "text", "finish_reason", "logprobs")})
+        self.assertEqual(len({tuple(choice["output_ids"]) for choice in choices}), 5)
+        for choice in choices:
+            self.assertEqual((len(choice["output_ids"]), len(choice["logprobs"])), (24, 24))
+        for slots in (1, 2):
+            self.assertEqual(self.run_model(*options, "--choices", 5, "--max-num-seqs", slots)["choices"],
+                             [{"index": i, **choice} for i, choice in enumerate(choices)])
+        # The stop string of one: the others go on.
+        stop = choices[3]["text"][8:14]
+        stopped = self.run_model(*options, "--choices", 5, f"--stop={stop}")["choices"]
+        self.assertEqual(stopped[3]["finish_reason"], "stop")
+        for before, after in zip(choices, stopped):
+            self.assertEqual(after["text"], before["text"].partition(stop)[0])
+
+    def test_choices_are_shown_one_after_the_other(self):
+        options = ["run", self.model or SYNTHETIC, "-p", PROMPT, "-n", 12, "--temperature", 1, "--ignore-eos", "--choices", 3,
+                   "--profile", self.model_profile if self.model else self.small_profile]
+        texts = [choice["text"] for choice in self.job.run(*options, "--json").json()["choices"]]
+        shown = "\n".join(f"[choice {i} of 3]\n{text}\n" for i, text in enumerate(texts, 1))
+        for ranks in (0, 2):
+            self.assertEqual(self.job.run(*options, ranks=ranks).out, shown)
+
     def test_seeds(self):
         runs = [self.alike("-n", 20, "--temperature", 1, "--ignore-eos", "--presence-penalty", 0.1, "--seed", seed)
                 for seed in (1, 2)]
@@ -168,6 +200,7 @@ class Rules(Job):
     def test_bad_values(self):
         for words, options in (("--logit-bias: token 4000000 does not exist", ["--logit-bias", "4000000:1"]),
                                ("is not UTF-8", [b"--stop=\xff".decode(errors="surrogateescape")]),
+                               ("--choices: '0' is not a whole number from 1 to 1024", ["--choices", 0]),
                                ("--min-tokens 9 is more than --max-tokens 8", ["--min-tokens", 9, "-n", 8])):
             for ranks in (0, 2):
                 outcome = self.job.run("run", SYNTHETIC, "-p", "x", "--profile", self.small_profile, *options, ranks=ranks)
