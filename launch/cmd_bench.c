@@ -6,6 +6,7 @@
 #include "job.h"
 #include "load_simulate.h"
 #include "load_summary.h"
+#include "plan_json.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -266,10 +267,14 @@ static pen_status run_all(bench_state *bench, pen_engine *engine) {
 
 static pen_status work_as_json(bench_state *bench, pen_engine *engine) {
     const pen_options *options = bench->options;
+    char *plan;
     bench->runs = json_array();
     PEN_TRY(run_all(bench, engine));
-    json_t *object = json_pack("{s:i, s:i, s:f, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
-                               options->output_tokens, "length_spread", options->length_spread, "runs", bench->runs);
+    PEN_TRY(pen_plan_to_json(pen_session_solved(bench->session), &plan));
+    json_t *object = json_pack("{s:i, s:i, s:f, s:o, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
+                               options->output_tokens, "length_spread", options->length_spread, "plan",
+                               json_loads(plan, 0, NULL), "runs", bench->runs);
+    free(plan);
     bool written =
         object && json_dumpf(object, stdout, JSON_COMPACT) == 0 && fputc('\n', stdout) != EOF && fflush(stdout) == 0;
     json_decref(object);

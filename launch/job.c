@@ -197,9 +197,11 @@ pen_status pen_job_run(const pen_options *options, const pen_job *job) {
     bool together = true;     /* a failure now is every rank's */
     signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error like any other: the ranks must end together */
 
+    pen_log_level level = (pen_log_level)options->config.log_level;
+    pen_log_init(level, -1); /* whoever waits for the others' arrival can say so */
     pen_status status = pen_world_create(&world);
     if (status == PEN_OK) {
-        pen_log_init((pen_log_level)options->config.log_level, pen_world_size(world) > 1 ? pen_world_rank(world) : -1);
+        pen_log_init(level, pen_world_size(world) > 1 ? pen_world_rank(world) : -1);
         status = start(world, options, job, &display, &session, &tokenizer, &trace_file);
     }
     end_line(&display);

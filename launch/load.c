@@ -157,8 +157,8 @@ static pen_status take_token(runner *r, pen_load_request *request) {
     return submit_due(r);
 }
 
-static bool on_token(void *context, int position, const pen_choice *choice) {
-    (void)position, (void)choice;
+static bool on_token(void *context, int index, int position, const pen_choice *choice) {
+    (void)index, (void)position, (void)choice;
     stream *s = context;
     if (s->runner->status == PEN_OK) s->runner->status = take_token(s->runner, s->request);
     return s->runner->status == PEN_OK;
@@ -179,7 +179,8 @@ static pen_status take_end(runner *r, pen_finish finish, const pen_load_request 
     return submit_due(r);
 }
 
-static void on_done(void *context, pen_finish finish) {
+static void on_done(void *context, int index, pen_finish finish) {
+    (void)index;
     stream *s = context;
     if (s->runner->status == PEN_OK) s->runner->status = take_end(s->runner, finish, s->request);
 }

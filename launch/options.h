@@ -46,7 +46,7 @@ typedef struct pen_options {
     /* run, perplexity, tokenize: the text, and what is made of it. */
     const char *prompt; /* NULL where a file is given */
     const char *file;   /* "-" is stdin; NULL where a prompt is given */
-    int max_tokens;
+    int max_tokens, choices;
     float temperature, top_p, min_p; /* temperature 0: greedy */
     int top_k;                       /* 0: off */
     uint64_t seed;

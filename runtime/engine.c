@@ -7,6 +7,7 @@
 #include "log.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -112,17 +113,36 @@ pen_status pen_engine_progress(pen_engine *engine, bool *moved) {
 }
 
 void pen_engine_moved(pen_engine *engine) {
-    engine->moved_ns = pen_clock_ns();
     pen_wait_reset(&engine->wait);
 }
 
-static pen_status lost(pen_engine *engine, const pen_engine_wait *wait, double seconds) {
+/* Whom a wait is for, and what. */
+typedef struct wait_name {
+    char peer[PEN_HOST_MAX + 64], what[64];
+} wait_name;
+
+static wait_name name_of(const pen_engine *engine, const pen_engine_wait *wait) {
     int rank = pen_world_rank(engine->world) - engine->index + wait->peer;
-    const pen_place *place = pen_world_place(engine->world, rank);
-    return pen_fail(PEN_PEER_LOST,
-                    "rank %d (stage %d of %d, on %s) did not answer for %.1f s: %s link %s, step %" PRIu64, rank,
-                    wait->peer, engine->stages, place->host, seconds, pen_channel_name(wait->channel),
-                    pen_link_name(engine->link), wait->step);
+    wait_name name;
+    snprintf(name.peer, sizeof name.peer, "rank %d (stage %d of %d, on %s)", rank, wait->peer, engine->stages,
+             pen_world_place(engine->world, rank)->host);
+    snprintf(name.what, sizeof name.what, "%s link %s, step %" PRIu64, pen_channel_name(wait->channel),
+             pen_link_name(engine->link), wait->step);
+    return name;
+}
+
+static pen_status lost(const pen_engine *engine, const pen_engine_wait *wait, double seconds) {
+    wait_name name = name_of(engine, wait);
+    return pen_fail(PEN_PEER_LOST, "%s did not answer for %.1f s: %s", name.peer, seconds, name.what);
+}
+
+static void tell(const pen_engine *engine, const pen_engine_wait *wait, double seconds) {
+    wait_name name = name_of(engine, wait);
+    if (wait->activity == PEN_BUSY)
+        PEN_DEBUG("has waited %.1f s for its own device: step %" PRIu64, seconds, wait->step);
+    else
+        PEN_DEBUG("has waited %.1f s %s %s: %s", seconds, wait->outstanding ? "for" : "without work for", name.peer,
+                  name.what);
 }
 
 static int64_t next_due(const pen_engine *engine) {
@@ -132,11 +152,11 @@ static int64_t next_due(const pen_engine *engine) {
 
 pen_status pen_engine_pause(pen_engine *engine, const pen_engine_wait *wait) {
     pen_meter_set(&engine->meter, wait->activity);
-    if (wait->outstanding && wait->activity != PEN_BUSY) {
-        double waited = (double)(pen_clock_ns() - engine->moved_ns) * 1e-9, timeout = engine->options.step_timeout_s;
-        double stagger = timeout / 10 < 0.25 ? timeout / 10 : 0.25;
-        if (waited > timeout + stagger * wait->order) return lost(engine, wait, waited);
-    }
+    double waited = pen_wait_seconds(&engine->wait), timeout = engine->options.step_timeout_s;
+    double stagger = timeout / 10 < 0.25 ? timeout / 10 : 0.25;
+    if (pen_wait_tells(&engine->wait)) tell(engine, wait, waited);
+    if (wait->outstanding && wait->activity != PEN_BUSY && waited > timeout + stagger * wait->order)
+        return lost(engine, wait, waited);
     pen_wait_pause(&engine->wait, wait->outstanding, next_due(engine));
     return PEN_OK;
 }

@@ -19,9 +19,8 @@ struct pen_engine {
     pen_link *link;
     pen_worker *worker;
     pen_meter meter;
-    pen_trace *trace; /* or NULL */
-    pen_wait wait;
-    int64_t moved_ns;   /* when anything last moved: deadlines run from here */
+    pen_trace *trace;   /* or NULL */
+    pen_wait wait;      /* since anything last moved: deadlines run from there */
     pen_status failure; /* of a poke, kept until the computing that it interrupted is over */
     pen_leader *leader; /* on stage 0, else NULL */
     pen_follower *follower;

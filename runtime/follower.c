@@ -126,20 +126,18 @@ pen_status pen_follower_take_steps(pen_engine *engine) {
 static pen_engine_wait what_for(const pen_engine *engine) {
     const pen_follower *follower = engine->follower;
     int stages = engine->stages, index = engine->index;
-    pen_engine_wait wait = {.outstanding = follower->known > follower->completed};
-    wait.activity = pen_worker_activity(engine->worker, &wait.step);
+    pen_worker_state state = pen_worker_about(engine->worker);
+    pen_engine_wait wait = {.activity = state.activity,
+                            .outstanding = follower->known > follower->completed,
+                            .channel = state.channel,
+                            .step = state.step};
     if (wait.activity == PEN_WAIT_RECEIVE) {
-        wait.peer = index - 1;
-        wait.channel = PEN_CHANNEL_ACTIVATION;
+        wait.peer = wait.channel == PEN_CHANNEL_HISTORY ? 0 : index - 1;
         wait.order = index;
     } else if (wait.activity == PEN_WAIT_SEND) {
-        bool last = index == stages - 1;
-        wait.peer = last ? 0 : index + 1;
-        wait.channel = last ? PEN_CHANNEL_TOKEN : PEN_CHANNEL_ACTIVATION;
+        wait.peer = wait.channel == PEN_CHANNEL_TOKEN ? 0 : index + 1;
         wait.order = 2 * stages + index;
     } else { /* all its own work is done, but the leader has not said so of the pipeline's */
-        wait.peer = 0;
-        wait.channel = PEN_CHANNEL_CONTROL;
         wait.order = stages + index;
     }
     return wait;

@@ -3,6 +3,7 @@
 
 #include "clock.h"
 #include "link.h"
+#include "log.h"
 #include "wait.h"
 
 #include <stdlib.h>
@@ -19,14 +20,16 @@ typedef struct trial {
 } trial;
 
 static pen_status finish(trial *t, int peer, pen_transfer transfer) {
-    int64_t since = pen_clock_ns();
     pen_wait_reset(&t->wait);
     while (!pen_link_done(t->link, transfer, NULL)) {
         bool moved = false;
         PEN_TRY(pen_link_progress(t->link, &moved));
         if (moved) continue;
         pen_world_beat(t->world);
-        if ((double)(pen_clock_ns() - since) * 1e-9 > t->patience_s)
+        if (pen_wait_tells(&t->wait))
+            PEN_DEBUG("has waited %.1f s for stage %d while timing the %s link", pen_wait_seconds(&t->wait), peer,
+                      pen_link_name(t->link));
+        if (pen_wait_seconds(&t->wait) > t->patience_s)
             return pen_fail(PEN_PEER_LOST, "lost stage %d while timing the %s link: silent for %.0f s", peer,
                             pen_link_name(t->link), t->patience_s);
         pen_wait_pause(&t->wait, true, 0);

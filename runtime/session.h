@@ -39,7 +39,7 @@ int pen_session_max_len(const pen_session *session); /* longest sequence allowed
 typedef struct pen_session_need {
     int context;    /* positions of the longest sequence */
     int logit_rows; /* of a microbatch, at most */
-    int sequences;  /* at the same time */
+    int sequences;  /* at the same time, as far as --max-num-seqs lets them */
 } pen_session_need;
 
 /* `request` is the caller's own outcome on rank 0 so far (a prompt that is too long ends all ranks here). */

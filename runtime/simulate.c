@@ -187,7 +187,7 @@ static pen_status take_arrivals(simulator *s) {
         int32_t *said = s->texts[s->arrived].tokens = malloc(tokens * sizeof *said);
         if (!said) return pen_fail(PEN_NO_MEMORY, "no memory to simulate %d requests", s->request_count);
         for (size_t i = 0; i < tokens; i++) said[i] = s->arrived;
-        pen_sequence_spec spec = {.tokens = said, .prompt = request->prompt, .output = request->output};
+        pen_sequence_spec spec = {.tokens = said, .prompt = request->prompt, .output = request->output, .parent = -1};
         int64_t number;
         PEN_TRY(pen_schedule_add(s->schedule, &spec, &number));
         assert(number == s->arrived);

@@ -2,6 +2,7 @@
 #include "wait.h"
 
 #include "clock.h"
+#include "log.h"
 
 #include <sys/prctl.h>
 
@@ -14,6 +15,8 @@ enum {
     SLICE_LONG_IDLE_NS = 5 * 1000 * 1000,
     SETTLE_NS = 10 * 1000 * 1000, /* without work: short slices for this long, the next request may be near */
     LONG_IDLE_NS = 1000 * 1000 * 1000,
+    LONG_NS = 100 * 1000 * 1000,   /* a wait worth a line in the log, */
+    QUIET_NS = 1000 * 1000 * 1000, /* of which there are no more than one in this time */
 };
 
 void pen_wait_init(pen_wait *wait, bool may_spin) {
@@ -40,4 +43,16 @@ void pen_wait_pause(pen_wait *wait, bool work_in_flight, int64_t due_ns) {
     else
         slice = waited < LONG_IDLE_NS ? SLICE_IDLE_NS : SLICE_LONG_IDLE_NS;
     pen_clock_sleep_until(now + slice);
+}
+
+double pen_wait_seconds(const pen_wait *wait) {
+    return (double)(pen_clock_ns() - wait->since_ns) * 1e-9;
+}
+
+bool pen_wait_tells(pen_wait *wait) {
+    if (!pen_log_enabled(PEN_LOG_DEBUG) || wait->told_ns > wait->since_ns) return false;
+    int64_t now = pen_clock_ns();
+    if (now - wait->since_ns < LONG_NS || (wait->told_ns > 0 && now - wait->told_ns < QUIET_NS)) return false;
+    wait->told_ns = now;
+    return true;
 }

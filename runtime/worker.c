@@ -374,12 +374,20 @@ pen_status pen_worker_advance(pen_worker *worker, bool *moved) {
     return finish_steps(worker, moved);
 }
 
-pen_activity pen_worker_activity(const pen_worker *worker, uint64_t *step) {
+pen_worker_state pen_worker_about(const pen_worker *worker) {
     const entry *e = entry_at(worker, worker->next);
-    *step = worker->next;
-    if (worker->next > worker->head && !pen_event_done(entry_at(worker, worker->next - 1)->computed)) return PEN_BUSY;
-    if (worker->next == worker->tail) return PEN_IDLE;
-    return !worker->first && e->phase == RECEIVING ? PEN_WAIT_RECEIVE : PEN_WAIT_SEND;
+    pen_worker_state state = {PEN_IDLE, worker->next, PEN_CHANNEL_CONTROL};
+    if (worker->next > worker->head && !pen_event_done(entry_at(worker, worker->next - 1)->computed)) {
+        state.activity = PEN_BUSY;
+        state.step = worker->next - 1;
+    } else if (worker->next < worker->tail && e->history_receive != 0) { /* it left long before the rows did */
+        state.activity = PEN_WAIT_RECEIVE;
+        state.channel = PEN_CHANNEL_HISTORY;
+    } else if (worker->next < worker->tail) {
+        state.activity = !worker->first && e->phase == RECEIVING ? PEN_WAIT_RECEIVE : PEN_WAIT_SEND;
+        state.channel = state.activity == PEN_WAIT_SEND && worker->last ? PEN_CHANNEL_TOKEN : PEN_CHANNEL_ACTIVATION;
+    }
+    return state;
 }
 
 int64_t pen_worker_due_ns(const pen_worker *worker) {

@@ -46,8 +46,13 @@ pen_status pen_worker_receive(pen_worker *worker);
 /* Does what can be done now; runs one step at most. *moved is set where anything was done. */
 pen_status pen_worker_advance(pen_worker *worker, bool *moved);
 
-/* What it is about, and in which step: idle where no step is known. */
-pen_activity pen_worker_activity(const pen_worker *worker, uint64_t *step);
+/* What it is about: idle where no step is known. In which step and, where it waits, for which channel. */
+typedef struct pen_worker_state {
+    pen_activity activity;
+    uint64_t step;
+    pen_channel channel;
+} pen_worker_state;
+pen_worker_state pen_worker_about(const pen_worker *worker);
 
 /* When the device will be done with the step that it is at, by pen_clock_ns(); 0 where that is unknown, or nothing. */
 int64_t pen_worker_due_ns(const pen_worker *worker);

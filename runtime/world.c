@@ -148,6 +148,9 @@ pen_status pen_world_create(pen_world **out) {
 void pen_world_destroy(pen_world *world) {
     if (!world) return;
     if (world->mpi) {
+        /* MPI_Finalize waits for all and cannot say for whom. */
+        pen_status status = pen_world_agree(world, "leaving", PEN_OK);
+        if (status != PEN_OK) pen_world_abort(world, status);
         watchdog("MPI_Finalize");
         for (int r = 0; world->beats && r < world->size; r++)
             if (world->beats[r] != MPI_REQUEST_NULL) MPI_Wait(&world->beats[r], MPI_STATUS_IGNORE);
@@ -287,6 +290,10 @@ static pen_status await(pen_world *world, int rank, const char *what, MPI_Reques
             snprintf(why, sizeof why, "silent for %.0f s", world->patience_s);
             return lost(world, rank, what, why);
         }
+        if (pen_wait_tells(&world->wait))
+            PEN_DEBUG("rank %d has waited %.1f s for rank %d (stage %d%s%s) while %s", world->rank,
+                      pen_wait_seconds(&world->wait), rank, world->places[rank].stage,
+                      world->places[rank].host[0] ? " on " : "", world->places[rank].host, what);
         pen_wait_pause(&world->wait, true, 0);
     }
 }

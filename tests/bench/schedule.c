@@ -16,6 +16,7 @@
 #include "sim_profile.h"
 #include "simulate.h"
 #include "statistics.h"
+#include "step_cost.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -44,6 +45,7 @@ typedef struct machine {
     pen_plan *plan;
     const pen_model *model;
     const pen_profile *times;
+    pen_step_cost *cost; /* of the split */
     pen_sim_link link;
     int hidden;
 } machine;
@@ -104,12 +106,6 @@ static double slowest_ms(const machine *m, double rows, double logit_rows, doubl
     return most;
 }
 
-/* As the session has it: a microbatch's fixed cost in rows of prompt. */
-static double chunk_overhead(const machine *m) {
-    double few = slowest_ms(m, 32, 0, 0), many = slowest_ms(m, 256, 0, 0), slope = (many - few) / (256 - 32);
-    return slope > 0 ? fmax((few - 32 * slope) / slope, OVERHEAD_LEAST) : OVERHEAD_LEAST;
-}
-
 static void on_token(void *context, int request, double at_ms) {
     run *r = context;
     if (at_ms > r->from_ms && at_ms <= r->to_ms) {
@@ -152,7 +148,7 @@ static void make_load(load_kind kind, int streams, run *r) {
                      .seed = 1};
     int count = r->count = kind == LONG || kind == DECODE ? streams : 4 * streams;
     int64_t *arrivals = claim((size_t)count, sizeof *arrivals);
-    double token_ms = slowest_ms(r->machine, STREAMS_EACH, STREAMS_EACH, 100) * (plan->stage_count + 1);
+    double token_ms = slowest_ms(r->machine, STREAMS_EACH, STREAMS_EACH, 100) * plan->stage_count;
     r->requests = claim((size_t)count, sizeof *r->requests);
     r->waiting = kind == STEADY ? streams : count;
     if (kind == POISSON) pen_load_arrivals(0.8 * capacity(r->machine, streams), load.seed, arrivals, count);
@@ -185,7 +181,7 @@ static void choose_window(load_kind kind, run *r) {
 /* ---- A run ------------------------------------------------------------------------------------------------------- */
 
 /* Splits for a load, as a session does. */
-static int split(const machine *m, load_kind kind, int stages) {
+static int split(machine *m, load_kind kind, int stages) {
     int streams = kind == LONG ? LONG_AMID + 1 : (stages + 1) * STREAMS_EACH;
     pen_plan_workload workload = m->plan->workload = workload_of(kind, streams);
     pen_steady steady = pen_profile_steady(workload.prompt_tokens, workload.output_tokens, streams, stages);
@@ -193,6 +189,9 @@ static int split(const machine *m, load_kind kind, int stages) {
         m->plan->units[u].time_ms =
             pen_profile_unit_ms(m->times, m->model, u, steady.rows, steady.logit_rows, steady.context);
     check(pen_plan_solve(m->plan, &(pen_plan_options){.stages = stages, .memory = UINT64_C(1) << 50}));
+    pen_step_cost_destroy(m->cost);
+    pen_step_shape planned = {steady.rows, steady.logit_rows, steady.context};
+    check(pen_step_cost_create(m->plan, m->model, m->times, &planned, &m->cost));
     return streams;
 }
 
@@ -214,8 +213,7 @@ static result simulate(const machine *m, load_kind kind, int streams, bool plain
                      .rows = ROWS,
                      .logit_rows = streams,
                      .context = CONTEXT,
-                     .chunk_overhead = plain ? 0 : chunk_overhead(m),
-                     .undivided = plain},
+                     .cost = plain ? NULL : m->cost},
         .kv = {.count = 1, .blocks = {streams * CONTEXT / PEN_KV_BLOCK}},
         .slots = SLOTS,
         .latency_ms = m->link.latency_ms,
@@ -277,7 +275,7 @@ static void print(const char *profile, int stages, load_kind kind, bool plain, c
 static void bench(const char *path, int stages, bool json) {
     pen_sim_profile *sim;
     pen_profile *times;
-    machine m;
+    machine m = {0};
     check(pen_sim_profile_read(path, 0, &sim));
     check(pen_sim_profile_times(sim, &times));
     check(pen_plan_read(path, &m.plan));
@@ -294,6 +292,7 @@ static void bench(const char *path, int stages, bool json) {
             }
         }
     }
+    pen_step_cost_destroy(m.cost);
     pen_plan_destroy(m.plan);
     pen_profile_destroy(times);
     pen_sim_profile_destroy(sim);

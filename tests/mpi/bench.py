@@ -18,6 +18,8 @@ class Bench(unittest.TestCase):
     def bench(self, *options, ranks=0):
         result = JOB.run(*LOAD, "--json", *options, ranks=ranks).json()
         self.assertEqual((result["prompt_tokens"], result["output_tokens"]), (P, G))
+        self.assertEqual(len(result["plan"]["stages"]), ranks or 1)
+        self.assertEqual(result["plan"]["workload"]["prompt_tokens"], P)
         return result["runs"]
 
     def check_run(self, run, ranks):

@@ -66,9 +66,9 @@ static int prompt_of(const task *t, int request) {
     return t->prompt + 3 * (request % 5);
 }
 
-static bool on_token(void *context, int position, const pen_choice *choice) {
+static bool on_token(void *context, int index, int position, const pen_choice *choice) {
     outcome *o = context;
-    (void)position;
+    (void)index, (void)position;
     o->end_ns = pen_clock_ns();
     if (o->tokens++ == 0) o->first_ns = o->end_ns;
     o->hash = (o->hash ^ (uint64_t)choice->token) * 0x100000001b3u;

@@ -126,6 +126,9 @@ static void test_sampling(void **state) {
     accept("penstock run m -p x", &o);
     assert_true(o.repetition_penalty == 1 && o.presence_penalty == 0 && o.frequency_penalty == 0);
     assert_true(o.stop.count == 0 && o.logit_bias.count == 0 && o.min_tokens == 0 && o.prompt_logprobs == 0);
+    assert_int_equal(o.choices, 1);
+    accept("penstock run m -p x --choices 7", &o);
+    assert_int_equal(o.choices, 7);
     accept("penstock run m -p x --repetition-penalty 1.25 --presence-penalty -2 --frequency-penalty 0.5 --stop a,b "
            "--stop=-- --logit-bias 7:-100,11:2.5 --logit-bias 0:1e1 --min-tokens 9 -n 9 --prompt-logprobs 4 --json",
            &o);
@@ -153,6 +156,10 @@ static void test_sampling(void **state) {
     refuse("penstock run m -p x --presence-penalty 2.1", "--presence-penalty");
     refuse("penstock run m -p x --frequency-penalty inf", "--frequency-penalty");
     refuse("penstock run m -p x --min-tokens 9 -n 8", "--min-tokens 9 is more than --max-tokens 8");
+    refuse("penstock run m -p x --choices 0", "--choices");
+    refuse("penstock run m -p x --choices 1025", "from 1 to 1024");
+    refuse("penstock run m -p x --choices=two", "--choices: 'two'");
+    refuse("penstock bench m --choices 2", "--choices");
     refuse("penstock run m -p x --prompt-logprobs 3", "--prompt-logprobs is part of the JSON object");
     refuse("penstock run m -p x --json --prompt-logprobs 21", "from 0 to 20");
     refuse("penstock perplexity m -f x --stop a", "--stop belongs to penstock run");

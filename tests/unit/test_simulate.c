@@ -12,6 +12,7 @@
 #include <math.h>
 
 #include "simulate.h"
+#include "step_cost.h"
 
 enum { STAGES_MOST = 8, REQUESTS_MOST = 64 };
 
@@ -25,9 +26,17 @@ static double stage_ms(void *context, int stage, const pen_simulated_step *step)
     return p->ms[stage] + step->rows * p->ms_per_row;
 }
 
+/* What the schedule thinks of it: all stages are as slow as the slowest. */
+static pen_step_cost *cost;
+
 static pen_simulate_options make_options(int stages, int sequences, pace *p) {
+    double most = 0;
+    for (int s = 0; s < stages; s++) most = fmax(most, p->ms[s]);
+    pen_step_cost_destroy(cost);
+    assert_int_equal(pen_step_cost_create_even(stages, most, p->ms_per_row, &cost), PEN_OK);
     return (pen_simulate_options){
-        .schedule = {.stages = stages, .sequences = sequences, .rows = 256, .logit_rows = 64, .context = 512},
+        .schedule =
+            {.stages = stages, .sequences = sequences, .rows = 256, .logit_rows = 64, .context = 512, .cost = cost},
         .kv = {.count = 1, .blocks = {sequences * 32}},
         .slots = 4,
         .stage_ms = stage_ms,
@@ -112,8 +121,8 @@ static void test_microbatches_in_flight_overlap(void **state) {
         assert_int_equal(pen_simulate(&options, requests, 2, &simulation), PEN_OK);
         makespan[in_flight] = simulation.makespan_ms;
     }
-    assert_ms(makespan[1], 2 * 32 + 49 * 4);     /* two rows through both stages at a time */
-    assert_ms(makespan[2], 2 * 32 + 49 * 2 + 1); /* one after the other, a millisecond apart */
+    assert_ms(makespan[1], 2 * 32 + 49 * 4); /* two rows through both stages at a time */
+    assert_ms(makespan[2], 3 * 16 + 49 * 2); /* the second prompt behind the first, then in turns */
 }
 
 /* A leader that computes hears of what came back when its own step is through. */
@@ -198,7 +207,7 @@ static void test_what_dividing_decodes_is_worth(void **state) {
         pen_simulated_request requests[12];
         for (int r = 0; r < 12; r++) requests[r] = (pen_simulated_request){.prompt = 1, .output = 100};
         pen_simulate_options options = make_options(2, 12, &p);
-        options.schedule.undivided = undivided;
+        if (undivided) options.schedule.cost = NULL;
         assert_int_equal(pen_simulate(&options, requests, 12, &simulation), PEN_OK);
         makespan[undivided] = simulation.makespan_ms;
     }
@@ -229,5 +238,7 @@ int main(void) {
         cmocka_unit_test(test_what_dividing_decodes_is_worth),
         cmocka_unit_test(test_what_can_never_run_is_said),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    pen_step_cost_destroy(cost);
+    return failed;
 }
