@@ -305,11 +305,15 @@ static int old_blocks(const pen_schedule *schedule, int slot) {
     return pen_kvcache_told(schedule->cache, slot) == 0 ? pen_kv_blocks_for(schedule->slots[slot].next) : 0;
 }
 
+static bool can_tell(const pen_schedule *schedule, const pen_microbatch *microbatch, int slot) {
+    return microbatch->old_blocks + old_blocks(schedule, slot) <= pen_kv_blocks_for(schedule->options.context);
+}
+
 /* Adds rows of a sequence, if its tables can grow by them. */
 static bool append(pen_schedule *schedule, pen_microbatch *microbatch, int slot, int rows) {
     sequence *s = &schedule->slots[slot];
     int old = old_blocks(schedule, slot);
-    if (microbatch->old_blocks + old > pen_kv_blocks_for(schedule->options.context)) return false;
+    if (!can_tell(schedule, microbatch, slot)) return false;
     if (!pen_kvcache_grow(schedule->cache, slot, s->next, rows)) return false;
     microbatch->old_blocks += old;
     int first, logits = logits_of(s, rows, &first);
@@ -384,7 +388,7 @@ static void take_decodes(pen_schedule *schedule, int share, pen_microbatch *micr
     for (int i = 0; i < schedule->running && microbatch->rows < share; i++) {
         int slot = schedule->order[i];
         const sequence *s = &schedule->slots[slot];
-        if (!is_decoding(s) || s->next == s->known) continue;
+        if (!is_decoding(s) || s->next == s->known || !can_tell(schedule, microbatch, slot)) continue;
         while (!append(schedule, microbatch, slot, 1) && pause_youngest(schedule, s->number)) continue;
     }
 }
