@@ -64,9 +64,11 @@ pen_budget pen_budget_of(const pen_step_cost *cost, const pen_budget_demand *dem
 int pen_budget_fill(const pen_step_cost *cost, const pen_budget_demand *demand, const pen_budget *budget, int decodes,
                     int most) {
     int least = PEN_KV_BLOCK < most ? PEN_KV_BLOCK : most, fits = least, over = most + 1;
+    pen_budget_demand next = *demand;
+    next.prompt_context = demand->chunk_context;
     while (over - fits > 1) {
         int middle = fits + (over - fits) / 2;
-        if (slot_ms(cost, demand, budget->depth, decodes, middle) <= budget->ms)
+        if (slot_ms(cost, &next, budget->depth, decodes, middle) <= budget->ms)
             fits = middle;
         else
             over = middle;

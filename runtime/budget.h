@@ -31,8 +31,9 @@ typedef struct pen_budget_demand {
     int settled; /* … of which the end of the prompt is in flight no more */
     double decode_context;
     int prompts, prompt_rows; /* sequences at their prompts, and rows of them to do */
-    double prompt_context;
-    double prompt_rate; /* rows of prompt for each row of decode, in the long run */
+    double prompt_context;    /* of the whole prompts */
+    double chunk_context;     /* of the rows that come next */
+    double prompt_rate;       /* rows of prompt for each row of decode, in the long run */
 } pen_budget_demand;
 
 typedef struct pen_budget {
@@ -44,8 +45,9 @@ typedef struct pen_budget {
 /* At most `depth` microbatches of at most `rows` rows. */
 pen_budget pen_budget_of(const pen_step_cost *cost, const pen_budget_demand *demand, int depth, int rows);
 
-/* Rows of prompt, at most `most`, that fill the budget beside `decodes` rows of decode. At least one block where that
- * many may be, so that prompts always go on. */
+/* Rows of prompt, at most `most`, that fill the budget beside `decodes` rows of decode: more at the beginning of a
+ * prompt, less at its end, where attention has more to see. At least one block where that many may be, so that prompts
+ * always go on. */
 int pen_budget_fill(const pen_step_cost *cost, const pen_budget_demand *demand, const pen_budget *budget, int decodes,
                     int most);
 

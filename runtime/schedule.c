@@ -354,9 +354,9 @@ static pen_budget_demand look(const pen_schedule *schedule) {
     for (int i = 0; i < schedule->running; i++) {
         const sequence *s = &schedule->slots[schedule->order[i]];
         if (!is_decoding(s)) {
-            demand.prompts++;
+            if (demand.prompts++ == 0) demand.chunk_context = s->next;
             demand.prompt_rows += s->known - s->next;
-            demand.prompt_context += (s->next + s->known) / 2.0;
+            demand.prompt_context += s->known / 2.0;
         } else if (s->next < s->spec.prompt + s->spec.output - 1 && (s->next < s->known || s->microbatch >= oldest)) {
             /* Others whose token came back are being held. */
             demand.decodes++;
