@@ -138,7 +138,7 @@ static void add_speeds(json_t *object, const pen_load_summary *s) {
 }
 
 static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, const pen_forecast *forecast,
-                        const pen_load_summary *simulated, const pen_metrics *stages) {
+                        json_t *simulated, const pen_metrics *stages) {
     json_t *run = json_pack("{s:i, s:i, s:f, s:b}", "concurrency", log->load.concurrency, "requests",
                             log->load.requests, "seconds", s->seconds, "steady", log->steady);
     if (!run) return NULL;
@@ -150,11 +150,7 @@ static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, cons
     json_object_set_new(run, "replicas", json_replicas(s));
     json_object_set_new(run, "load_balance_factor", json_real(1));
     if (log->load.phases) json_object_set_new(run, "phases", json_phases(log));
-    if (simulated) {
-        json_t *beside = json_pack("{s:f}", "seconds", simulated->seconds);
-        add_speeds(beside, simulated);
-        json_object_set_new(run, "simulated", beside);
-    }
+    if (simulated) json_object_set_new(run, "simulated", simulated);
     return run;
 }
 
@@ -217,14 +213,21 @@ static pen_status simulate_session(const void *session, const pen_simulated_watc
     return pen_session_simulate(session, watch, requests, count, simulation);
 }
 
-/* The same load in the simulator; PEN_UNSUPPORTED where nothing is known of other microbatches than the plan's. */
-static pen_status simulate(const bench_state *bench, const pen_load_log *log, pen_load_summary *summary) {
+/* The same load in the simulator; NULL where nothing is known of other microbatches than the plan's. */
+static json_t *json_simulated(const bench_state *bench, const pen_load_log *log) {
     pen_load_log simulated;
-    if (log->load.phases) return PEN_UNSUPPORTED;
+    pen_load_summary summary;
+    json_t *object = NULL;
+    if (log->load.phases) return NULL;
     pen_status status = pen_load_simulate(&log->load, simulate_session, bench->session, log->stages, &simulated);
-    if (status == PEN_OK) status = pen_load_summarise(&simulated, summary);
+    if (status == PEN_OK) status = pen_load_summarise(&simulated, &summary);
+    if (status == PEN_OK) {
+        object = json_pack("{s:f, s:o}", "seconds", summary.seconds, "stages",
+                           json_stages(simulated.spans[0].stages, log->stages));
+        add_speeds(object, &summary);
+    }
     pen_load_log_free(&simulated);
-    return status;
+    return object;
 }
 
 static pen_status report(bench_state *bench, const pen_load_log *log) {
@@ -238,10 +241,7 @@ static pen_status report(bench_state *bench, const pen_load_log *log) {
     pen_forecast forecast =
         pen_session_forecast(bench->session, least(log->load.concurrency, bench->options->config.max_num_seqs), apart);
     if (bench->runs) {
-        pen_load_summary simulated;
-        pen_status status = simulate(bench, log, &simulated);
-        json_array_append_new(bench->runs,
-                              json_run(log, &summary, &forecast, status == PEN_OK ? &simulated : NULL, stages));
+        json_array_append_new(bench->runs, json_run(log, &summary, &forecast, json_simulated(bench, log), stages));
     } else {
         print_run(log, &summary, &forecast);
         keep_stages(bench, log, stages);

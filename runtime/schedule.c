@@ -24,6 +24,7 @@ struct pen_schedule {
     pen_schedule_options options;
     pen_kvcache *cache;
     int in_flight;
+    bool exhausted;           /* there was nothing to run, and nothing has happened since */
     bool *decodes;            /* [options.in_flight] whether microbatch n in flight, in n mod in_flight, has any */
     int carriers;             /* of them that have */
     uint64_t next_microbatch; /* from 1 on; 0 is none */
@@ -154,6 +155,7 @@ pen_status pen_schedule_add(pen_schedule *schedule, const pen_sequence_spec *spe
     assert(spec->parent < schedule->next_sequence && !(spec->parent >= 0 && spec->score));
     sequence *s = claim_waiting(schedule, false);
     if (!s) return pen_fail(PEN_NO_MEMORY, "no memory to queue another sequence");
+    schedule->exhausted = false;
     *number = schedule->next_sequence++;
     *s = (sequence){
         .number = *number, .spec = *spec, .known = spec->prompt, .asked = spec->score ? -1 : spec->prompt - 2};
@@ -202,9 +204,10 @@ static int growth(const pen_schedule *schedule, const sequence *s, int window) {
            pen_kv_blocks_held(window, rows, s->known);
 }
 
-/* Whether all groups have blocks for what a sequence has, for one more of everybody who runs, and for a quarter of what
- * all of them may yet add: more would keep sequences waiting that end early or late enough, less would pause many. A
- * child may have to copy one, and shares the others. */
+/* Whether all groups have blocks for what a sequence has, one more for everybody who runs, and those for a quarter of
+ * what all of them may yet add. To keep more free would let blocks lie idle, less would pause more of them than it lets
+ * run (in the simulator, with KV for 20 to 60 % of the sequences). A child may have to copy one block, and shares the
+ * others. */
 static bool has_room(const pen_schedule *schedule, const sequence *s) {
     if (schedule->running == 0) return true; /* what is too large even so is never queued */
     bool shares = parent_slot(schedule, s) >= 0;
@@ -281,9 +284,11 @@ void pen_schedule_continue(pen_schedule *schedule, int64_t number) {
     sequence *s = i >= 0 ? &schedule->slots[schedule->order[i]] : queued(schedule, w); /* it may be paused */
     assert(s->known < s->spec.prompt + s->spec.output);
     s->known++;
+    schedule->exhausted = false;
 }
 
 void pen_schedule_finish(pen_schedule *schedule, int64_t number) {
+    schedule->exhausted = false;
     int i = find_running(schedule, number);
     if (i >= 0) {
         const sequence *s = &schedule->slots[schedule->order[i]];
@@ -305,11 +310,15 @@ static int old_blocks(const pen_schedule *schedule, int slot) {
     return pen_kvcache_told(schedule->cache, slot) == 0 ? pen_kv_blocks_for(schedule->slots[slot].next) : 0;
 }
 
+static bool can_tell(const pen_schedule *schedule, const pen_microbatch *microbatch, int slot) {
+    return microbatch->old_blocks + old_blocks(schedule, slot) <= pen_kv_blocks_for(schedule->options.context);
+}
+
 /* Adds rows of a sequence, if its tables can grow by them. */
 static bool append(pen_schedule *schedule, pen_microbatch *microbatch, int slot, int rows) {
     sequence *s = &schedule->slots[slot];
     int old = old_blocks(schedule, slot);
-    if (microbatch->old_blocks + old > pen_kv_blocks_for(schedule->options.context)) return false;
+    if (!can_tell(schedule, microbatch, slot)) return false;
     if (!pen_kvcache_grow(schedule->cache, slot, s->next, rows)) return false;
     microbatch->old_blocks += old;
     int first, logits = logits_of(s, rows, &first);
@@ -341,13 +350,15 @@ static double prompt_rate(const pen_schedule *schedule) {
 
 static pen_budget_demand look(const pen_schedule *schedule) {
     pen_budget_demand demand = {.prompt_rate = prompt_rate(schedule)};
+    uint64_t oldest = schedule->next_microbatch - (uint64_t)schedule->in_flight;
     for (int i = 0; i < schedule->running; i++) {
         const sequence *s = &schedule->slots[schedule->order[i]];
         if (!is_decoding(s)) {
             demand.prompts++;
             demand.prompt_rows += s->known - s->next;
             demand.prompt_context += (s->next + s->known) / 2.0;
-        } else if (s->next < s->spec.prompt + s->spec.output - 1) {
+        } else if (s->next < s->spec.prompt + s->spec.output - 1 && (s->next < s->known || s->microbatch >= oldest)) {
+            /* Others whose token came back are being held. */
             demand.decodes++;
             demand.settled += s->next > s->spec.prompt || s->next < s->known;
             demand.decode_context += s->next;
@@ -384,7 +395,7 @@ static void take_decodes(pen_schedule *schedule, int share, pen_microbatch *micr
     for (int i = 0; i < schedule->running && microbatch->rows < share; i++) {
         int slot = schedule->order[i];
         const sequence *s = &schedule->slots[slot];
-        if (!is_decoding(s) || s->next == s->known) continue;
+        if (!is_decoding(s) || s->next == s->known || !can_tell(schedule, microbatch, slot)) continue;
         while (!append(schedule, microbatch, slot, 1) && pause_youngest(schedule, s->number)) continue;
     }
 }
@@ -415,7 +426,7 @@ static void take_prompts(pen_schedule *schedule, int share, pen_microbatch *micr
 }
 
 bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
-    if (schedule->in_flight == schedule->options.in_flight) return false;
+    if (schedule->exhausted || schedule->in_flight == schedule->options.in_flight) return false;
     admit(schedule);
     microbatch->rows = microbatch->run_count = microbatch->logit_count = 0;
     microbatch->old_blocks = 0;
@@ -433,7 +444,8 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
     while (microbatch->rows == 0 && schedule->in_flight == 0 && schedule->running > 1 &&
            pause_youngest(schedule, schedule->slots[schedule->order[0]].number))
         take_prompts(schedule, share, microbatch);
-    if (microbatch->rows == 0) return false;
+    schedule->exhausted = microbatch->rows == 0;
+    if (schedule->exhausted) return false;
     schedule->decodes[schedule->next_microbatch % (uint64_t)schedule->options.in_flight] = decodes;
     schedule->carriers += decodes;
     microbatch->number = schedule->next_microbatch++ - 1;
@@ -443,6 +455,7 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
 
 void pen_schedule_complete(pen_schedule *schedule) {
     assert(schedule->in_flight > 0);
+    schedule->exhausted = false;
     uint64_t oldest = schedule->next_microbatch - (uint64_t)schedule->in_flight--;
     schedule->carriers -= schedule->decodes[oldest % (uint64_t)schedule->options.in_flight];
 }

@@ -5,8 +5,8 @@
  * A sequence prefills its prompt in chunks, any number of which may be in flight, and then decodes a row at a time:
  * the next row needs the token that the last one chose. Running decodes are spread evenly over the microbatches in
  * flight and prompt chunks fill the rest. A waiting sequence starts when a slot and KV for what it has are free, first
- * come, first served. Where KV runs out the youngest is *paused*: it gives its blocks up, waits at the head of the
- * queue and computes again what is not found in the cache. Nothing that it has chosen is lost or chosen twice.
+ * come, first served. Where KV runs out the youngest is *paused*: it gives its blocks up, waits before all that came
+ * later and computes again what is not found in the cache. Nothing that it has chosen is lost or chosen twice.
  *
  * Several sequences of one prompt compute it once: all but the first name it as their parent. A child starts when the
  * parent's prompt has been scheduled but for its last row, shares the parent's blocks, and computes that row itself.

@@ -1,0 +1,222 @@
+#!/usr/bin/env python3
+"""How well ranks wait and make progress, by the program itself. Run it through progress.sh. Its parts:
+
+links  16 streams on two ranks of one thread: pipeline efficiency and speed by default, with CMA off and over TCP, in
+       turns; the median over the rounds of each round's ratio to the default. And from a trace of the default: the time
+       that the first stage spends waiting for token ids that are on their way back.
+idle   CPU time of every rank's threads while the program is up and nobody asks for anything.
+wake   One stream: from the end of a stage's step to the beginning of what waits for it on the next stage (and from the
+       last stage to the first), by the trace. With a core a rank, and with more ranks than cores.
+deep   Requests a second or more apart: from the leader's step to the beginning of the next stage's.
+"""
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "mpi"))
+from job import Launcher, processes_with  # noqa: E402
+
+SMALL = "synthetic:llama:layers=16,hidden=512,ffn=1536,heads=8,kv_heads=4,vocab=512,context=4096,type=q4_0"
+TINY = "synthetic:llama:layers=8,hidden=64,ffn=96,heads=4,kv_heads=2,vocab=300,context=512,type=q4_0"
+CONDITIONS = {
+    "default": {},
+    "cma off": {"OMPI_MCA_btl_vader_single_copy_mechanism": "none"},
+    "tcp": {"OMPI_MCA_btl": "tcp,self"},
+}
+IN_FLIGHT = 3  # microbatches of two stages
+DEEP_US = 1.05e6  # idle for as long: deep
+
+
+class Bench:
+    def __init__(self, arguments):
+        self.arguments = arguments
+        self.launcher = Launcher(arguments.penstock, arguments.mpirun)
+        self.folder = tempfile.mkdtemp()
+        self.report = {}
+        self.missed = 0
+
+    def line(self, model, *more):
+        """Profiles are cached, so that all runs of a model have the same plan."""
+        return ["bench", model, "--json", "--threads", 1, "--cache", self.folder, *more]
+
+    def run(self, ranks, model, *more, **environment):
+        outcome = self.launcher.run(*self.line(model, *more), ranks=ranks, limit=600, **environment)
+        return outcome.json()["runs"][0]
+
+    def trace(self, ranks, model, *more):
+        """Slices [stage][step] of a run: (begin, end) in µs."""
+        path = Path(self.folder) / "trace.json"
+        self.run(ranks, model, "--trace", path, *more)
+        stages = [[] for _ in range(ranks)]
+        for event in json.loads(path.read_text())["traceEvents"]:
+            if event["ph"] == "X":
+                stages[event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
+        return stages
+
+    def show(self, part, what, value, unit, bound=None, least=False):
+        """A figure, and beside it what it may be at most (or at least)."""
+        met = bound is None or (value >= bound if least else value <= bound)
+        self.missed += not met
+        self.report.setdefault(part, {})[what] = {"value": value, "unit": unit, "bound": bound, "met": met}
+        beside = "" if bound is None else f"  {'≥' if least else '≤'} {bound:g}{'' if met else '   MISSED'}"
+        print(f"{part:6} {what:58} {value:10.3f} {unit:4}{beside}", flush=True)
+
+
+def quantile(values, q):
+    values = sorted(values)
+    return values[min(len(values) - 1, int(q * len(values)))]
+
+
+# ---- Links ----------------------------------------------------------------------------------------------------------
+
+def way_back(stages):
+    """The share of the steady time that the first stage waits for ids that the last one has sent, and nothing else; and
+    the share that the busiest stage computes in."""
+    first, last = stages[0], stages[-1]
+    steps = range(len(first) // 5, len(first) * 4 // 5)  # neither the beginning nor the end
+    waited = 0
+    for n in steps:
+        free, sent, begin = first[n - 1][1], last[n - IN_FLIGHT][1], first[n][0]
+        waited += max(0, begin - max(free, sent)) if sent + 1000 > free else 0
+    busy = max(sum(stage[n][1] - stage[n][0] for n in steps) / (stage[steps[-1]][1] - stage[steps[0]][0])
+               for stage in stages)
+    return waited / (first[steps[-1]][1] - first[steps[0]][0]), busy
+
+
+def measure_links(bench, model):
+    name = Path(model).name
+    load = ["--concurrency", 16, "--num-prompts", 32, "--prompt-tokens", 128, "--output-tokens", 64]
+    waited, busy = way_back(bench.trace(2, model, *load))  # it also measures the profile
+    rounds = [{condition: bench.run(2, model, *load, **environment) for condition, environment in CONDITIONS.items()}
+              for _ in range(bench.arguments.rounds)]
+    for condition in CONDITIONS:
+        speed = statistics.median(r[condition]["total_tokens_per_s"] for r in rounds)
+        bench.show("links", f"{name}, {condition}: prompt and output", speed, "t/s")
+        for what in ("split", "schedule", "pipeline"):
+            value = statistics.median(r[condition][f"{what}_efficiency"] for r in rounds)
+            bench.show("links", f"{name}, {condition}: {what} efficiency", value, "")
+        if condition == "default":
+            continue
+        for key, what, bound in (("pipeline_efficiency", "pipeline efficiency", 0.97), ("total_tokens_per_s", "speed", None)):
+            ratio = statistics.median(r[condition][key] / r["default"][key] for r in rounds)
+            bench.show("links", f"{name}, {condition}: {what} ÷ default's", ratio, "", bound, least=True)
+    bench.show("links", f"{name}: the busiest stage computes", 100 * busy, "%")
+    bench.show("links", f"{name}: the first stage waits for ids on their way", 100 * waited, "%", 1)
+
+
+# ---- Idle -----------------------------------------------------------------------------------------------------------
+
+def cpu_seconds(pid):
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) * 1e-9
+
+
+def measure_idle(bench, ranks):
+    mark = f"idle-{os.getpid()}-{ranks}"
+    # The first request would come after a quarter of an hour.
+    line = bench.line(TINY, "--request-rate", 0.001, "--num-prompts", 1, "--prompt-tokens", 8, "--output-tokens", 4)
+    process = bench.launcher.start(*line, ranks=ranks, mark=mark, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    for text in process.stderr:
+        if text.lstrip().startswith("measured:"):
+            break
+    drain = threading.Thread(target=process.stderr.read)
+    drain.start()
+    time.sleep(2)
+    pids = [pid for pid in processes_with(mark) if pid != process.pid]
+    if len(pids) != ranks:
+        sys.exit(f"{len(pids)} processes of {ranks} ranks")
+    before, began = [cpu_seconds(pid) for pid in pids], time.monotonic()
+    time.sleep(bench.arguments.idle)
+    used = [cpu_seconds(pid) - b for pid, b in zip(pids, before)]
+    wall = time.monotonic() - began
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    drain.join()
+    shares = [100 * u / wall for u in used]
+    what = f"{ranks} ranks, {wall:.0f} s: a core's share of the busiest"
+    bench.show("idle", what, max(shares), "%", 1)
+    bench.show("idle", f"{ranks} ranks, {wall:.0f} s: CPU time of all", sum(used), "s")
+
+
+# ---- Wake-up --------------------------------------------------------------------------------------------------------
+
+def hops(stages):
+    """From the end of each step on a stage to the beginning of what waits for it."""
+    found = []
+    for n in range(10, len(stages[0])):
+        found += [after[n][0] - before[n][1] for before, after in zip(stages, stages[1:])]
+        found.append(stages[0][n][0] - stages[-1][n - 1][1])
+    return found
+
+
+def show_quantiles(bench, part, what, values, bound):
+    bench.show(part, f"{what}: p50 of {len(values)}", quantile(values, 0.5), "us")
+    bench.show(part, f"{what}: p99", quantile(values, 0.99), "us", bound)
+
+
+def measure_wake(bench, ranks, what, bound):
+    values = hops(bench.trace(ranks, SMALL, "--concurrency", 1, "--num-prompts", 1, "--prompt-tokens", 8,
+                              "--output-tokens", 1000))
+    show_quantiles(bench, "wake", what, values, bound)
+
+
+def measure_deep(bench):
+    first, second = bench.trace(2, TINY, "--request-rate", 1, "--num-prompts", 35, "--prompt-tokens", 8,
+                                "--output-tokens", 1)
+    values = [second[n][0] - first[n][0] for n in range(1, len(first)) if first[n][0] - second[n - 1][1] > DEEP_US]
+    show_quantiles(bench, "deep", "idle for a second, 2 ranks", values, 6000)
+
+
+# ---- All of it ------------------------------------------------------------------------------------------------------
+
+def processor():
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(": ", 1)[1]
+    return platform.processor()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--penstock", required=True)
+    parser.add_argument("--default-model", required=True)
+    parser.add_argument("--model", action="append", help="instead of the default one; may be given again")
+    parser.add_argument("--mpirun", default="mpirun")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--idle", type=float, default=30, metavar="SECONDS")
+    parser.add_argument("--only", default="links,idle,wake,deep", metavar="PART,…")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")
+    arguments = parser.parse_args()
+    bench, parts = Bench(arguments), arguments.only.split(",")
+    cores = len(os.sched_getaffinity(0))
+    print(f"{processor()}, {cores} cores, load {os.getloadavg()[0]:.1f}")
+    try:
+        if "wake" in parts:
+            measure_wake(bench, 2, "2 ranks, which may spin", 50)
+            measure_wake(bench, 2 * cores, f"{2 * cores} ranks, which may not", 250)
+        if "deep" in parts:
+            measure_deep(bench)
+        for ranks in (2, 4, 8) if "idle" in parts else ():
+            measure_idle(bench, ranks)
+        for model in (arguments.model or [arguments.default_model]) if "links" in parts else ():
+            measure_links(bench, model)
+    finally:
+        shutil.rmtree(bench.folder)
+    if arguments.json:
+        report = {"processor": processor(), "cores": cores, "load": os.getloadavg(), "figures": bench.report}
+        Path(arguments.json).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return 1 if bench.missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

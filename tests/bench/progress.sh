@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# How the ranks wait: progress.sh [--rounds N] [--idle SECONDS] [--model FILE]… [--only PART,…] [--json FILE]
+#
+# The links' hard conditions beside the default, what an idle rank costs, how soon a waiting one wakes, each beside its
+# bound; progress.py says how. Under four minutes on two cores. Leave the machine alone while it measures.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+model=${PENSTOCK_TEST_MODEL:-$(launch/fetch-model.sh)}
+[ -x build/penstock ] || { cmake --preset release && cmake --build build --target penstock; } >&2
+exec python3 tests/bench/progress.py --penstock build/penstock --default-model "$model" "$@"
