@@ -35,7 +35,7 @@ int pen_step_cost_stages(const pen_step_cost *cost) {
 }
 
 static double grid_rows(int i) {
-    return i < 3 ? i + 1 : ldexp(4 + (i - 3) % 4, (i - 3) / 4);
+    return i < 3 ? i + 1 : (4 + (i - 3) % 4) << (i - 3) / 4;
 }
 
 /* At most one row costs as one; beyond the last point in proportion. */
@@ -45,7 +45,7 @@ static double look_up(const curve *c, double rows, double context) {
     int i = (int)rows - 1; /* the last grid point at or below `rows` */
     if (rows >= 4) {
         int doubling = ilogb(rows);
-        i = 3 + 4 * (doubling - 2) + (int)(ldexp(rows, 2 - doubling) - 4);
+        i = 3 + 4 * (doubling - 2) + (int)(4 * rows / (1 << doubling) - 4);
     }
     if (i >= GRID - 1) return (c->ms[GRID - 1] + context * c->ms_per_position[GRID - 1]) * rows / grid_rows(GRID - 1);
     double share = (rows - grid_rows(i)) / (grid_rows(i + 1) - grid_rows(i));
