@@ -13,7 +13,8 @@ some='[1-9][0-9]*' hundreds='[1-9][0-9][0-9]+'
 # pressure REQUESTS SEQUENCES BLOCKS: what is said is in $out.
 pressure() {
     # --prompt is the context, more than all KV holds: requests in between fit the one and never the other.
-    out=$(ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=0} mpirun --oversubscribe -np 3 "$program" --pressure "$1" \
+    # What ASan keeps of freed memory would look like growth.
+    out=$(ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=0:quarantine_size_mb=1} mpirun --oversubscribe -np 3 "$program" --pressure "$1" \
         --sequences "$2" --blocks "$3" --prompt 5000 --rows 64 --model $model) || { echo "FAIL: $out"; return 1; }
     echo "$out"
     local expected="^$1 requests in [0-9.]+ s, $some refused, 0 wrong; completions: $some to their length, $some stopped, "
