@@ -58,11 +58,11 @@ class Sizes:
 
 
 def measure_limits(build):
-    """Of two threads; "-" is no weight type, so nothing else is measured."""
-    text = subprocess.run([build / "tests" / "bench_kernels", "2", "auto", "-"], check=True, capture_output=True,
-                          text=True).stdout
-    return Limits(float(re.search(r"reading memory, 2 threads: ([\d.]+)", text)[1]),
-                  float(re.search(r"int8 multiply-add, 2 threads: ([\d.]+)", text)[1]))
+    """Of two threads, the best of some tries; "-" is no weight type, so nothing else is measured."""
+    line = [build / "tests" / "bench_kernels", "2", "auto", "-"]
+    text = "".join(subprocess.run(line, check=True, capture_output=True, text=True).stdout for _ in range(3))
+    return Limits(max(map(float, re.findall(r"reading memory, 2 threads: ([\d.]+)", text))),
+                  max(map(float, re.findall(r"int8 multiply-add, 2 threads: ([\d.]+)", text))))
 
 
 def sizes_of(job, model):
