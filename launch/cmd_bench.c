@@ -4,7 +4,9 @@
  */
 #include "command.h"
 #include "job.h"
+#include "load_simulate.h"
 #include "load_summary.h"
+#include "plan_json.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -31,21 +33,54 @@ static int least(int a, int b) {
     return a < b ? a : b;
 }
 
+/* The load of a run. */
+static pen_load load_of(const pen_options *options, int run) {
+    int concurrency = options->concurrency.values[run], requests = options->num_prompts;
+    if (options->phases)
+        requests = concurrency;
+    else if (requests == 0)
+        requests = REQUESTS_PER_STREAM * concurrency;
+    return (pen_load){.prompt_tokens = options->prompt_tokens,
+                      .output_tokens = options->output_tokens,
+                      .length_spread = options->length_spread,
+                      .concurrency = concurrency,
+                      .requests = requests,
+                      .request_rate = options->request_rate,
+                      .phases = options->phases,
+                      .seed = options->seed + (uint64_t)run,
+                      .time_scale = options->config.time_scale};
+}
+
+/* Prompt and output of the longest request of all runs. */
+static void find_longest(const pen_options *options, int *prompt_tokens, int *output_tokens) {
+    *prompt_tokens = *output_tokens = 0;
+    for (int run = 0; run < options->concurrency.count; run++) {
+        pen_load load = load_of(options, run);
+        for (int i = 0; i < load.requests; i++) {
+            int prompt, output;
+            pen_load_lengths(&load, i, &prompt, &output);
+            if (prompt - *prompt_tokens <= *output_tokens - output) continue;
+            *prompt_tokens = prompt;
+            *output_tokens = output;
+        }
+    }
+}
+
 static pen_status prepare(void *context, const pen_session *session, pen_tokenizer *tokenizer, pen_session_need *need) {
     (void)tokenizer;
     bench_state *bench = context;
     const pen_options *options = bench->options;
     bench->session = session;
-    int max_len = pen_session_max_len(session);
-    if (options->output_tokens > max_len - options->prompt_tokens)
+    int max_len = pen_session_max_len(session), prompt_tokens, output_tokens;
+    find_longest(options, &prompt_tokens, &output_tokens);
+    if (output_tokens > max_len - prompt_tokens)
         return pen_fail(PEN_USAGE,
                         "prompts of %d tokens and outputs of %d are wanted, but the longest sequence allowed is %d"
                         " tokens (the model's context is %d)",
-                        options->prompt_tokens, options->output_tokens, max_len,
-                        pen_model_hparams(pen_session_model(session))->context);
+                        prompt_tokens, output_tokens, max_len, pen_model_hparams(pen_session_model(session))->context);
     int sequences = least(largest(&options->concurrency), options->config.max_num_seqs); /* the rest waits */
-    *need = (pen_session_need){
-        .context = options->prompt_tokens + options->output_tokens, .logit_rows = sequences, .sequences = sequences};
+    *need =
+        (pen_session_need){.context = prompt_tokens + output_tokens, .logit_rows = sequences, .sequences = sequences};
     return PEN_OK;
 }
 
@@ -89,27 +124,33 @@ static json_t *json_phases(const pen_load_log *log) {
     return phases;
 }
 
+static void add_speeds(json_t *object, const pen_load_summary *s) {
+    json_object_set_new(object, "prompt_tokens_per_s", json_real(s->prompt_tokens_per_s));
+    json_object_set_new(object, "decode_tokens_per_s", json_real(s->decode_tokens_per_s));
+    json_object_set_new(object, "total_tokens_per_s", json_real(s->total_tokens_per_s));
+    json_object_set_new(object, "ttft_ms", json_statistics(&s->ttft));
+    json_object_set_new(object, "tpot_ms", json_statistics(&s->tpot));
+    json_object_set_new(object, "itl_ms", json_statistics(&s->itl));
+    json_object_set_new(object, "e2el_ms", json_statistics(&s->e2el));
+    json_object_set_new(object, "split_efficiency", json_real(s->efficiency.split));
+    json_object_set_new(object, "schedule_efficiency", json_real(s->efficiency.schedule));
+    json_object_set_new(object, "pipeline_efficiency", json_real(s->efficiency.pipeline));
+}
+
 static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, const pen_forecast *forecast,
-                        const pen_metrics *stages) {
-    json_t *run = json_pack("{s:i, s:i, s:f, s:b, s:f, s:f, s:f}", "concurrency", log->load.concurrency, "requests",
-                            log->load.requests, "seconds", s->seconds, "steady", log->steady, "prompt_tokens_per_s",
-                            s->prompt_tokens_per_s, "decode_tokens_per_s", s->decode_tokens_per_s, "total_tokens_per_s",
-                            s->total_tokens_per_s);
+                        json_t *simulated, const pen_metrics *stages) {
+    json_t *run = json_pack("{s:i, s:i, s:f, s:b}", "concurrency", log->load.concurrency, "requests",
+                            log->load.requests, "seconds", s->seconds, "steady", log->steady);
     if (!run) return NULL;
     json_object_set_new(run, "predicted",
                         json_pack("{s:f, s:f}", "prompt_tokens_per_s", forecast->prompt_tokens_per_s,
                                   "decode_tokens_per_s", forecast->decode_tokens_per_s));
-    json_object_set_new(run, "ttft_ms", json_statistics(&s->ttft));
-    json_object_set_new(run, "tpot_ms", json_statistics(&s->tpot));
-    json_object_set_new(run, "itl_ms", json_statistics(&s->itl));
-    json_object_set_new(run, "e2el_ms", json_statistics(&s->e2el));
-    json_object_set_new(run, "split_efficiency", json_real(s->efficiency.split));
-    json_object_set_new(run, "schedule_efficiency", json_real(s->efficiency.schedule));
-    json_object_set_new(run, "pipeline_efficiency", json_real(s->efficiency.pipeline));
+    add_speeds(run, s);
     json_object_set_new(run, "stages", json_stages(stages, log->stages));
     json_object_set_new(run, "replicas", json_replicas(s));
     json_object_set_new(run, "load_balance_factor", json_real(1));
     if (log->load.phases) json_object_set_new(run, "phases", json_phases(log));
+    if (simulated) json_object_set_new(run, "simulated", simulated);
     return run;
 }
 
@@ -119,9 +160,10 @@ static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, cons
 static void print_title(const bench_state *bench, int stages) {
     const pen_options *options = bench->options;
     const pen_config *config = &options->config;
-    printf("%s, %d stage%s, prompts of %d tokens, outputs of %d%s\n\n",
+    printf("%s, %d stage%s, prompts of %d tokens, outputs of %d%s%s\n\n",
            config->model[0] ? config->model : config->device, stages, stages == 1 ? "" : "s", options->prompt_tokens,
-           options->output_tokens, options->phases ? ", one after the other" : "");
+           options->output_tokens, options->length_spread > 0 ? " on average" : "",
+           options->phases ? ", one after the other" : "");
     puts("| streams | requests |  prompt t/s (plan) |  decode t/s (plan) | TTFT ms p50/p99 |  ITL ms p50/p99 | split | "
          "schedule | pipeline |\n"
          "|--------:|---------:|-------------------:|-------------------:|----------------:|----------------:|------:|"
@@ -166,6 +208,28 @@ static void check_busy(const pen_metrics *stages, int count) {
     }
 }
 
+static pen_status simulate_session(const void *session, const pen_simulated_watch *watch,
+                                   pen_simulated_request *requests, int count, pen_simulation *simulation) {
+    return pen_session_simulate(session, watch, requests, count, simulation);
+}
+
+/* The same load in the simulator; NULL where nothing is known of other microbatches than the plan's. */
+static json_t *json_simulated(const bench_state *bench, const pen_load_log *log) {
+    pen_load_log simulated;
+    pen_load_summary summary;
+    json_t *object = NULL;
+    if (log->load.phases) return NULL;
+    pen_status status = pen_load_simulate(&log->load, simulate_session, bench->session, log->stages, &simulated);
+    if (status == PEN_OK) status = pen_load_summarise(&simulated, &summary);
+    if (status == PEN_OK) {
+        object = json_pack("{s:f, s:o}", "seconds", summary.seconds, "stages",
+                           json_stages(simulated.spans[0].stages, log->stages));
+        add_speeds(object, &summary);
+    }
+    pen_load_log_free(&simulated);
+    return object;
+}
+
 static pen_status report(bench_state *bench, const pen_load_log *log) {
     pen_load_summary summary;
     PEN_TRY(pen_load_summarise(log, &summary));
@@ -177,7 +241,7 @@ static pen_status report(bench_state *bench, const pen_load_log *log) {
     pen_forecast forecast =
         pen_session_forecast(bench->session, least(log->load.concurrency, bench->options->config.max_num_seqs), apart);
     if (bench->runs) {
-        json_array_append_new(bench->runs, json_run(log, &summary, &forecast, stages));
+        json_array_append_new(bench->runs, json_run(log, &summary, &forecast, json_simulated(bench, log), stages));
     } else {
         print_run(log, &summary, &forecast);
         keep_stages(bench, log, stages);
@@ -187,19 +251,7 @@ static pen_status report(bench_state *bench, const pen_load_log *log) {
 }
 
 static pen_status run_once(bench_state *bench, pen_engine *engine, int run) {
-    const pen_options *options = bench->options;
-    int concurrency = options->concurrency.values[run], requests = options->num_prompts;
-    if (options->phases)
-        requests = concurrency;
-    else if (requests == 0)
-        requests = REQUESTS_PER_STREAM * concurrency;
-    pen_load load = {.prompt_tokens = options->prompt_tokens,
-                     .output_tokens = options->output_tokens,
-                     .concurrency = concurrency,
-                     .requests = requests,
-                     .request_rate = options->request_rate,
-                     .phases = options->phases,
-                     .seed = options->seed + (uint64_t)run};
+    pen_load load = load_of(bench->options, run);
     pen_load_log log;
     pen_status status = pen_load_run(&load, engine, pen_session_solved(bench->session)->stage_count,
                                      pen_model_hparams(pen_session_model(bench->session))->vocab, &log);
@@ -215,10 +267,14 @@ static pen_status run_all(bench_state *bench, pen_engine *engine) {
 
 static pen_status work_as_json(bench_state *bench, pen_engine *engine) {
     const pen_options *options = bench->options;
+    char *plan;
     bench->runs = json_array();
     PEN_TRY(run_all(bench, engine));
-    json_t *object = json_pack("{s:i, s:i, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
-                               options->output_tokens, "runs", bench->runs);
+    PEN_TRY(pen_plan_to_json(pen_session_solved(bench->session), &plan));
+    json_t *object = json_pack("{s:i, s:i, s:f, s:o, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
+                               options->output_tokens, "length_spread", options->length_spread, "plan",
+                               json_loads(plan, 0, NULL), "runs", bench->runs);
+    free(plan);
     bool written =
         object && json_dumpf(object, stdout, JSON_COMPACT) == 0 && fputc('\n', stdout) != EOF && fflush(stdout) == 0;
     json_decref(object);

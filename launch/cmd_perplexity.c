@@ -44,14 +44,16 @@ static pen_status prepare(void *context, const pen_session *session, pen_tokeniz
     return PEN_OK;
 }
 
-static bool on_token(void *context, int position, const pen_choice *choice) {
+static bool on_token(void *context, int index, int position, const pen_choice *choice) {
+    (void)index;
     score_state *score = context;
     score->logprobs[position - 1] = choice->logprob;
     score->scored++;
     return true;
 }
 
-static void on_done(void *context, pen_finish finish) {
+static void on_done(void *context, int index, pen_finish finish) {
+    (void)index;
     ((score_state *)context)->finish = finish;
 }
 

@@ -1,4 +1,8 @@
-/* `penstock run`: one completion, streamed to stdout; or with --json one object. */
+/*
+ * `penstock run`: completions of a prompt, one or several (--choices). The text is streamed to stdout, one completion
+ * after the other: those behind the one being shown keep what they have said. With --json all of them do, for one
+ * object.
+ */
 #include "clock.h"
 #include "command.h"
 #include "job.h"
@@ -8,22 +12,33 @@
 
 #include <stdlib.h>
 
-/* Rows of logits of a prompt at a time: 128 × vocabulary floats. */
-enum { PROMPT_LOGIT_ROWS = 128 };
+/* Rows of logits at a time: 128 × vocabulary floats. */
+enum { LOGIT_ROWS_MOST = 128 };
+
+typedef struct completion {
+    pen_tokens output;
+    pen_detokenizer *detokenizer;
+    pen_stopper *stopper;
+    FILE *kept; /* writes `text`, what was said and not shown */
+    char *text;
+    size_t length;
+    json_t *logprobs; /* a list per token, where wanted */
+    pen_finish finish;
+    bool stopped; /* at a stop string */
+    bool done;
+} completion;
 
 typedef struct run_state {
     const pen_options *options;
     pen_tokenizer *tokenizer;
-    pen_detokenizer *detokenizer;
-    pen_stopper *stopper;
-    pen_tokens prompt, output;
+    pen_tokens prompt;
+    completion *completions; /* [options->choices] */
+    int shown;               /* the one whose text is streamed */
     int32_t *stop_ids;
     int stop_count;
-    json_t *text, *logprobs, *prompt_logprobs; /* --json: pieces of text; lists per token */
+    json_t *prompt_logprobs; /* where wanted */
     int64_t start_ns, first_ns, last_ns;
-    pen_finish finish;
-    bool stopped; /* at a stop string */
-    bool broken;  /* stdout cannot be written */
+    bool broken; /* stdout cannot be written */
 } run_state;
 
 static pen_status find_stop_ids(run_state *run) {
@@ -45,6 +60,40 @@ static pen_status check_biases(const run_state *run, int vocab) {
     return PEN_OK;
 }
 
+/* Flushed, `kept` has a text, though an empty one. */
+static pen_status make_completion(const run_state *run, completion *c) {
+    const pen_options *options = run->options;
+    PEN_TRY(pen_detokenizer_create(run->tokenizer, PEN_DECODE_CONTINUED, &c->detokenizer));
+    PEN_TRY(pen_stopper_create(options->stop.list, options->stop.count, &c->stopper));
+    c->output.ids = calloc((size_t)options->max_tokens + 1, sizeof *c->output.ids);
+    c->kept = open_memstream(&c->text, &c->length);
+    if (!c->output.ids || !c->kept || fflush(c->kept) != 0)
+        return pen_fail(PEN_NO_MEMORY, "no memory for %d tokens", options->max_tokens);
+    if (options->logprobs) c->logprobs = json_array();
+    return PEN_OK;
+}
+
+static pen_status make_completions(run_state *run) {
+    run->completions = calloc((size_t)run->options->choices, sizeof *run->completions);
+    if (!run->completions) return pen_fail(PEN_NO_MEMORY, "no memory for %d completions", run->options->choices);
+    for (int i = 0; i < run->options->choices; i++) PEN_TRY(make_completion(run, &run->completions[i]));
+    if (run->options->prompt_logprobs) run->prompt_logprobs = json_pack("[n]"); /* the first token has none */
+    return PEN_OK;
+}
+
+static void free_completion(completion *c) {
+    if (c->kept) fclose(c->kept);
+    free(c->text);
+    pen_detokenizer_destroy(c->detokenizer);
+    pen_stopper_destroy(c->stopper);
+    pen_tokens_free(&c->output);
+    json_decref(c->logprobs);
+}
+
+static int least(int a, int b) {
+    return a < b ? a : b;
+}
+
 static pen_status prepare(void *context, const pen_session *session, pen_tokenizer *tokenizer, pen_session_need *need) {
     run_state *run = context;
     run->tokenizer = tokenizer;
@@ -64,38 +113,62 @@ static pen_status prepare(void *context, const pen_session *session, pen_tokeniz
                         run->prompt.count, room, max_len, pen_model_hparams(pen_session_model(session))->context);
     PEN_TRY(find_stop_ids(run));
     PEN_TRY(check_biases(run, pen_model_hparams(pen_session_model(session))->vocab));
-    PEN_TRY(pen_detokenizer_create(tokenizer, PEN_DECODE_CONTINUED, &run->detokenizer));
-    PEN_TRY(pen_stopper_create(run->options->stop.list, run->options->stop.count, &run->stopper));
-    *need = (pen_session_need){.context = (int)run->prompt.count + room,
-                               .logit_rows = run->options->prompt_logprobs ? PROMPT_LOGIT_ROWS : 1,
-                               .sequences = 1};
-    return PEN_OK;
+    int rows = run->options->prompt_logprobs ? LOGIT_ROWS_MOST : least(run->options->choices, LOGIT_ROWS_MOST);
+    *need = (pen_session_need){
+        .context = (int)run->prompt.count + room, .logit_rows = rows, .sequences = run->options->choices};
+    return make_completions(run);
 }
 
-static void emit(run_state *run, pen_text text) {
-    if (text.length == 0) return;
-    if (run->text)
-        json_array_append_new(run->text, json_stringn(text.data, text.length));
-    else if (fwrite(text.data, 1, text.length, stdout) < text.length || fflush(stdout) != 0)
-        run->broken = true;
+/* ---- Text -------------------------------------------------------------------------------------------------------- */
+
+static bool is_shown(const run_state *run, const completion *c) {
+    return !run->options->json && c == &run->completions[run->shown];
+}
+
+static void emit(run_state *run, completion *c, const char *text, size_t length) {
+    if (length == 0) return;
+    FILE *out = is_shown(run, c) ? stdout : c->kept;
+    if (fwrite(text, 1, length, out) < length || fflush(out) != 0) run->broken = true;
 }
 
 /* Shows the part of the text that no stop string can begin in; none ends in the first min_tokens tokens. */
-static void push_text(run_state *run, pen_text text) {
-    bool armed = run->output.count > (size_t)run->options->min_tokens;
-    pen_stopper_text shown = pen_stopper_push(run->stopper, text, armed);
-    emit(run, shown.held);
-    emit(run, shown.fresh);
-    run->stopped = shown.stopped;
+static void push_text(run_state *run, completion *c, pen_text text) {
+    bool armed = c->output.count > (size_t)run->options->min_tokens;
+    pen_stopper_text shown = pen_stopper_push(c->stopper, text, armed);
+    emit(run, c, shown.held.data, shown.held.length);
+    emit(run, c, shown.fresh.data, shown.fresh.length);
+    c->stopped = shown.stopped;
 }
 
-static void finish_text(run_state *run) {
-    if (!run->stopped) push_text(run, pen_detokenizer_finish(run->detokenizer));
-    if (run->stopped)
-        run->finish = PEN_FINISH_STOP;
-    else
-        emit(run, pen_stopper_finish(run->stopper));
+static void finish_text(run_state *run, completion *c) {
+    if (!c->stopped) push_text(run, c, pen_detokenizer_finish(c->detokenizer));
+    if (c->stopped) {
+        c->finish = PEN_FINISH_STOP;
+        return;
+    }
+    pen_text rest = pen_stopper_finish(c->stopper);
+    emit(run, c, rest.data, rest.length);
 }
+
+/* Whoever reads several is told which. */
+static void show_heading(const run_state *run) {
+    int count = run->options->choices;
+    if (count > 1 && !run->options->json)
+        printf("%s[choice %d of %d]\n", run->shown > 0 ? "\n" : "", run->shown + 1, count);
+}
+
+/* Goes on from what has been said to the end to what is still being said. */
+static void show_next(run_state *run) {
+    while (run->completions[run->shown].done) {
+        emit(run, &run->completions[run->shown], "\n", 1);
+        if (run->shown + 1 == run->options->choices) return;
+        completion *c = &run->completions[++run->shown];
+        show_heading(run);
+        emit(run, c, c->text, c->length);
+    }
+}
+
+/* ---- Tokens ------------------------------------------------------------------------------------------------------ */
 
 static json_t *best_logprobs(const pen_choice *choice, int count) {
     json_t *list = json_array();
@@ -113,23 +186,32 @@ static json_t *prompt_token_logprobs(const pen_choice *choice, int count) {
     return list;
 }
 
-static bool on_token(void *context, int position, const pen_choice *choice) {
+static bool on_token(void *context, int index, int position, const pen_choice *choice) {
     run_state *run = context;
+    completion *c = &run->completions[index];
     if ((size_t)position < run->prompt.count) {
         json_array_append_new(run->prompt_logprobs, prompt_token_logprobs(choice, run->options->prompt_logprobs));
         return true;
     }
     run->last_ns = pen_clock_ns();
-    if (run->output.count == 0) run->first_ns = run->last_ns;
-    run->output.ids[run->output.count++] = choice->token; /* room for all was made */
-    if (run->logprobs) json_array_append_new(run->logprobs, best_logprobs(choice, run->options->logprobs));
-    push_text(run, pen_detokenizer_push(run->detokenizer, choice->token));
-    return !run->broken && !run->stopped;
+    if (!run->first_ns) run->first_ns = run->last_ns;
+    c->output.ids[c->output.count++] = choice->token; /* room for all was made */
+    if (c->logprobs) json_array_append_new(c->logprobs, best_logprobs(choice, run->options->logprobs));
+    push_text(run, c, pen_detokenizer_push(c->detokenizer, choice->token));
+    return !run->broken && !c->stopped;
 }
 
-static void on_done(void *context, pen_finish finish) {
-    ((run_state *)context)->finish = finish;
+static void on_done(void *context, int index, pen_finish finish) {
+    run_state *run = context;
+    completion *c = &run->completions[index];
+    c->finish = finish;
+    c->done = true;
+    if (finish == PEN_FINISH_BAD_LOGITS || run->broken) return;
+    finish_text(run, c);
+    if (!run->options->json) show_next(run);
 }
+
+/* ---- The result -------------------------------------------------------------------------------------------------- */
 
 static double per_second(size_t tokens, int64_t ns) {
     return ns > 0 ? (double)tokens / ((double)ns / 1e9) : 0;
@@ -141,32 +223,38 @@ static json_t *id_list(const pen_tokens *tokens) {
     return list;
 }
 
-/* The pieces are whole characters each, so the joined text is valid UTF-8. */
-static json_t *joined(const json_t *pieces) {
-    size_t length = 0, used = 0, i;
-    const json_t *piece;
-    json_array_foreach(pieces, i, piece) length += json_string_length(piece);
-    char *text = malloc(length + 1);
-    if (!text) return NULL;
-    json_array_foreach(pieces, i, piece) {
-        size_t n = json_string_length(piece);
-        for (size_t j = 0; j < n; j++) text[used++] = json_string_value(piece)[j];
-    }
-    json_t *string = json_stringn(text, length);
-    free(text);
-    return string;
+static json_t *describe(const completion *c, int index) {
+    json_t *object =
+        json_pack("{s:i, s:o, s:o, s:s}", "index", index, "output_ids", id_list(&c->output), "text",
+                  json_stringn(c->text, c->length), "finish_reason", c->finish == PEN_FINISH_STOP ? "stop" : "length");
+    if (object && c->logprobs) json_object_set(object, "logprobs", c->logprobs);
+    return object;
 }
 
+static json_t *describe_all(const run_state *run) {
+    json_t *list = json_array();
+    for (int i = 0; i < run->options->choices; i++) {
+        if (json_array_append_new(list, describe(&run->completions[i], i)) == 0) continue;
+        json_decref(list);
+        return NULL;
+    }
+    return list;
+}
+
+/* The first completion, and where there are several, the list of all. */
 static pen_status write_json(run_state *run, double prompt_speed, double decode_speed) {
-    json_t *object = json_pack("{s:o, s:o, s:o, s:s, s:{s:f, s:f}}", "prompt_ids", id_list(&run->prompt), "output_ids",
-                               id_list(&run->output), "text", joined(run->text), "finish_reason",
-                               run->finish == PEN_FINISH_STOP ? "stop" : "length", "timings", "prompt_tokens_per_s",
-                               prompt_speed, "decode_tokens_per_s", decode_speed);
-    if (object && run->logprobs) json_object_set(object, "logprobs", run->logprobs);
-    if (object && run->prompt_logprobs) json_object_set(object, "prompt_logprobs", run->prompt_logprobs);
+    json_t *choices = describe_all(run), *object = json_copy(json_array_get(choices, 0));
+    json_object_del(object, "index");
+    json_object_set_new(object, "prompt_ids", id_list(&run->prompt));
+    json_object_set_new(
+        object, "timings",
+        json_pack("{s:f, s:f}", "prompt_tokens_per_s", prompt_speed, "decode_tokens_per_s", decode_speed));
+    if (run->prompt_logprobs) json_object_set(object, "prompt_logprobs", run->prompt_logprobs);
+    if (run->options->choices > 1) json_object_set(object, "choices", choices);
     bool written =
         object && json_dumpf(object, stdout, JSON_COMPACT) == 0 && fputc('\n', stdout) != EOF && fflush(stdout) == 0;
     json_decref(object);
+    json_decref(choices);
     return written ? PEN_OK : pen_fail(PEN_IO, "standard output cannot be written");
 }
 
@@ -174,14 +262,29 @@ static int larger(int a, int b) {
     return a > b ? a : b;
 }
 
+static pen_status write_result(run_state *run) {
+    size_t tokens = 0;
+    for (int i = 0; i < run->options->choices; i++) {
+        const completion *c = &run->completions[i];
+        tokens += c->output.count;
+        if (c->finish == PEN_FINISH_BAD_LOGITS)
+            return pen_fail(PEN_BAD_INPUT, "%s: the model's output is not a number after %zu tokens",
+                            run->options->config.model, c->output.count);
+    }
+    if (run->broken) return pen_fail(PEN_IO, "standard output cannot be written");
+    if (!run->first_ns) run->first_ns = run->last_ns = run->start_ns; /* nothing was said */
+    double prompt_speed = per_second(run->prompt.count, run->first_ns - run->start_ns);
+    double decode_speed = per_second(tokens ? tokens - 1 : 0, run->last_ns - run->first_ns);
+    if (run->options->json) PEN_TRY(write_json(run, prompt_speed, decode_speed));
+    fprintf(stderr,
+            "\nprompt: %zu tokens in %.1f ms (%.1f tokens/s); output: %zu tokens, %.1f tokens/s after the first\n",
+            run->prompt.count, (double)(run->first_ns - run->start_ns) / 1e6, prompt_speed, tokens, decode_speed);
+    return PEN_OK;
+}
+
 static pen_status work(void *context, pen_engine *engine) {
     run_state *run = context;
     const pen_options *options = run->options;
-    run->output.ids = calloc((size_t)options->max_tokens + 1, sizeof *run->output.ids);
-    if (options->json) run->text = json_array();
-    if (options->json && options->logprobs) run->logprobs = json_array();
-    if (options->json && options->prompt_logprobs) run->prompt_logprobs = json_pack("[n]"); /* the first has none */
-    if (!run->output.ids) return pen_fail(PEN_NO_MEMORY, "no memory for %d tokens", options->max_tokens);
     pen_request request = {
         .prompt = run->prompt.ids,
         .prompt_count = (int)run->prompt.count,
@@ -194,6 +297,7 @@ static pen_status work(void *context, pen_engine *engine) {
                  .seed = options->seed,
                  .target = -1,
                  .top_logprobs = larger(options->logprobs, options->prompt_logprobs)},
+        .choices = options->choices,
         .stop_ids = options->config.ignore_eos ? NULL : run->stop_ids,
         .stop_count = options->config.ignore_eos ? 0 : run->stop_count,
         .min_tokens = options->min_tokens,
@@ -208,40 +312,20 @@ static pen_status work(void *context, pen_engine *engine) {
     };
     if (!options->json) fputs("\n", stderr);
     PEN_TRY(pen_engine_submit(engine, &request));
-    run->start_ns = run->first_ns = run->last_ns = pen_clock_ns();
+    show_heading(run);
+    run->start_ns = pen_clock_ns();
     PEN_TRY(pen_engine_run(engine));
-    if (run->finish == PEN_FINISH_BAD_LOGITS)
-        return pen_fail(PEN_BAD_INPUT, "%s: the model's output is not a number after %zu tokens", options->config.model,
-                        run->output.count);
-    finish_text(run);
-    if (run->broken) return pen_fail(PEN_IO, "standard output cannot be written");
-
-    size_t later = run->output.count ? run->output.count - 1 : 0;
-    double prompt_speed = per_second(run->prompt.count, run->first_ns - run->start_ns);
-    double decode_speed = per_second(later, run->last_ns - run->first_ns);
-    if (options->json) PEN_TRY(write_json(run, prompt_speed, decode_speed));
-    if (!options->json) {
-        fputs("\n", stdout);
-        fflush(stdout);
-    }
-    fprintf(stderr,
-            "\nprompt: %zu tokens in %.1f ms (%.1f tokens/s); output: %zu tokens, %.1f tokens/s after the first\n",
-            run->prompt.count, (double)(run->first_ns - run->start_ns) / 1e6, prompt_speed, run->output.count,
-            decode_speed);
-    return PEN_OK;
+    return write_result(run);
 }
 
 pen_status pen_cmd_run(const pen_options *options) {
     run_state run = {.options = options};
     pen_job job = {.prepare = prepare, .work = work, .context = &run};
     pen_status status = pen_job_run(options, &job);
-    json_decref(run.text);
-    json_decref(run.logprobs);
+    for (int i = 0; run.completions && i < options->choices; i++) free_completion(&run.completions[i]);
+    free(run.completions);
     json_decref(run.prompt_logprobs);
-    pen_detokenizer_destroy(run.detokenizer);
-    pen_stopper_destroy(run.stopper);
     pen_tokens_free(&run.prompt);
-    pen_tokens_free(&run.output);
     free(run.stop_ids);
     return status;
 }

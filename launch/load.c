@@ -6,6 +6,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+enum { LONGEST = 4 }; /* times the mean: a tail without end would want KV without end */
+
 typedef struct runner runner;
 
 /* What the engine's callbacks get. */
@@ -21,7 +23,7 @@ struct runner {
     int vocab;
     stream *streams;   /* [load.requests] */
     int64_t *arrivals; /* [load.requests], of an open load */
-    int32_t *prompt;   /* [load.prompt_tokens] */
+    int32_t *prompt;   /* [of the longest prompt] */
     int64_t begin_ns;
     int submitted, started, finished; /* requests that were admitted, that have a token, that ended */
     bool open;                        /* the steady state has begun, and not ended */
@@ -45,12 +47,32 @@ void pen_load_prompt(uint64_t seed, int number, int vocab, int32_t *prompt, int 
     for (int i = 0; i < count; i++) prompt[i] = (int32_t)(next_random(&state) % (uint64_t)vocab);
 }
 
+/* In [0, 1). */
+static double next_fraction(uint64_t *state) {
+    return (double)(next_random(state) >> 11) * 0x1p-53;
+}
+
+/* Log-normal; Box and Muller's way. */
+static int draw_length(uint64_t *state, int mean, double spread) {
+    const double turn = 6.283185307179586;
+    double radius = sqrt(-2 * log1p(-next_fraction(state))), normal = radius * cos(turn * next_fraction(state));
+    double length = mean * exp(spread * (normal - spread / 2));
+    return (int)fmax(1, fmin(round(length), (double)LONGEST * mean));
+}
+
+void pen_load_lengths(const pen_load *load, int number, int *prompt_tokens, int *output_tokens) {
+    uint64_t state = load->seed ^ 0x5851f42d4c957f2d;
+    state = next_random(&state) + (uint64_t)number;
+    bool spreads = load->length_spread > 0;
+    *prompt_tokens = spreads ? draw_length(&state, load->prompt_tokens, load->length_spread) : load->prompt_tokens;
+    *output_tokens = spreads ? draw_length(&state, load->output_tokens, load->length_spread) : load->output_tokens;
+}
+
 void pen_load_arrivals(double request_rate, uint64_t seed, int64_t *arrivals, int count) {
     uint64_t state = ~seed;
     double seconds = 0;
     for (int i = 0; i < count; i++) {
-        double draw = (double)(next_random(&state) >> 11) * 0x1p-53; /* [0, 1) */
-        seconds -= log1p(-draw) / request_rate;
+        seconds -= log1p(-next_fraction(&state)) / request_rate;
         arrivals[i] = (int64_t)(seconds * 1e9);
     }
 }
@@ -80,22 +102,25 @@ static pen_status turn_to_outputs(runner *r) {
 
 /* ---- Requests ---------------------------------------------------------------------------------------------------- */
 
-/* How many requests should have been admitted by now. */
-static int due(const runner *r) {
-    const pen_load *load = r->load;
-    if (load->request_rate > 0) {
-        int64_t since = pen_clock_ns() - r->begin_ns;
-        int arrived = r->submitted;
-        while (arrived < load->requests && r->arrivals[arrived] <= since) arrived++;
-        return arrived;
-    }
+int pen_load_due(const pen_load_log *log, int finished) {
+    const pen_load *load = &log->load;
+    const pen_load_request *first = &log->requests[0];
     int64_t first_wave = load->concurrency;
     if (!load->phases) { /* evenly along the first output */
-        int64_t follow = (int64_t)r->log->requests[0].tokens * load->concurrency / load->output_tokens;
+        int64_t follow = (int64_t)first->tokens * load->concurrency / first->output_tokens;
         if (1 + follow < first_wave) first_wave = 1 + follow;
     }
-    int64_t wanted = first_wave + r->finished;
+    int64_t wanted = first_wave + finished;
     return wanted < load->requests ? (int)wanted : load->requests;
+}
+
+/* How many requests should have been admitted by now. */
+static int due(const runner *r) {
+    if (r->load->request_rate == 0) return pen_load_due(r->log, r->finished);
+    int64_t since = pen_clock_ns() - r->begin_ns;
+    int arrived = r->submitted;
+    while (arrived < r->load->requests && r->arrivals[arrived] <= since) arrived++;
+    return arrived;
 }
 
 static pen_request_token on_token;
@@ -107,10 +132,10 @@ static pen_status submit_due(runner *r) {
         stream *s = &r->streams[r->submitted];
         bool is_open = load->request_rate > 0;
         s->request->arrived_ns = is_open ? r->begin_ns + r->arrivals[r->submitted] : pen_clock_ns();
-        pen_load_prompt(load->seed, r->submitted, r->vocab, r->prompt, load->prompt_tokens);
+        pen_load_prompt(load->seed, r->submitted, r->vocab, r->prompt, s->request->prompt_tokens);
         pen_request request = {.prompt = r->prompt,
-                               .prompt_count = load->prompt_tokens,
-                               .max_tokens = load->output_tokens,
+                               .prompt_count = s->request->prompt_tokens,
+                               .max_tokens = s->request->output_tokens,
                                .pick.target = -1,
                                .on_token = on_token,
                                .on_done = on_done,
@@ -132,31 +157,30 @@ static pen_status take_token(runner *r, pen_load_request *request) {
     return submit_due(r);
 }
 
-static bool on_token(void *context, int position, const pen_choice *choice) {
-    (void)position, (void)choice;
+static bool on_token(void *context, int index, int position, const pen_choice *choice) {
+    (void)index, (void)position, (void)choice;
     stream *s = context;
     if (s->runner->status == PEN_OK) s->runner->status = take_token(s->runner, s->request);
     return s->runner->status == PEN_OK;
 }
 
-/* Whether the load has a steady state, now that its first request is done. */
-static bool is_steady(const runner *r) {
-    const pen_load *load = r->load;
+bool pen_load_is_steady(const pen_load *load, int submitted) {
     if (load->phases || pen_load_is_serial(load)) return false;
-    return load->requests - r->submitted >= load->concurrency;
+    return load->requests - submitted >= load->concurrency;
 }
 
 static pen_status take_end(runner *r, pen_finish finish, const pen_load_request *request) {
     if (finish != PEN_FINISH_LENGTH)
         return pen_fail(PEN_BAD_INPUT, "the model's output is not a number after %d tokens", request->tokens);
-    if (r->finished++ == 0 && is_steady(r)) {
+    if (r->finished++ == 0 && pen_load_is_steady(r->load, r->submitted)) {
         r->open = r->log->steady = true;
         PEN_TRY(begin_span(r, 0));
     }
     return submit_due(r);
 }
 
-static void on_done(void *context, pen_finish finish) {
+static void on_done(void *context, int index, pen_finish finish) {
+    (void)index;
     stream *s = context;
     if (s->runner->status == PEN_OK) s->runner->status = take_end(s->runner, finish, s->request);
 }
@@ -183,29 +207,72 @@ static pen_status run(runner *r) {
     return pen_engine_metrics(r->engine, log->spans[log->span_count - 1].stages);
 }
 
-pen_status pen_load_run(const pen_load *load, pen_engine *engine, int stages, int vocab, pen_load_log *log) {
-    size_t requests = (size_t)load->requests, outputs = (size_t)load->output_tokens;
+/* Times as they would be without --time-scale. */
+static void unscale(pen_load_log *log) {
+    double scale = log->load.time_scale;
+    int64_t begin_ns = log->spans[0].begin_ns;
+    if (scale == 1) return;
+    for (int i = 0; i < log->load.requests; i++) {
+        pen_load_request *request = &log->requests[i];
+        request->arrived_ns = (int64_t)((double)(request->arrived_ns - begin_ns) / scale);
+        for (int t = 0; t < request->tokens; t++)
+            request->token_ns[t] = (int64_t)((double)(request->token_ns[t] - begin_ns) / scale);
+    }
+    for (int i = 0; i < log->span_count; i++) {
+        pen_load_span *span = &log->spans[i];
+        span->begin_ns = (int64_t)((double)(span->begin_ns - begin_ns) / scale);
+        span->end_ns = (int64_t)((double)(span->end_ns - begin_ns) / scale);
+        for (int s = 0; s < log->stages; s++) {
+            for (int a = 0; a < PEN_ACTIVITIES; a++) span->stages[s].seconds[a] /= scale;
+            span->stages[s].work_s /= scale;
+        }
+    }
+}
+
+pen_status pen_load_log_create(const pen_load *load, int stages, pen_load_log *log) {
+    size_t requests = (size_t)load->requests, outputs = 0;
     *log = (pen_load_log){.load = *load, .stages = stages, .span_count = load->phases ? PEN_LOAD_SPANS : 1};
-    runner r = {.load = load, .engine = engine, .log = log, .vocab = vocab, .status = PEN_OK};
     log->requests = calloc(requests, sizeof *log->requests);
-    log->token_memory = calloc(requests * outputs, sizeof *log->token_memory);
+    for (size_t i = 0; log->requests && i < requests; i++) {
+        pen_load_request *request = &log->requests[i];
+        pen_load_lengths(load, (int)i, &request->prompt_tokens, &request->output_tokens);
+        outputs += (size_t)request->output_tokens;
+    }
+    log->token_memory = calloc(outputs + 1, sizeof *log->token_memory);
     for (int i = 0; i < PEN_LOAD_SPANS; i++)
         log->spans[i].stages = calloc((size_t)stages, sizeof *log->spans[i].stages);
-    r.streams = calloc(requests, sizeof *r.streams);
-    r.arrivals = calloc(requests, sizeof *r.arrivals);
-    r.prompt = calloc((size_t)load->prompt_tokens, sizeof *r.prompt);
-    pen_status status = PEN_OK;
-    if (!log->requests || !log->token_memory || !log->spans[0].stages || !log->spans[1].stages || !r.streams ||
-        !r.arrivals || !r.prompt) {
-        status = pen_fail(PEN_NO_MEMORY, "no memory for a load of %d requests", load->requests);
-    } else {
-        for (size_t i = 0; i < requests; i++) {
-            log->requests[i].token_ns = log->token_memory + i * outputs;
-            r.streams[i] = (stream){&r, &log->requests[i]};
-        }
-        if (load->request_rate > 0) pen_load_arrivals(load->request_rate, load->seed, r.arrivals, load->requests);
-        status = run(&r);
+    if (!log->requests || !log->token_memory || !log->spans[0].stages || !log->spans[1].stages)
+        return pen_fail(PEN_NO_MEMORY, "no memory for a load of %d requests", load->requests);
+    int64_t *token_ns = log->token_memory;
+    for (size_t i = 0; i < requests; i++) {
+        log->requests[i].token_ns = token_ns;
+        token_ns += log->requests[i].output_tokens;
     }
+    return PEN_OK;
+}
+
+static pen_status prepare(runner *r) {
+    const pen_load *load = r->load;
+    int longest = 1;
+    for (int i = 0; i < load->requests; i++)
+        if (r->log->requests[i].prompt_tokens > longest) longest = r->log->requests[i].prompt_tokens;
+    r->streams = calloc((size_t)load->requests, sizeof *r->streams);
+    r->arrivals = calloc((size_t)load->requests, sizeof *r->arrivals);
+    r->prompt = calloc((size_t)longest, sizeof *r->prompt);
+    if (!r->streams || !r->arrivals || !r->prompt)
+        return pen_fail(PEN_NO_MEMORY, "no memory for a load of %d requests", load->requests);
+    for (int i = 0; i < load->requests; i++) r->streams[i] = (stream){r, &r->log->requests[i]};
+    if (load->request_rate > 0)
+        pen_load_arrivals(load->request_rate / load->time_scale, load->seed, r->arrivals, load->requests);
+    return PEN_OK;
+}
+
+pen_status pen_load_run(const pen_load *load, pen_engine *engine, int stages, int vocab, pen_load_log *log) {
+    runner r = {.load = load, .engine = engine, .log = log, .vocab = vocab, .status = PEN_OK};
+    pen_status status = pen_load_log_create(load, stages, log);
+    if (status == PEN_OK) status = prepare(&r);
+    if (status == PEN_OK) status = run(&r);
+    if (status == PEN_OK) unscale(log);
     free(r.streams);
     free(r.arrivals);
     free(r.prompt);

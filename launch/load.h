@@ -2,6 +2,8 @@
  * The load generator of `bench`: requests of exact lengths, made up by a seed, for the engine, and a log of when their
  * tokens came back. It lives on rank 0.
  *
+ * All requests are equally long, or their lengths spread: log-normal around the same means, as those of people are.
+ *
  * A load arrives in one of three ways. Closed: `concurrency` requests at a time, the next when one ends; the first ones
  * follow the first one's output at even distances, so that at any time some are at their prompt and others anywhere in
  * their output. Open: at random times, `request_rate` a second (a Poisson process). In phases: `concurrency` requests
@@ -13,12 +15,14 @@
 #include "engine.h"
 
 typedef struct pen_load {
-    int prompt_tokens, output_tokens;
+    int prompt_tokens, output_tokens; /* of every request, or on average */
+    double length_spread;             /* standard deviation of the lengths' logarithms; 0: all are alike */
     int concurrency;
     int requests;
     double request_rate; /* 0: a closed load */
     bool phases;
     uint64_t seed;
+    double time_scale; /* of a simulated device; the load's own times, too, take so many times as long */
 } pen_load;
 
 /* Whether its requests come one after the other. */
@@ -29,7 +33,8 @@ static inline bool pen_load_is_serial(const pen_load *load) {
 typedef struct pen_load_request {
     int64_t arrived_ns; /* when it was due, also where the engine could only take it later */
     int64_t *token_ns;  /* [output_tokens] */
-    int tokens;
+    int prompt_tokens, output_tokens;
+    int tokens; /* that came */
 } pen_load_request;
 
 /* A stretch of time, and what the stages did in it. */
@@ -52,12 +57,21 @@ typedef struct pen_load_log {
     bool steady;
 } pen_load_log;
 
-/* Runs the load on an engine without other work. Free the log in any case. */
+/* Runs the load on an engine without other work. All times in the log are before --time-scale. Free it in any case. */
 pen_status pen_load_run(const pen_load *load, pen_engine *engine, int stages, int vocab, pen_load_log *log);
 void pen_load_log_free(pen_load_log *log);
 
+/* For those who write a log: room for the load's requests, whose lengths are filled in. */
+pen_status pen_load_log_create(const pen_load *load, int stages, pen_load_log *log);
+/* Whether the load has a steady state, now that its first request is done and `submitted` have been admitted. */
+bool pen_load_is_steady(const pen_load *load, int submitted);
+/* How many requests of a closed load should be admitted when so many are done. */
+int pen_load_due(const pen_load_log *log, int finished);
+
 /* When the requests of an open load arrive: arrivals[count] in nanoseconds after its beginning. */
 void pen_load_arrivals(double request_rate, uint64_t seed, int64_t *arrivals, int count);
+/* The lengths of a request of the load: at most LONGEST (load.c) times the mean. */
+void pen_load_lengths(const pen_load *load, int number, int *prompt_tokens, int *output_tokens);
 /* A prompt of the load. Prompts of different numbers share no beginning, but by chance. */
 void pen_load_prompt(uint64_t seed, int number, int vocab, int32_t *prompt, int count);
 

@@ -31,23 +31,35 @@ void pen_load_total(const pen_load_log *log, pen_metrics *stages) {
 
 /* ---- Speeds ------------------------------------------------------------------------------------------------------ */
 
+static int64_t first_ns(const pen_load_request *request) {
+    return request->token_ns[0];
+}
+
+static int64_t last_ns(const pen_load_request *request) {
+    return request->token_ns[request->output_tokens - 1];
+}
+
 /* Requests that came one after the other: their own times, without what lies between them. */
 static void one_by_one(const pen_load_log *log, pen_load_summary *summary) {
-    double prompt_s = 0, output_s = 0;
-    int n = log->load.requests, outputs = log->load.output_tokens;
-    for (int i = 0; i < n; i++) {
+    double prompt_s = 0, output_s = 0, prompts = 0, outputs = 0;
+    for (int i = 0; i < log->load.requests; i++) {
         const pen_load_request *request = &log->requests[i];
-        prompt_s += (double)(request->token_ns[0] - request->arrived_ns) * 1e-9;
-        output_s += (double)(request->token_ns[outputs - 1] - request->token_ns[0]) * 1e-9;
+        prompt_s += (double)(first_ns(request) - request->arrived_ns) * 1e-9;
+        output_s += (double)(last_ns(request) - first_ns(request)) * 1e-9;
+        prompts += request->prompt_tokens;
+        outputs += request->output_tokens;
     }
-    summary->prompt_tokens_per_s = per_second((double)n * log->load.prompt_tokens, prompt_s);
-    summary->decode_tokens_per_s = per_second((double)n * (outputs - 1), output_s);
-    summary->total_tokens_per_s = per_second((double)n * (log->load.prompt_tokens + outputs), prompt_s + output_s);
+    summary->prompt_tokens_per_s = per_second(prompts, prompt_s);
+    summary->decode_tokens_per_s = per_second(outputs - log->load.requests, output_s);
+    summary->total_tokens_per_s = per_second(prompts + outputs, prompt_s + output_s);
 }
 
 static void phase_by_phase(const pen_load_log *log, pen_load_summary *summary) {
-    double prompts = (double)log->load.requests * log->load.prompt_tokens;
-    double outputs = (double)log->load.requests * (log->load.output_tokens - 1); /* the first came with the prompt */
+    double prompts = 0, outputs = 0;
+    for (int i = 0; i < log->load.requests; i++) {
+        prompts += log->requests[i].prompt_tokens;
+        outputs += log->requests[i].output_tokens - 1; /* the first came with the prompt */
+    }
     summary->prompt_tokens_per_s = per_second(prompts, seconds_of(&log->spans[PEN_LOAD_PROMPTS]));
     summary->decode_tokens_per_s = per_second(outputs, seconds_of(&log->spans[PEN_LOAD_OUTPUTS]));
     summary->total_tokens_per_s = per_second(prompts + outputs + log->load.requests, summary->seconds);
@@ -58,7 +70,7 @@ static void all_together(const pen_load_log *log, pen_load_summary *summary) {
     double prompts = 0, outputs = 0;
     for (int i = 0; i < log->load.requests; i++) {
         const pen_load_request *request = &log->requests[i];
-        if (within(log, request->token_ns[0])) prompts += log->load.prompt_tokens;
+        if (within(log, first_ns(request))) prompts += request->prompt_tokens;
         for (int t = 0; t < request->tokens; t++) outputs += within(log, request->token_ns[t]);
     }
     summary->prompt_tokens_per_s = per_second(prompts, summary->seconds);
@@ -73,19 +85,20 @@ static double ms_between(int64_t from_ns, int64_t to_ns) {
 }
 
 /* Of the requests that ended in the spans: ended[summary->requests]. `values` has room for all their tokens. */
-static void latencies(const pen_load_log *log, const pen_load_request *const *ended, double *values,
-                      pen_load_summary *summary) {
-    int last = log->load.output_tokens - 1;
-    size_t count = (size_t)summary->requests, gaps = 0;
-    for (size_t i = 0; i < count; i++) values[i] = ms_between(ended[i]->arrived_ns, ended[i]->token_ns[0]);
+static void latencies(const pen_load_request *const *ended, double *values, pen_load_summary *summary) {
+    size_t count = (size_t)summary->requests, longer = 0, gaps = 0;
+    for (size_t i = 0; i < count; i++) values[i] = ms_between(ended[i]->arrived_ns, first_ns(ended[i]));
     summary->ttft = pen_statistics_of(values, count);
-    for (size_t i = 0; i < count; i++) values[i] = ms_between(ended[i]->arrived_ns, ended[i]->token_ns[last]);
+    for (size_t i = 0; i < count; i++) values[i] = ms_between(ended[i]->arrived_ns, last_ns(ended[i]));
     summary->e2el = pen_statistics_of(values, count);
-    if (last == 0) return;
-    for (size_t i = 0; i < count; i++) values[i] = ms_between(ended[i]->token_ns[0], ended[i]->token_ns[last]) / last;
-    summary->tpot = pen_statistics_of(values, count);
+    for (size_t i = 0; i < count; i++) {
+        int later = ended[i]->output_tokens - 1;
+        if (later > 0) values[longer++] = ms_between(first_ns(ended[i]), last_ns(ended[i])) / later;
+    }
+    summary->tpot = pen_statistics_of(values, longer);
     for (size_t i = 0; i < count; i++)
-        for (int t = 1; t <= last; t++) values[gaps++] = ms_between(ended[i]->token_ns[t - 1], ended[i]->token_ns[t]);
+        for (int t = 1; t < ended[i]->output_tokens; t++)
+            values[gaps++] = ms_between(ended[i]->token_ns[t - 1], ended[i]->token_ns[t]);
     summary->itl = pen_statistics_of(values, gaps);
 }
 
@@ -102,9 +115,10 @@ static void stages_of(const pen_load_log *log, pen_metrics *stages, pen_load_sum
 
 pen_status pen_load_summarise(const pen_load_log *log, pen_load_summary *summary) {
     const pen_load *load = &log->load;
-    size_t requests = (size_t)load->requests;
+    size_t requests = (size_t)load->requests, outputs = 0;
+    for (size_t i = 0; i < requests; i++) outputs += (size_t)log->requests[i].output_tokens;
     const pen_load_request **ended = calloc(requests, sizeof *ended);
-    double *values = calloc(requests * (size_t)load->output_tokens, sizeof *values);
+    double *values = calloc(outputs, sizeof *values);
     pen_metrics *stages = calloc((size_t)log->stages, sizeof *stages);
     *summary = (pen_load_summary){0};
     pen_status status = PEN_OK;
@@ -119,9 +133,8 @@ pen_status pen_load_summarise(const pen_load_log *log, pen_load_summary *summary
         else
             all_together(log, summary);
         for (int i = 0; i < load->requests; i++)
-            if (within(log, log->requests[i].token_ns[load->output_tokens - 1]))
-                ended[summary->requests++] = &log->requests[i];
-        latencies(log, ended, values, summary);
+            if (within(log, last_ns(&log->requests[i]))) ended[summary->requests++] = &log->requests[i];
+        latencies(ended, values, summary);
         stages_of(log, stages, summary);
     }
     free(ended);

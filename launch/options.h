@@ -46,7 +46,7 @@ typedef struct pen_options {
     /* run, perplexity, tokenize: the text, and what is made of it. */
     const char *prompt; /* NULL where a file is given */
     const char *file;   /* "-" is stdin; NULL where a prompt is given */
-    int max_tokens;
+    int max_tokens, choices;
     float temperature, top_p, min_p; /* temperature 0: greedy */
     int top_k;                       /* 0: off */
     uint64_t seed;
@@ -60,6 +60,7 @@ typedef struct pen_options {
 
     /* bench: the load. */
     int prompt_tokens, output_tokens;
+    double length_spread;
     pen_int_list concurrency; /* a run for each */
     int num_prompts;          /* of a run; 0: 8 times its concurrency */
     double request_rate;      /* per second; 0: a request follows when another ends */

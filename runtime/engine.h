@@ -19,15 +19,16 @@
 #include "world.h"
 
 typedef struct pen_engine pen_engine;
+typedef struct pen_step_cost pen_step_cost; /* step_cost.h */
 
 /* The same on all ranks of a replica (the engine's own part of what rank 0 broadcast). */
 typedef struct pen_engine_options {
     int hidden, vocab;
     int rows, logit_rows, context; /* as the stages were made with, like the pools */
     pen_kv_pools kv;
-    int sequences;         /* running at a time at most */
-    int in_flight;         /* 0: the schedule's choice */
-    double chunk_overhead; /* see schedule.h */
+    int sequences;             /* running at a time at most */
+    int in_flight;             /* 0: the schedule's choice */
+    const pen_step_cost *cost; /* the leader's, for the schedule; outlives the engine */
     double step_timeout_s;
     uint32_t plan_epoch;
     int trace; /* records kept of what the run did when; 0: no trace */
@@ -54,10 +55,10 @@ typedef enum pen_finish {
     PEN_FINISH_BAD_LOGITS, /* the model produced a NaN */
 } pen_finish;
 
-/* A token of the output at `position`; in scoring, the prompt's token at `position` ≥ 1. Returning false ends the
- * request. */
-typedef bool pen_request_token(void *context, int position, const pen_choice *choice);
-typedef void pen_request_done(void *context, pen_finish finish);
+/* A token of the completion `index`, at `position`; in scoring, which the first completion does, the prompt's token at
+ * `position` ≥ 1. Returning false ends the completion. */
+typedef bool pen_request_token(void *context, int index, int position, const pen_choice *choice);
+typedef void pen_request_done(void *context, int index, pen_finish finish);
 
 typedef struct pen_request {
     const int32_t *prompt;   /* copied */
@@ -65,6 +66,7 @@ typedef struct pen_request {
     int max_tokens;          /* to generate; with `score` perhaps 0 */
     bool score;              /* also log-probabilities of the prompt's own tokens 1 … */
     pen_pick pick;           /* how to choose; position and target are set by the engine */
+    int choices;             /* completions, each done by itself; 0 and 1: one. Their indices begin at pick.choice */
     const int32_t *stop_ids; /* end-of-sequence tokens; NULL: go on regardless. Kept alive by the caller */
     int stop_count;
     int min_tokens;                            /* stop_ids are not chosen before as many tokens */
@@ -73,11 +75,13 @@ typedef struct pen_request {
     const pen_logit_bias *biases;              /* kept alive by the caller */
     int bias_count;
     pen_request_token *on_token; /* called from within pen_engine_run */
-    pen_request_done *on_done;
+    pen_request_done *on_done;   /* once for each completion */
     void *context;
 } pen_request;
 
-/* Queues a request. PEN_USAGE / PEN_NO_MEMORY where it can never run, with the numbers. */
+/* Queues a request. A completion is the same, bit for bit, as that of a request for its index alone; the prompt's KV is
+ * computed once and shared, where they run at the same time. PEN_USAGE / PEN_NO_MEMORY where it can never run, with the
+ * numbers. */
 pen_status pen_engine_submit(pen_engine *engine, const pen_request *request);
 /* Runs until all requests are done. Callbacks may submit more. */
 pen_status pen_engine_run(pen_engine *engine);
@@ -101,7 +105,7 @@ pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape,
 /* What the leader has done since it was made. */
 typedef struct pen_engine_counts {
     pen_kv_counts kv;
-    uint64_t pauses; /* for memory */
+    uint64_t pauses; /* of completions, for memory */
     int blocks_held; /* now, in all groups */
 } pen_engine_counts;
 pen_engine_counts pen_engine_count(const pen_engine *engine);

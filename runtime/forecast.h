@@ -5,9 +5,8 @@
 #ifndef PEN_FORECAST_H
 #define PEN_FORECAST_H
 
-#include "model.h"
 #include "plan.h"
-#include "profile.h"
+#include "step_cost.h"
 
 typedef struct pen_forecast {
     double prompt_tokens_per_s, decode_tokens_per_s;
@@ -20,9 +19,9 @@ typedef struct pen_forecast_options {
 } pen_forecast_options;
 
 /* With m microbatches in flight every stage computes each of them once in a period of max(m · slowest stage, all stages
- * and links). `plan` is solved; `profile` covers the model and says how times depend on the microbatch, NULL: they do
- * not. */
-pen_forecast pen_forecast_of(const pen_plan *plan, const pen_model *model, const pen_profile *profile,
+ * and links); m is what gives the most, at most a microbatch more than there are stages. `cost` is of the plan's
+ * stages. */
+pen_forecast pen_forecast_of(const pen_plan_workload *workload, const pen_step_cost *cost,
                              const pen_forecast_options *options);
 
 #endif

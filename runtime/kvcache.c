@@ -22,6 +22,7 @@ typedef struct tables {
 } tables;
 
 struct pen_kvcache {
+    EVP_MD *hash; /* fetched once: looking it up takes longer than a block does */
     int group_count, table_blocks;
     layer_group groups[PEN_KV_GROUPS];
     tables *sequences;      /* [sequences] */
@@ -47,6 +48,12 @@ int pen_kv_blocks_held(int window, int rows, int positions) {
     return held < all ? (int)held : all;
 }
 
+int pen_kv_short_group(const pen_kv_pools *pools, int rows, int positions) {
+    for (int g = 0; g < pools->count; g++)
+        if (pen_kv_blocks_held(pools->windows[g], rows, positions) > pools->blocks[g]) return g;
+    return -1;
+}
+
 /* ---- Making ------------------------------------------------------------------------------------------------------ */
 
 static pen_status make_group(layer_group *g, int blocks, int window, int sequences, int table_blocks) {
@@ -58,6 +65,8 @@ static pen_status make_group(layer_group *g, int blocks, int window, int sequenc
 }
 
 static pen_status fill(pen_kvcache *cache, const pen_kv_pools *pools, int sequences) {
+    cache->hash = EVP_MD_fetch(NULL, "SHA256", NULL);
+    if (!cache->hash) return pen_fail(PEN_UNSUPPORTED, "OpenSSL has no SHA-256");
     cache->sequences = calloc((size_t)sequences, sizeof *cache->sequences);
     cache->digests = calloc((size_t)cache->table_blocks, sizeof *cache->digests);
     /* A sequence that grows copies at most one block in a group, and a step may let all of them grow. */
@@ -94,6 +103,7 @@ void pen_kvcache_destroy(pen_kvcache *cache) {
     free(cache->sequences);
     free(cache->digests);
     free(cache->copies);
+    EVP_MD_free(cache->hash);
     free(cache);
 }
 
@@ -108,14 +118,14 @@ static int first_seen(const layer_group *g, int position) {
 /* ---- Beginning --------------------------------------------------------------------------------------------------- */
 
 /* digest = hash of the digest before it and the tokens of a block. */
-static bool chain(const pen_kv_digest *before, const int32_t *tokens, pen_kv_digest *digest) {
+static bool chain(const pen_kvcache *cache, const pen_kv_digest *before, const int32_t *tokens, pen_kv_digest *digest) {
     struct {
         pen_kv_digest before;
         int32_t tokens[PEN_KV_BLOCK];
     } text;
     text.before = *before;
     memcpy(text.tokens, tokens, sizeof text.tokens);
-    return EVP_Digest(&text, sizeof text, digest->bytes, NULL, EVP_sha256(), NULL) == 1;
+    return EVP_Digest(&text, sizeof text, digest->bytes, NULL, cache->hash, NULL) == 1;
 }
 
 /* Whether what a sequence that goes on behind its first `blocks` blocks sees of them is there in a group. */
@@ -125,15 +135,26 @@ static bool is_there(const pen_kvcache *cache, const layer_group *g, int blocks)
     return true;
 }
 
-/* The most blocks that all groups have; their digests are in cache->digests. */
+/* A layer that sees everything needs every block. */
+static bool is_needed_and_lost(const pen_kvcache *cache, const pen_kv_digest *digest) {
+    for (int g = 0; g < cache->group_count; g++)
+        if (cache->groups[g].window == 0 && pen_kvpool_find(cache->groups[g].pool, digest) < 0) return true;
+    return false;
+}
+
+/* The most blocks that all groups have; their digests are in cache->digests. A prompt that nothing is known of costs
+ * the hash of its first block. */
 static int blocks_found(pen_kvcache *cache, const int32_t *tokens, int count) {
     int most = (count - 1) / PEN_KV_BLOCK, known = 0;
     pen_kv_digest before = {{0}};
-    for (; known < most && chain(&before, tokens + PEN_KV_BLOCK * known, &cache->digests[known]); known++)
+    for (; known < most && chain(cache, &before, tokens + PEN_KV_BLOCK * known, &cache->digests[known]); known++) {
+        if (is_needed_and_lost(cache, &cache->digests[known])) break;
         before = cache->digests[known];
+    }
     for (int blocks = known; blocks > 0; blocks--) {
         bool all = true;
-        for (int g = 0; all && g < cache->group_count; g++) all = is_there(cache, &cache->groups[g], blocks);
+        for (int g = 0; all && g < cache->group_count; g++)
+            all = cache->groups[g].window == 0 || is_there(cache, &cache->groups[g], blocks);
         if (all) return blocks;
     }
     return 0;
@@ -159,20 +180,27 @@ int pen_kvcache_open(pen_kvcache *cache, int sequence, const int32_t *tokens, in
     return blocks * PEN_KV_BLOCK;
 }
 
-void pen_kvcache_fork(pen_kvcache *cache, int parent, int sequence) {
+bool pen_kvcache_can_fork(const pen_kvcache *cache, int parent, int position) {
+    for (int g = 0; g < cache->group_count; g++)
+        if (cache->groups[g].begins[parent] > first_seen(&cache->groups[g], position)) return false;
+    return pen_kv_blocks_for(position) <= cache->sequences[parent].end;
+}
+
+void pen_kvcache_fork(pen_kvcache *cache, int parent, int sequence, int position) {
     tables *s = &cache->sequences[sequence];
-    assert(s->end == 0);
-    *s = cache->sequences[parent];
-    s->told = 0;
+    int end = pen_kv_blocks_for(position);
+    assert(s->end == 0 && pen_kvcache_can_fork(cache, parent, position));
     for (int g = 0; g < cache->group_count; g++) {
         layer_group *own = &cache->groups[g];
-        own->begins[sequence] = own->begins[parent];
-        for (int i = own->begins[parent]; i < s->end; i++) {
+        own->begins[sequence] = first_seen(own, position);
+        for (int i = own->begins[sequence]; i < end; i++) {
             int32_t block = table_of(cache, g, parent)[i];
             pen_kvpool_hold(own->pool, block);
             table_of(cache, g, sequence)[i] = block;
         }
     }
+    s->end = end; /* what is remembered of it begins anew: its parent may be further than it */
+    cache->counts.forks++;
 }
 
 /* ---- Growing ----------------------------------------------------------------------------------------------------- */
@@ -211,7 +239,11 @@ static void grow(pen_kvcache *cache, int g, int sequence, int position, int end)
     int32_t *table = table_of(cache, g, sequence);
     int *begin = &own->begins[sequence], old_end = cache->sequences[sequence].end;
     for (; *begin < first_seen(own, position) && *begin < old_end; ++*begin) pen_kvpool_drop(own->pool, table[*begin]);
-    if (is_shared(cache, g, sequence, position)) copy_block(cache, g, sequence, position / PEN_KV_BLOCK);
+    int written = position / PEN_KV_BLOCK;
+    if (is_shared(cache, g, sequence, position))
+        copy_block(cache, g, sequence, written);
+    else if (written < old_end)
+        pen_kvpool_unname(own->pool, table[written]); /* a parent that has ended may have filled it */
     for (int i = old_end; i < end; i++) table[i] = pen_kvpool_take(own->pool);
 }
 
@@ -232,7 +264,7 @@ void pen_kvcache_remember(pen_kvcache *cache, int sequence, const int32_t *token
     assert(pen_kv_blocks_for(count) <= s->end);
     for (; (s->named + 1) * PEN_KV_BLOCK <= count; s->named++) {
         pen_kv_digest digest, before = s->named > 0 ? s->digest : (pen_kv_digest){{0}};
-        if (!chain(&before, tokens + s->named * PEN_KV_BLOCK, &digest)) return; /* not found again, then */
+        if (!chain(cache, &before, tokens + s->named * PEN_KV_BLOCK, &digest)) return; /* not found again, then */
         s->digest = digest;
         for (int g = 0; g < cache->group_count; g++)
             if (s->named >= cache->groups[g].begins[sequence])

@@ -32,6 +32,8 @@ int pen_kv_first_seen(int window, int position);
 /* Blocks that a sequence of `positions` positions holds at most at a time in a group whose layers see `window` (0:
  * all), where it grows by `rows` at a time at most. */
 int pen_kv_blocks_held(int window, int rows, int positions);
+/* The first group whose pool has fewer blocks than such a sequence holds: it can never run. −1: there is none. */
+int pen_kv_short_group(const pen_kv_pools *pools, int rows, int positions);
 
 typedef struct pen_kvcache pen_kvcache;
 
@@ -42,9 +44,10 @@ void pen_kvcache_destroy(pen_kvcache *cache);
 /* Begins a sequence of `count` tokens, all of whose blocks that are found again are put into its tables: the positions
  * [0, returned) need not be computed. The last one always needs. */
 int pen_kvcache_open(pen_kvcache *cache, int sequence, const int32_t *tokens, int count);
-/* Begins `sequence` as another `parent`, which has grown since it began, with its tables; it may go on from the
- * parent's last position, which it computes again. */
-void pen_kvcache_fork(pen_kvcache *cache, int parent, int sequence);
+/* Begins `sequence` with the positions [0, position) of `parent`, which has those and perhaps more: it shares their
+ * blocks and goes on at `position`. It cannot where a window of the parent has left what would be seen from there. */
+bool pen_kvcache_can_fork(const pen_kvcache *cache, int parent, int position);
+void pen_kvcache_fork(pen_kvcache *cache, int parent, int sequence, int position);
 /* Makes the tables cover what rows at positions [position, position + rows) see and are, with blocks that nobody else
  * has where they write; false, and nothing is changed, where a pool has not enough. */
 bool pen_kvcache_grow(pen_kvcache *cache, int sequence, int position, int rows);
@@ -74,6 +77,7 @@ const pen_kv_copy *pen_kvcache_take_copies(pen_kvcache *cache, int *count);
 
 typedef struct pen_kv_counts {
     uint64_t asked, found; /* tokens that sequences began with, and those of them that were found again */
+    uint64_t forks;        /* sequences that began with the blocks of another */
     uint64_t copied;       /* blocks */
 } pen_kv_counts;
 pen_kv_counts pen_kvcache_counts(const pen_kvcache *cache);

@@ -80,7 +80,7 @@ int32_t pen_kvpool_find(const pen_kvpool *pool, const pen_kv_digest *digest) {
     return block;
 }
 
-static void forget(pen_kvpool *pool, int32_t block) {
+void pen_kvpool_unname(pen_kvpool *pool, int32_t block) {
     entry *e = &pool->entries[block];
     if (!e->named) return;
     int32_t *link = bucket_of(pool, &e->digest);
@@ -91,7 +91,7 @@ static void forget(pen_kvpool *pool, int32_t block) {
 
 void pen_kvpool_name(pen_kvpool *pool, int32_t block, const pen_kv_digest *digest) {
     if (pen_kvpool_find(pool, digest) != NONE) return;
-    forget(pool, block);
+    pen_kvpool_unname(pool, block);
     entry *e = &pool->entries[block];
     int32_t *bucket = bucket_of(pool, digest);
     e->named = true;
@@ -101,7 +101,7 @@ void pen_kvpool_name(pen_kvpool *pool, int32_t block, const pen_kv_digest *diges
 }
 
 void pen_kvpool_forget_all(pen_kvpool *pool) {
-    for (int32_t b = 0; b < pool->blocks; b++) forget(pool, b);
+    for (int32_t b = 0; b < pool->blocks; b++) pen_kvpool_unname(pool, b);
 }
 
 /* ---- Holders ----------------------------------------------------------------------------------------------------- */
@@ -109,7 +109,7 @@ void pen_kvpool_forget_all(pen_kvpool *pool) {
 int32_t pen_kvpool_take(pen_kvpool *pool) {
     assert(pool->free_count > 0);
     int32_t block = pool->entries[pool->blocks].after;
-    forget(pool, block);
+    pen_kvpool_unname(pool, block);
     pen_kvpool_hold(pool, block);
     return block;
 }

@@ -31,6 +31,7 @@ int32_t pen_kvpool_find(const pen_kvpool *pool, const pen_kv_digest *digest); /*
 /* From now on the block is found by this digest, unless another already is. */
 void pen_kvpool_name(pen_kvpool *pool, int32_t block, const pen_kv_digest *digest);
 
-void pen_kvpool_forget_all(pen_kvpool *pool); /* no block is found by anything any more */
+void pen_kvpool_unname(pen_kvpool *pool, int32_t block); /* it is found by nothing any more */
+void pen_kvpool_forget_all(pen_kvpool *pool);            /* no block is found by anything any more */
 
 #endif

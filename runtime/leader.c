@@ -121,7 +121,7 @@ pen_status pen_leader_create(pen_engine *engine) {
                                      .logit_rows = options->logit_rows,
                                      .context = options->context,
                                      .kv = options->kv,
-                                     .chunk_overhead = options->chunk_overhead};
+                                     .cost = options->cost};
     PEN_TRY(pen_schedule_create(&schedule, leader->cache, &leader->schedule));
     leader->flight_limit = pen_schedule_limit(leader->schedule);
     leader->flights = calloc((size_t)leader->flight_limit, sizeof *leader->flights);
@@ -185,14 +185,17 @@ static pen_status check_request(const pen_engine *engine, const pen_request *req
     if (request->prompt_count < 1) return pen_fail(PEN_USAGE, "the prompt is empty");
     if (request->max_tokens < (request->score ? 0 : 1))
         return pen_fail(PEN_USAGE, "%d tokens cannot be generated", request->max_tokens);
+    if (request->choices > 1 && request->max_tokens == 0)
+        return pen_fail(PEN_USAGE, "%d completions of no tokens cannot be told apart", request->choices);
     if ((int64_t)request->prompt_count + request->max_tokens > options->context)
         return pen_fail(PEN_USAGE, "a prompt of %d tokens and %d new ones exceed the context of %d",
                         request->prompt_count, request->max_tokens, options->context);
     int positions = request->prompt_count + (request->max_tokens ? request->max_tokens - 1 : 0);
-    for (int g = 0; g < options->kv.count; g++)
-        if (pen_kv_blocks_held(options->kv.windows[g], options->rows, positions) > options->kv.blocks[g])
-            return pen_fail(PEN_NO_MEMORY, "a request needs KV for %d tokens, and there is KV for %d", positions,
-                            options->kv.blocks[g] * PEN_KV_BLOCK);
+    int g = pen_kv_short_group(&options->kv, options->rows, positions);
+    if (g >= 0)
+        return pen_fail(PEN_NO_MEMORY, "a request of %d tokens holds %d blocks of KV at a time, and there are %d",
+                        positions, pen_kv_blocks_held(options->kv.windows[g], options->rows, positions),
+                        options->kv.blocks[g]);
     for (int i = 0; i < request->prompt_count; i++)
         if (request->prompt[i] < 0 || request->prompt[i] >= options->vocab)
             return pen_fail(PEN_USAGE, "token %d of the prompt is %d, and the vocabulary has %d", i, request->prompt[i],
@@ -216,9 +219,8 @@ static pen_history_rules rules_of(const pen_request *request) {
     };
 }
 
-pen_status pen_engine_submit(pen_engine *engine, const pen_request *request) {
-    pen_leader *leader = engine->leader;
-    PEN_TRY(check_request(engine, request));
+/* One completion; the first one's sequence is the parent of the others. */
+static pen_status submit_one(pen_leader *leader, const pen_request *request, int64_t parent, int64_t *sequence) {
     size_t tokens = (size_t)request->prompt_count + (size_t)request->max_tokens;
     live *added = malloc(sizeof *added + tokens * sizeof added->tokens[0]);
     if (!added) return pen_fail(PEN_NO_MEMORY, "no memory for a request of %zu tokens", tokens);
@@ -230,9 +232,11 @@ pen_status pen_engine_submit(pen_engine *engine, const pen_request *request) {
     const pen_sequence_spec spec = {.tokens = added->tokens,
                                     .prompt = request->prompt_count,
                                     .output = request->max_tokens,
-                                    .score = request->score};
+                                    .score = request->score,
+                                    .parent = parent};
     pen_status status = pen_schedule_add(leader->schedule, &spec, &added->sequence);
     if (status == PEN_OK) {
+        *sequence = added->sequence;
         status = insert(leader, added);
         if (status == PEN_OK) return PEN_OK;
         pen_schedule_finish(leader->schedule, added->sequence);
@@ -241,14 +245,36 @@ pen_status pen_engine_submit(pen_engine *engine, const pen_request *request) {
     return status;
 }
 
-static void end_request(pen_engine *engine, live *l, pen_finish finish) {
+static void drop(pen_engine *engine, live *l) {
     pen_leader *leader = engine->leader;
     pen_schedule_finish(leader->schedule, l->sequence);
     *place_of(leader->live, leader->live_capacity, l->sequence) = NULL;
     if (--leader->live_count == 0)
         engine->meter.total.work_s += (double)(pen_clock_ns() - leader->work_since_ns) * 1e-9;
-    if (l->request.on_done) l->request.on_done(l->request.context, finish);
     free(l);
+}
+
+static void end_request(pen_engine *engine, live *l, pen_finish finish) {
+    pen_request request = l->request;
+    drop(engine, l);
+    if (request.on_done) request.on_done(request.context, request.pick.choice, finish);
+}
+
+pen_status pen_engine_submit(pen_engine *engine, const pen_request *request) {
+    pen_leader *leader = engine->leader;
+    PEN_TRY(check_request(engine, request));
+    pen_request one = *request;
+    int64_t first, other;
+    PEN_TRY(submit_one(leader, &one, -1, &first));
+    one.score = false; /* the prompt is scored once */
+    for (int made = 1; made < request->choices; made++) {
+        one.pick.choice++;
+        pen_status status = submit_one(leader, &one, first, &other);
+        if (status == PEN_OK) continue;
+        while (made-- > 0) drop(engine, find(leader, first + made)); /* sequences are numbered without holes */
+        return status;
+    }
+    return PEN_OK;
 }
 
 /* ---- Out: messages and steps ------------------------------------------------------------------------------------ */
@@ -428,7 +454,7 @@ static void take_token(pen_engine *engine, live *l, int position, const pen_choi
     }
     l->tokens[position] = choice->token;
     l->output++;
-    if (request->on_token && !request->on_token(request->context, position, choice))
+    if (request->on_token && !request->on_token(request->context, request->pick.choice, position, choice))
         end_request(engine, l, PEN_FINISH_STOP);
     else if (l->output == request->max_tokens)
         end_request(engine, l, PEN_FINISH_LENGTH);
@@ -463,7 +489,7 @@ static void take_run(pen_engine *engine, const pen_scheduled_run *run, const pen
             take_token(engine, l, position, &choices[i]);
             return;
         }
-        if (request->on_token && !request->on_token(request->context, position, &choices[i])) {
+        if (request->on_token && !request->on_token(request->context, request->pick.choice, position, &choices[i])) {
             end_request(engine, l, PEN_FINISH_STOP);
             return;
         }

@@ -1,12 +1,15 @@
 /* The schedule; see schedule.h. */
 #include "schedule.h"
 
+#include "budget.h"
 #include "kernels.h"
 
 #include <assert.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* What a sequence that ended still counts for when another has. */
+#define FORGETS 0.97
 
 typedef struct sequence {
     int64_t number; /* −1: the slot is free */
@@ -21,15 +24,18 @@ struct pen_schedule {
     pen_schedule_options options;
     pen_kvcache *cache;
     int in_flight;
-    int chunk;                /* rows of prompt in a microbatch, for the prompts that run now */
+    bool exhausted;           /* there was nothing to run, and nothing has happened since */
+    bool *decodes;            /* [options.in_flight] whether microbatch n in flight, in n mod in_flight, has any */
+    int carriers;             /* of them that have */
     uint64_t next_microbatch; /* from 1 on; 0 is none */
     uint64_t pauses;
+    double ended_prompts, ended_outputs; /* tokens of sequences that have ended, the latest ones for the most part */
     int64_t next_sequence;
     sequence *slots; /* [options.sequences] */
     int *order;      /* slots in use, oldest sequence first */
     int running;
-    sequence *waiting; /* a queue, in the order of numbers */
-    int waiting_count, waiting_capacity;
+    sequence *waiting; /* a queue in the order of numbers: a ring, whose capacity is a power of two or 0 */
+    int waiting_head, waiting_count, waiting_capacity;
 };
 
 pen_status pen_schedule_create(const pen_schedule_options *options, pen_kvcache *cache, pen_schedule **out) {
@@ -39,14 +45,15 @@ pen_status pen_schedule_create(const pen_schedule_options *options, pen_kvcache 
         schedule->cache = cache;
         schedule->slots = malloc((size_t)options->sequences * sizeof *schedule->slots);
         schedule->order = malloc((size_t)options->sequences * sizeof *schedule->order);
+        if (options->in_flight <= 0) schedule->options.in_flight = options->stages > 1 ? options->stages + 1 : 1;
+        schedule->decodes = calloc((size_t)schedule->options.in_flight, sizeof *schedule->decodes);
     }
-    if (!schedule || !schedule->slots || !schedule->order) {
+    if (!schedule || !schedule->slots || !schedule->order || !schedule->decodes) {
         pen_schedule_destroy(schedule);
         return pen_fail(PEN_NO_MEMORY, "no memory for the schedule of %d sequences", options->sequences);
     }
     for (int i = 0; i < options->sequences; i++) schedule->slots[i].number = -1;
     schedule->next_microbatch = 1;
-    if (options->in_flight <= 0) schedule->options.in_flight = options->stages > 1 ? options->stages + 1 : 1;
     *out = schedule;
     return PEN_OK;
 }
@@ -55,6 +62,7 @@ void pen_schedule_destroy(pen_schedule *schedule) {
     if (!schedule) return;
     free(schedule->slots);
     free(schedule->order);
+    free(schedule->decodes);
     free(schedule->waiting);
     free(schedule);
 }
@@ -75,44 +83,79 @@ int pen_schedule_limit(const pen_schedule *schedule) {
     return schedule->options.in_flight;
 }
 
-int pen_schedule_chunk(const pen_schedule_options *options, int rows) {
-    int chunk = options->rows;
-    if (options->stages > 1 && options->chunk_overhead > 0) {
-        double chunks = sqrt((options->stages - 1) * (double)rows / options->chunk_overhead);
-        chunk = (int)ceil(rows / fmax(round(chunks), 1));
-        /* Whole KV blocks, so that no block is begun by one chunk and ended by the next. */
-        chunk = (chunk + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK * PEN_KV_BLOCK;
-    }
-    return chunk < options->rows ? chunk : options->rows;
+/* ---- Sequences -------------------------------------------------------------------------------------------------- */
+
+/* The sequence at a place of the queue, counted from its head. */
+static sequence *queued(const pen_schedule *schedule, int w) {
+    return &schedule->waiting[(schedule->waiting_head + w) & (schedule->waiting_capacity - 1)];
 }
 
-/* ---- Sequences -------------------------------------------------------------------------------------------------- */
+static bool grow_queue(pen_schedule *schedule) {
+    int capacity = schedule->waiting_capacity ? 2 * schedule->waiting_capacity : 16;
+    sequence *grown = malloc((size_t)capacity * sizeof *grown);
+    if (!grown) return false;
+    for (int w = 0; w < schedule->waiting_count; w++) grown[w] = *queued(schedule, w);
+    free(schedule->waiting);
+    schedule->waiting = grown;
+    schedule->waiting_head = 0;
+    schedule->waiting_capacity = capacity;
+    return true;
+}
 
 /* A place in the queue, at its head or its end. */
 static sequence *claim_waiting(pen_schedule *schedule, bool head) {
-    if (schedule->waiting_count == schedule->waiting_capacity) {
-        int capacity = schedule->waiting_capacity ? 2 * schedule->waiting_capacity : 16;
-        sequence *grown = realloc(schedule->waiting, (size_t)capacity * sizeof *grown);
-        if (!grown) return NULL;
-        schedule->waiting = grown;
-        schedule->waiting_capacity = capacity;
-    }
-    sequence *queue = schedule->waiting;
-    if (!head) return &queue[schedule->waiting_count++];
-    memmove(queue + 1, queue, (size_t)schedule->waiting_count++ * sizeof *queue);
-    return queue;
+    if (schedule->waiting_count == schedule->waiting_capacity && !grow_queue(schedule)) return NULL;
+    if (head) schedule->waiting_head = (schedule->waiting_head - 1) & (schedule->waiting_capacity - 1);
+    schedule->waiting_count++;
+    return queued(schedule, head ? 0 : schedule->waiting_count - 1);
 }
 
+/* Back to where it came from: only children that wait for their parents may be older than one who has run. */
+static bool return_to_queue(pen_schedule *schedule, const sequence *s) {
+    if (!claim_waiting(schedule, true)) return false;
+    int w = 0;
+    for (; w + 1 < schedule->waiting_count && queued(schedule, w + 1)->number < s->number; w++)
+        *queued(schedule, w) = *queued(schedule, w + 1);
+    *queued(schedule, w) = *s;
+    return true;
+}
+
+/* The shorter part of the queue closes the gap. */
 static void leave_queue(pen_schedule *schedule, int w) {
-    sequence *queue = schedule->waiting;
+    int last = schedule->waiting_count - 1;
+    if (w < last - w) {
+        for (; w > 0; w--) *queued(schedule, w) = *queued(schedule, w - 1);
+        schedule->waiting_head = (schedule->waiting_head + 1) & (schedule->waiting_capacity - 1);
+    } else {
+        for (; w < last; w++) *queued(schedule, w) = *queued(schedule, w + 1);
+    }
     schedule->waiting_count--;
-    memmove(queue + w, queue + w + 1, (size_t)(schedule->waiting_count - w) * sizeof *queue);
+}
+
+static int find_running(const pen_schedule *schedule, int64_t number) {
+    for (int i = 0; i < schedule->running; i++)
+        if (schedule->slots[schedule->order[i]].number == number) return i;
+    return -1;
+}
+
+static int find_waiting(const pen_schedule *schedule, int64_t number) {
+    int w = 0, end = schedule->waiting_count;
+    while (w < end) {
+        int middle = w + (end - w) / 2;
+        if (queued(schedule, middle)->number < number)
+            w = middle + 1;
+        else
+            end = middle;
+    }
+    return w < schedule->waiting_count && queued(schedule, w)->number == number ? w : -1;
 }
 
 pen_status pen_schedule_add(pen_schedule *schedule, const pen_sequence_spec *spec, int64_t *number) {
     assert(spec->prompt > 0 && spec->output >= 0 && (spec->score || spec->output > 0));
+    assert(spec->parent < schedule->next_sequence && !(spec->parent >= 0 && spec->score));
     sequence *s = claim_waiting(schedule, false);
     if (!s) return pen_fail(PEN_NO_MEMORY, "no memory to queue another sequence");
+    schedule->exhausted = false;
     *number = schedule->next_sequence++;
     *s = (sequence){
         .number = *number, .spec = *spec, .known = spec->prompt, .asked = spec->score ? -1 : spec->prompt - 2};
@@ -139,13 +182,42 @@ static int free_slot(const pen_schedule *schedule) {
     return -1;
 }
 
-/* Whether all groups have blocks for what a sequence has, and one more for everybody who runs. */
+/* A child waits for its parent to get through the prompt. Where the parent has ended it begins like any other. */
+static bool may_start(const pen_schedule *schedule, const sequence *s) {
+    if (s->spec.parent < 0) return true;
+    int i = find_running(schedule, s->spec.parent);
+    if (i >= 0) return schedule->slots[schedule->order[i]].next >= s->spec.prompt - 1;
+    return find_waiting(schedule, s->spec.parent) < 0;
+}
+
+/* Slot of the sequence that `s`, which may start, shares its prompt with; −1: none. */
+static int parent_slot(const pen_schedule *schedule, const sequence *s) {
+    int i = s->spec.parent >= 0 ? find_running(schedule, s->spec.parent) : -1;
+    if (i < 0 || !pen_kvcache_can_fork(schedule->cache, schedule->order[i], s->spec.prompt - 1)) return -1;
+    return schedule->order[i];
+}
+
+/* Blocks of a group that a sequence may yet need besides those for what it has. */
+static int growth(const pen_schedule *schedule, const sequence *s, int window) {
+    int rows = schedule->options.rows;
+    return pen_kv_blocks_held(window, rows, s->spec.prompt + s->spec.output) -
+           pen_kv_blocks_held(window, rows, s->known);
+}
+
+/* Whether all groups have blocks for what a sequence has, one more for everybody who runs, and those for a quarter of
+ * what all of them may yet add. To keep more free would let blocks lie idle, less would pause more of them than it lets
+ * run (in the simulator, with KV for 20 to 60 % of the sequences). A child may have to copy one block, and shares the
+ * others. */
 static bool has_room(const pen_schedule *schedule, const sequence *s) {
     if (schedule->running == 0) return true; /* what is too large even so is never queued */
+    bool shares = parent_slot(schedule, s) >= 0;
     for (int g = 0; g < schedule->options.kv.count; g++) {
         int window = schedule->options.kv.windows[g];
-        int wanted = pen_kv_blocks_held(window, schedule->options.rows, s->known) + schedule->running;
-        if (wanted > pen_kvcache_free_blocks(schedule->cache, g)) return false;
+        int own = shares ? 1 : pen_kv_blocks_held(window, schedule->options.rows, s->known);
+        int more = growth(schedule, s, window);
+        for (int i = 0; i < schedule->running; i++)
+            more += growth(schedule, &schedule->slots[schedule->order[i]], window);
+        if (own + schedule->running + more / 4 > pen_kvcache_free_blocks(schedule->cache, g)) return false;
     }
     return true;
 }
@@ -153,10 +225,17 @@ static bool has_room(const pen_schedule *schedule, const sequence *s) {
 /* The running sequences stay in the order of their numbers. */
 static void start(pen_schedule *schedule, int slot, const sequence *waiting) {
     sequence *s = &schedule->slots[slot];
+    int parent = parent_slot(schedule, waiting);
     *s = *waiting;
-    /* What is found again need not be computed, but for rows whose logits are wanted. */
-    int count = s->asked + 2 < s->known ? s->asked + 2 : s->known;
-    s->next = pen_kvcache_open(schedule->cache, slot, s->spec.tokens, count);
+    s->spec.parent = -1; /* should it be paused, it begins again like any other */
+    if (parent >= 0) {
+        s->next = s->spec.prompt - 1;
+        pen_kvcache_fork(schedule->cache, parent, slot, s->next);
+    } else {
+        /* What is found again need not be computed, but for rows whose logits are wanted. */
+        int count = s->asked + 2 < s->known ? s->asked + 2 : s->known;
+        s->next = pen_kvcache_open(schedule->cache, slot, s->spec.tokens, count);
+    }
     int i = schedule->running++;
     for (; i > 0 && schedule->slots[schedule->order[i - 1]].number > s->number; i--)
         schedule->order[i] = schedule->order[i - 1];
@@ -173,22 +252,16 @@ static void stop(pen_schedule *schedule, int i) {
 
 /* Starts waiting sequences, first come, first served, while a slot and KV are free. */
 static void admit(pen_schedule *schedule) {
-    bool admitted = false;
-    while (schedule->waiting_count > 0) {
-        int slot = free_slot(schedule);
-        if (slot < 0 || !has_room(schedule, &schedule->waiting[0])) break;
-        start(schedule, slot, &schedule->waiting[0]);
-        leave_queue(schedule, 0);
-        admitted = true;
+    for (int w = 0, slot; w < schedule->waiting_count && (slot = free_slot(schedule)) >= 0;) {
+        const sequence *s = queued(schedule, w);
+        if (!may_start(schedule, s)) {
+            w++;
+            continue;
+        }
+        if (!has_room(schedule, s)) return;
+        start(schedule, slot, s);
+        leave_queue(schedule, w);
     }
-    if (!admitted) return;
-    /* The chunk is chosen once for the prompts that run now; taken from what is left of them it would only shrink. */
-    int rows = 0;
-    for (int i = 0; i < schedule->running; i++) {
-        const sequence *s = &schedule->slots[schedule->order[i]];
-        if (!is_decoding(s)) rows += s->known - s->next;
-    }
-    schedule->chunk = pen_schedule_chunk(&schedule->options, rows);
 }
 
 /* Takes the blocks of the youngest sequence that is not in this microbatch; false where there is none but `but`. */
@@ -197,9 +270,7 @@ static bool pause_youngest(pen_schedule *schedule, int64_t but) {
         const sequence *s = &schedule->slots[schedule->order[i]];
         if (s->number == but) return false; /* all others are older, or in this microbatch */
         if (s->microbatch == schedule->next_microbatch) continue;
-        sequence *waiting = claim_waiting(schedule, true);
-        if (!waiting) return false; /* it goes on when others have ended */
-        *waiting = *s;
+        if (!return_to_queue(schedule, s)) return false; /* it goes on when others have ended */
         stop(schedule, i);
         schedule->pauses++;
         return true;
@@ -207,50 +278,49 @@ static bool pause_youngest(pen_schedule *schedule, int64_t but) {
     return false;
 }
 
-static int find_running(const pen_schedule *schedule, int64_t number) {
-    for (int i = 0; i < schedule->running; i++)
-        if (schedule->slots[schedule->order[i]].number == number) return i;
-    return -1;
-}
-
-static sequence *find(pen_schedule *schedule, int64_t number) {
-    int i = find_running(schedule, number);
-    if (i >= 0) return &schedule->slots[schedule->order[i]];
-    for (int w = 0; w < schedule->waiting_count; w++) /* paused */
-        if (schedule->waiting[w].number == number) return &schedule->waiting[w];
-    return NULL;
-}
-
 void pen_schedule_continue(pen_schedule *schedule, int64_t number) {
-    sequence *s = find(schedule, number);
-    assert(s && s->known < s->spec.prompt + s->spec.output);
+    int i = find_running(schedule, number), w = i < 0 ? find_waiting(schedule, number) : -1;
+    assert(i >= 0 || w >= 0);
+    sequence *s = i >= 0 ? &schedule->slots[schedule->order[i]] : queued(schedule, w); /* it may be paused */
+    assert(s->known < s->spec.prompt + s->spec.output);
     s->known++;
+    schedule->exhausted = false;
 }
 
 void pen_schedule_finish(pen_schedule *schedule, int64_t number) {
+    schedule->exhausted = false;
     int i = find_running(schedule, number);
     if (i >= 0) {
+        const sequence *s = &schedule->slots[schedule->order[i]];
+        schedule->ended_prompts = FORGETS * schedule->ended_prompts + s->spec.prompt;
+        schedule->ended_outputs = FORGETS * schedule->ended_outputs + (s->known - s->spec.prompt);
         stop(schedule, i);
         return;
     }
-    const sequence *s = find(schedule, number);
-    assert(s);
-    leave_queue(schedule, (int)(s - schedule->waiting));
+    int w = find_waiting(schedule, number);
+    assert(w >= 0);
+    leave_queue(schedule, w);
 }
 
 /* ---- Microbatches ----------------------------------------------------------------------------------------------- */
 
-/* A table that the stages have never heard of may be long; a microbatch tells of one such at most. */
-static bool is_long_news(const pen_schedule *schedule, int slot) {
-    return pen_kvcache_told(schedule->cache, slot) == 0 && schedule->slots[slot].next > 0;
+/* Blocks that a sequence began with and the stages have yet to hear of. A microbatch tells of one long table of such at
+ * most, or of several short ones. */
+static int old_blocks(const pen_schedule *schedule, int slot) {
+    return pen_kvcache_told(schedule->cache, slot) == 0 ? pen_kv_blocks_for(schedule->slots[slot].next) : 0;
+}
+
+static bool can_tell(const pen_schedule *schedule, const pen_microbatch *microbatch, int slot) {
+    return microbatch->old_blocks + old_blocks(schedule, slot) <= pen_kv_blocks_for(schedule->options.context);
 }
 
 /* Adds rows of a sequence, if its tables can grow by them. */
 static bool append(pen_schedule *schedule, pen_microbatch *microbatch, int slot, int rows) {
     sequence *s = &schedule->slots[slot];
-    if (is_long_news(schedule, slot) && microbatch->long_news) return false;
+    int old = old_blocks(schedule, slot);
+    if (!can_tell(schedule, microbatch, slot)) return false;
     if (!pen_kvcache_grow(schedule->cache, slot, s->next, rows)) return false;
-    microbatch->long_news = microbatch->long_news || is_long_news(schedule, slot);
+    microbatch->old_blocks += old;
     int first, logits = logits_of(s, rows, &first);
     microbatch->runs[microbatch->run_count++] = (pen_scheduled_run){.slot = slot,
                                                                     .sequence = s->number,
@@ -267,55 +337,117 @@ static bool append(pen_schedule *schedule, pen_microbatch *microbatch, int slot,
     return true;
 }
 
-/* One row of each decode that is ready, up to an even share of all decodes for every microbatch in flight. Older ones
- * take the blocks that they need from the youngest. */
-static void take_decodes(pen_schedule *schedule, pen_microbatch *microbatch) {
-    const pen_schedule_options *options = &schedule->options;
-    int decoding = 0;
+/* Rows of prompt for each row of decode: what ended sequences needed, or before any did, what running ones may. */
+static double prompt_rate(const pen_schedule *schedule) {
+    double rows = schedule->ended_prompts, tokens = schedule->ended_outputs;
+    for (int i = 0; i < schedule->running && tokens == 0; i++) {
+        const sequence *s = &schedule->slots[schedule->order[i]];
+        rows += s->spec.prompt;
+        tokens += s->spec.output;
+    }
+    return tokens > 0 ? rows / tokens : 0;
+}
+
+static pen_budget_demand look(const pen_schedule *schedule) {
+    pen_budget_demand demand = {.prompt_rate = prompt_rate(schedule)};
+    uint64_t oldest = schedule->next_microbatch - (uint64_t)schedule->in_flight;
     for (int i = 0; i < schedule->running; i++) {
         const sequence *s = &schedule->slots[schedule->order[i]];
-        decoding += is_decoding(s) && s->spec.output > 0;
+        if (!is_decoding(s)) {
+            if (demand.prompts++ == 0) demand.chunk_context = s->next;
+            demand.prompt_rows += s->known - s->next;
+            demand.prompt_context += s->known / 2.0;
+        } else if (s->next < s->spec.prompt + s->spec.output - 1 && (s->next < s->known || s->microbatch >= oldest)) {
+            /* Others whose token came back are being held. */
+            demand.decodes++;
+            demand.settled += s->next > s->spec.prompt || s->next < s->known;
+            demand.decode_context += s->next;
+        }
     }
-    int share = (decoding + options->in_flight - 1) / options->in_flight;
+    if (demand.prompts > 0) demand.prompt_context /= demand.prompts;
+    if (demand.decodes > 0) demand.decode_context /= demand.decodes;
+    return demand;
+}
+
+static int divide_up(int a, int b) {
+    return (a + b - 1) / b;
+}
+
+/* Rows of decodes in the next microbatch: an even share of those that are ready for each microbatch of decodes that is
+ * not in flight, but no more than of all, so that groups which have grown apart in size become even again. */
+static int share_of_decodes(const pen_schedule *schedule, const pen_budget_demand *demand, const pen_budget *budget) {
+    int left = budget->depth - schedule->carriers, ready = 0;
+    if (demand->decodes == 0 || left <= 0) return 0;
+    for (int i = 0; i < schedule->running; i++) {
+        const sequence *s = &schedule->slots[schedule->order[i]];
+        ready += is_decoding(s) && s->next < s->known;
+    }
+    int share = divide_up(ready, left), even = divide_up(demand->decodes, budget->depth);
+    return share < even ? share : even;
+}
+
+/* One row of so many decodes that are ready, oldest first. Older ones take the blocks that they need from the youngest.
+ */
+static void take_decodes(pen_schedule *schedule, int share, pen_microbatch *microbatch) {
+    const pen_schedule_options *options = &schedule->options;
     if (share > options->rows) share = options->rows;
     if (share > options->logit_rows) share = options->logit_rows;
     for (int i = 0; i < schedule->running && microbatch->rows < share; i++) {
         int slot = schedule->order[i];
         const sequence *s = &schedule->slots[slot];
-        if (!is_decoding(s) || s->next == s->known) continue;
+        if (!is_decoding(s) || s->next == s->known || !can_tell(schedule, microbatch, slot)) continue;
         while (!append(schedule, microbatch, slot, 1) && pause_youngest(schedule, s->number)) continue;
     }
 }
 
-/* Chunks of the running prompts, oldest first, until the microbatch has a chunk's worth of them. */
-static void take_prompts(pen_schedule *schedule, pen_microbatch *microbatch) {
-    const pen_schedule_options *options = &schedule->options;
-    int budget = options->rows - microbatch->rows;
-    if (budget > schedule->chunk) budget = schedule->chunk;
-    for (int i = 0; i < schedule->running && budget > 0; i++) {
+/* Rows of prompt beside so many decodes. While others decode, a microbatch of prompts alone is only formed where the
+ * stages have time for it. */
+static int share_of_prompts(const pen_schedule *schedule, const pen_budget_demand *demand, const pen_budget *budget,
+                            int decodes) {
+    const pen_step_cost *cost = schedule->options.cost;
+    int room = schedule->options.rows - decodes, alone = schedule->in_flight - schedule->carriers;
+    if (room <= 0 || demand->prompt_rows == 0) return 0;
+    int rows = pen_budget_fill(cost, demand, budget, decodes, room);
+    bool waits = decodes == 0 && demand->decodes > 0 && schedule->in_flight > 0;
+    return waits && !pen_budget_has_time(cost, demand, budget, schedule->carriers, alone, rows) ? 0 : rows;
+}
+
+/* Chunks of the running prompts, oldest first, until the microbatch has its share of them. */
+static void take_prompts(pen_schedule *schedule, int share, pen_microbatch *microbatch) {
+    for (int i = 0; i < schedule->running && share > 0; i++) {
         int slot = schedule->order[i], first;
         const sequence *s = &schedule->slots[slot];
         if (is_decoding(s)) continue;
-        int rows = s->known - s->next < budget ? s->known - s->next : budget;
-        while (rows > 0 && logits_of(s, rows, &first) > options->logit_rows - microbatch->logit_count) rows--;
+        int rows = s->known - s->next < share ? s->known - s->next : share;
+        while (rows > 0 && logits_of(s, rows, &first) > schedule->options.logit_rows - microbatch->logit_count) rows--;
         if (rows == 0 || !append(schedule, microbatch, slot, rows)) break;
-        budget -= rows;
+        share -= rows;
     }
 }
 
 bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
-    if (schedule->in_flight == schedule->options.in_flight) return false;
+    if (schedule->exhausted || schedule->in_flight == schedule->options.in_flight) return false;
     admit(schedule);
     microbatch->rows = microbatch->run_count = microbatch->logit_count = 0;
-    microbatch->long_news = false;
-    take_decodes(schedule, microbatch);
-    take_prompts(schedule, microbatch);
+    microbatch->old_blocks = 0;
+    const pen_step_cost *cost = schedule->options.cost;
+    pen_budget_demand demand = look(schedule);
+    pen_budget budget = {0};
+    if (cost) budget = pen_budget_of(cost, &demand, schedule->options.in_flight, schedule->options.rows);
+    take_decodes(schedule, cost ? share_of_decodes(schedule, &demand, &budget) : schedule->options.rows, microbatch);
+    bool decodes = microbatch->rows > 0;
+    int share = cost ? share_of_prompts(schedule, &demand, &budget, microbatch->rows)
+                     : schedule->options.rows - microbatch->rows;
+    take_prompts(schedule, share, microbatch);
     /* Prompts that have begun may hold all blocks between them. When nobody is left to give any up, the youngest must.
      */
     while (microbatch->rows == 0 && schedule->in_flight == 0 && schedule->running > 1 &&
            pause_youngest(schedule, schedule->slots[schedule->order[0]].number))
-        take_prompts(schedule, microbatch);
-    if (microbatch->rows == 0) return false;
+        take_prompts(schedule, share, microbatch);
+    schedule->exhausted = microbatch->rows == 0;
+    if (schedule->exhausted) return false;
+    schedule->decodes[schedule->next_microbatch % (uint64_t)schedule->options.in_flight] = decodes;
+    schedule->carriers += decodes;
     microbatch->number = schedule->next_microbatch++ - 1;
     schedule->in_flight++;
     return true;
@@ -323,5 +455,7 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
 
 void pen_schedule_complete(pen_schedule *schedule) {
     assert(schedule->in_flight > 0);
-    schedule->in_flight--;
+    schedule->exhausted = false;
+    uint64_t oldest = schedule->next_microbatch - (uint64_t)schedule->in_flight--;
+    schedule->carriers -= schedule->decodes[oldest % (uint64_t)schedule->options.in_flight];
 }

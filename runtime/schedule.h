@@ -5,8 +5,12 @@
  * A sequence prefills its prompt in chunks, any number of which may be in flight, and then decodes a row at a time:
  * the next row needs the token that the last one chose. Running decodes are spread evenly over the microbatches in
  * flight and prompt chunks fill the rest. A waiting sequence starts when a slot and KV for what it has are free, first
- * come, first served. Where KV runs out the youngest is *paused*: it gives its blocks up, waits at the head of the
- * queue and computes again what is not found in the cache. Nothing that it has chosen is lost or chosen twice.
+ * come, first served. Where KV runs out the youngest is *paused*: it gives its blocks up, waits before all that came
+ * later and computes again what is not found in the cache. Nothing that it has chosen is lost or chosen twice.
+ *
+ * Several sequences of one prompt compute it once: all but the first name it as their parent. A child starts when the
+ * parent's prompt has been scheduled but for its last row, shares the parent's blocks, and computes that row itself.
+ * Those behind it in the queue do not wait with it.
  */
 #ifndef PEN_SCHEDULE_H
 #define PEN_SCHEDULE_H
@@ -18,6 +22,7 @@
 #include <stdint.h>
 
 typedef struct pen_schedule pen_schedule;
+typedef struct pen_step_cost pen_step_cost; /* step_cost.h */
 
 typedef struct pen_schedule_options {
     int stages;
@@ -27,7 +32,9 @@ typedef struct pen_schedule_options {
     int logit_rows; /* of a microbatch at most */
     int context;
     pen_kv_pools kv;
-    double chunk_overhead; /* fixed cost of a microbatch on a stage, in rows of prompt: what chunks must outweigh */
+    /* By which microbatches are sized; outlives the schedule. NULL: a microbatch takes what there is up to `rows`, as
+     * most engines do. */
+    const pen_step_cost *cost;
 } pen_schedule_options;
 
 /* A run of a microbatch: rows [position, position + rows) of a sequence. */
@@ -41,7 +48,7 @@ typedef struct pen_scheduled_run {
 typedef struct pen_microbatch {
     uint64_t number; /* 0, 1, … */
     int rows, run_count, logit_count;
-    bool long_news;          /* it tells of a table that the stages have never heard of */
+    int old_blocks;          /* that it tells the stages of, in tables of which they have never heard */
     pen_scheduled_run *runs; /* [options.rows] */
 } pen_microbatch;
 
@@ -53,6 +60,7 @@ typedef struct pen_sequence_spec {
     const int32_t *tokens; /* [prompt + output], kept alive by the caller, who appends to it */
     int prompt, output;    /* tokens it begins with, and at most adds */
     bool score;            /* logits at every prompt position, but at the last only where output follows */
+    int64_t parent;        /* an earlier sequence with the same prompt, whose KV of it can be shared; −1: none */
 } pen_sequence_spec;
 
 /* Queues a sequence. Returns its number. */
@@ -74,9 +82,5 @@ int pen_schedule_waiting(const pen_schedule *schedule); /* sequences that have n
 int pen_schedule_in_flight(const pen_schedule *schedule);
 uint64_t pen_schedule_pauses(const pen_schedule *schedule); /* so far */
 int pen_schedule_limit(const pen_schedule *schedule);       /* of microbatches in flight */
-
-/* Rows of a chunk when `rows` rows of prompt are waiting: C chunks through S stages take (C + S − 1)·(overhead +
- * rows/C), which is least at C = √((S − 1)·rows/overhead). */
-int pen_schedule_chunk(const pen_schedule_options *options, int rows);
 
 #endif

@@ -9,6 +9,7 @@
 #include "profile.h"
 #include "profile_cache.h"
 #include "sim_profile.h"
+#include "step_cost.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -19,8 +20,6 @@ enum {
     MEASURE_REPEATS = 10,
     TRACE_RECORDS = 1 << 17, /* 5 MiB of steps a rank */
     LINK_PATIENCE_S = 30,
-    CHUNK_OVERHEAD_DEFAULT = 16, /* rows; where the times of a file do not say */
-    CHUNK_OVERHEAD_LEAST = 4,    /* what less than that is measured is noise */
 };
 
 /* Left for the program, the libraries and the page tables where the machine's memory is the limit. */
@@ -32,7 +31,7 @@ typedef struct stage_layout {
     int sequences, positions; /* that run at a time, and the longest of them */
     int longest;              /* that --max-model-len allows */
     int kv_blocks;            /* where layers see all positions */
-    double chunk_overhead, step_timeout_s;
+    double step_timeout_s;
 } stage_layout;
 
 struct pen_session {
@@ -46,6 +45,7 @@ struct pen_session {
     pen_device *device;
     pen_profile *profile; /* this rank's own; NULL where the times come from a file */
     pen_plan *plan;
+    pen_step_cost *cost; /* of the plan's stages; rank 0 */
     stage_layout layout;
     pen_stage *stage;
     pen_engine *engine;
@@ -181,6 +181,7 @@ void pen_session_close(pen_session *session) {
     if (!session) return;
     pen_engine_destroy(session->engine);
     pen_stage_destroy(session->stage);
+    pen_step_cost_destroy(session->cost);
     pen_plan_destroy(session->plan);
     pen_profile_destroy(session->profile);
     if (session->device) pen_device_destroy(session->device);
@@ -243,8 +244,11 @@ static pen_status profile_device(pen_session *session) {
     if (all) return PEN_OK;
     pen_profile_destroy(session->profile);
     session->profile = NULL;
+    const pen_share *share = pen_world_share(session->world);
     pen_profile_options options = {
         .context = key.context,
+        .own_core =
+            share->threads == 1 && share->may_spin, /* and the device is a CPU: others come from the sim above */
         .barrier = profile_barrier,
         .barrier_context = session,
         .progress = profile_progress,
@@ -371,25 +375,6 @@ static pen_status solve(pen_session *session, const pen_blob *reports, pen_profi
     return pen_plan_solve(plan, &options);
 }
 
-/* A microbatch's fixed cost on the slowest stage, in rows of prompt: the intercept over the slope of its time. */
-static double chunk_overhead(const pen_session *session) {
-    if (!session->profile) return CHUNK_OVERHEAD_DEFAULT;
-    double max_intercept = 0, overhead = CHUNK_OVERHEAD_LEAST;
-    for (int s = 0; s < session->plan->stage_count; s++) {
-        double few = 0, many = 0;
-        for (int u = session->plan->stages[s].first; u <= session->plan->stages[s].last; u++) {
-            few += pen_profile_unit_ms(session->profile, session->model, u, 32, 0, 0);
-            many += pen_profile_unit_ms(session->profile, session->model, u, 256, 0, 0);
-        }
-        double slope = (many - few) / (256 - 32), intercept = few - 32 * slope;
-        if (intercept > max_intercept && slope > 0) {
-            max_intercept = intercept;
-            overhead = fmax(intercept / slope, CHUNK_OVERHEAD_LEAST);
-        }
-    }
-    return overhead;
-}
-
 /* What the workload's microbatch takes to the next stage. */
 static pen_status time_link(const pen_session *session, report *mine) {
     pen_plan_workload workload = workload_of(&session->config);
@@ -484,18 +469,20 @@ static pen_status lay_out(pen_session *session, const pen_session_need *need) {
         return pen_fail(PEN_USAGE, "the sequence needs %d tokens, more than the longest allowed, %d", need->context,
                         max_len);
     int per_sequence = (need->context + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK;
-    int64_t blocks = (int64_t)per_sequence * need->sequences;
-    if (config->kv_tokens) {
-        int64_t given = config->kv_tokens / PEN_KV_BLOCK;
-        if (given < blocks)
-            return pen_fail(PEN_USAGE, "--kv-tokens %lld is less than the %lld tokens that the request needs",
-                            (long long)config->kv_tokens, (long long)blocks * PEN_KV_BLOCK);
-        blocks = given;
-    }
+    pen_plan_workload workload = workload_of(config);
+    int sequences = at_most(need->sequences, pen_plan_sequences(&workload, pen_world_size(session->world)));
+    int64_t blocks = (int64_t)per_sequence * sequences;
+    if (config->kv_tokens) blocks = config->kv_tokens / PEN_KV_BLOCK;
     if (blocks > INT32_MAX / PEN_KV_BLOCK) return pen_fail(PEN_USAGE, "too many KV tokens");
+    /* One sequence must fit; the others wait, or are paused. */
+    pen_kv_pools pools =
+        pen_stage_kv_pools(session->model, sequences, pen_config_rows(config), need->context, (int)blocks);
+    if (blocks == 0 || pen_kv_short_group(&pools, pen_config_rows(config), need->context) >= 0)
+        return pen_fail(PEN_USAGE, "--kv-tokens %lld is less than the %d tokens that a request needs",
+                        (long long)config->kv_tokens, per_sequence * PEN_KV_BLOCK);
     stage_layout *layout = &session->layout;
     layout->rows = pen_config_rows(&session->config);
-    layout->sequences = need->sequences;
+    layout->sequences = sequences;
     layout->kv_blocks = (int)blocks;
     layout->positions = need->context;
     layout->longest = max_len;
@@ -505,6 +492,13 @@ static pen_status lay_out(pen_session *session, const pen_session_need *need) {
     layout->context = per_sequence * PEN_KV_BLOCK > measured ? per_sequence * PEN_KV_BLOCK : measured;
     layout->logit_rows = need->logit_rows > shape.logit_rows ? need->logit_rows : shape.logit_rows;
     return PEN_OK;
+}
+
+static pen_status make_cost(pen_session *session) {
+    pen_plan_workload workload = workload_of(&session->config);
+    pen_steady steady = pen_plan_steady(&workload, session->plan->stage_count, session->layout.rows);
+    pen_step_shape planned = {steady.rows, steady.logit_rows, steady.context};
+    return pen_step_cost_create(session->plan, session->model, session->profile, &planned, &session->cost);
 }
 
 pen_status pen_session_plan(pen_session *session, pen_status request, const pen_session_need *need) {
@@ -521,15 +515,16 @@ pen_status pen_session_plan(pen_session *session, pen_status request, const pen_
         double timeout = session->config.step_timeout_s, step_s = session->plan->score.max_ms * size / 1000;
         step_s *= session->config.time_scale;
         session->layout.step_timeout_s = timeout > 0 ? timeout : fmax(30, 20 * step_s);
-        session->layout.chunk_overhead = chunk_overhead(session);
+        request = make_cost(session);
     }
+    PEN_TRY(agree(session, "sharing the layout", request));
     return agree(session, "sharing the layout",
                  broadcast_plain(world, "sharing the layout", &session->layout, sizeof session->layout));
 }
 
 pen_forecast pen_session_forecast(const pen_session *session, int sequences, bool apart) {
     pen_forecast_options options = {.sequences = sequences, .rows = session->layout.rows, .apart = apart};
-    return pen_forecast_of(session->plan, session->model, session->profile, &options);
+    return pen_forecast_of(&session->plan->workload, session->cost, &options);
 }
 
 /* ---- Load -------------------------------------------------------------------------------------------------------- */
@@ -566,7 +561,7 @@ static pen_status make_stage(pen_session *session) {
         .context = want->context,
         .kv = options.kv,
         .sequences = want->sequences,
-        .chunk_overhead = want->chunk_overhead,
+        .cost = session->cost,
         .step_timeout_s = want->step_timeout_s,
         .trace = session->config.trace[0] ? TRACE_RECORDS : 0,
     };
@@ -593,26 +588,14 @@ pen_status pen_session_measure(pen_session *session, double *ms) {
 
 /* ---- Prediction -------------------------------------------------------------------------------------------------- */
 
-/* A stage's time by our own profile, corrected by what the plan knows of the stage's device. */
 static double predicted_ms(void *context, int stage, const pen_simulated_step *step) {
     const pen_session *session = context;
-    const pen_plan *plan = session->plan;
-    pen_plan_workload workload = workload_of(&session->config);
-    pen_steady steady = pen_plan_steady(&workload, plan->stage_count, session->layout.rows);
-    double sum = 0;
-    for (int u = plan->stages[stage].first; u <= plan->stages[stage].last; u++) {
-        double planned = pen_plan_unit_ms(plan, u, plan->stages[stage].device);
-        double here =
-            pen_profile_unit_ms(session->profile, session->model, u, steady.rows, steady.logit_rows, steady.context);
-        double now =
-            pen_profile_unit_ms(session->profile, session->model, u, step->rows, step->logit_rows, step->context);
-        sum += here > 0 ? now * planned / here : now;
-    }
-    return sum;
+    pen_step_shape shape = {step->rows, step->logit_rows, step->context};
+    return pen_step_cost_stage_ms(session->cost, stage, &shape);
 }
 
-pen_status pen_session_simulate(const pen_session *session, pen_simulated_request *requests, int count,
-                                pen_simulation *simulation) {
+pen_status pen_session_simulate(const pen_session *session, const pen_simulated_watch *watch,
+                                pen_simulated_request *requests, int count, pen_simulation *simulation) {
     if (!session->profile)
         return pen_fail(PEN_UNSUPPORTED, "a file of unit times says nothing of other microbatches: no prediction");
     const stage_layout *want = &session->layout;
@@ -624,13 +607,14 @@ pen_status pen_session_simulate(const pen_session *session, pen_simulated_reques
                      .rows = want->rows,
                      .logit_rows = want->logit_rows,
                      .context = want->context,
-                     .chunk_overhead = want->chunk_overhead},
+                     .cost = session->cost},
         .kv = pen_stage_kv_pools(session->model, want->sequences, want->rows, want->positions, want->kv_blocks),
         .slots = PEN_ENGINE_SLOTS,
         .leader_computes = !session->sim,
         .stage_ms = predicted_ms,
         .context = (void *)session,
     };
+    if (watch) options.watch = *watch;
     if (session->sim) {
         pen_sim_link link = pen_sim_profile_link(session->sim);
         options.latency_ms = link.latency_ms;

@@ -39,7 +39,7 @@ int pen_session_max_len(const pen_session *session); /* longest sequence allowed
 typedef struct pen_session_need {
     int context;    /* positions of the longest sequence */
     int logit_rows; /* of a microbatch, at most */
-    int sequences;  /* at the same time */
+    int sequences;  /* at the same time, as far as --max-num-seqs lets them */
 } pen_session_need;
 
 /* `request` is the caller's own outcome on rank 0 so far (a prompt that is too long ends all ranks here). */
@@ -56,8 +56,8 @@ pen_engine *pen_session_engine(pen_session *session);
 pen_status pen_session_measure(pen_session *session, double *ms);
 
 /* Rank 0, after load: what the profile says of these requests, beside which a run's measurements can be put.
- * simulation->stages: [stages of the plan]. Times are before --time-scale. */
-pen_status pen_session_simulate(const pen_session *session, pen_simulated_request *requests, int count,
-                                pen_simulation *simulation);
+ * simulation->stages: [stages of the plan]; `watch` may be NULL. Times are before --time-scale. */
+pen_status pen_session_simulate(const pen_session *session, const pen_simulated_watch *watch,
+                                pen_simulated_request *requests, int count, pen_simulation *simulation);
 
 #endif

@@ -37,6 +37,7 @@ typedef struct simulator {
     flight *flights; /* [limit], step n in n mod limit */
     uint64_t launched, landed;
     double now_ms, work_since_ms;
+    double from_ms, to_ms; /* what is counted */
     pen_simulated_request *requests;
     text *texts; /* [request_count] */
     int request_count, arrived, live;
@@ -85,14 +86,20 @@ static double mean_context(const pen_microbatch *microbatch) {
     return before / microbatch->rows;
 }
 
+/* Seconds of what is counted, as far as it lies between two times. */
+static double counted_s(const simulator *s, double begin_ms, double end_ms) {
+    return fmax(fmin(end_ms, s->to_ms) - fmax(begin_ms, s->from_ms), 0) * 1e-3;
+}
+
 /* Where the time of a stage went between its last step and the one that begins at `start_ms`. */
 static void account(simulator *s, int index, double known_ms, double arrived_ms, double start_ms, double ms, int rows) {
     pen_metrics *metrics = &s->metrics[index];
     double from = s->stages[index].end_ms, known = fmax(from, known_ms), arrived = fmax(known, arrived_ms);
-    metrics->seconds[PEN_IDLE] += (known - from) * 1e-3;
-    metrics->seconds[PEN_WAIT_RECEIVE] += (fmin(arrived, start_ms) - known) * 1e-3;
-    metrics->seconds[PEN_WAIT_SEND] += fmax(start_ms - arrived, 0) * 1e-3;
-    metrics->seconds[PEN_BUSY] += ms * 1e-3;
+    metrics->seconds[PEN_IDLE] += counted_s(s, from, known);
+    metrics->seconds[PEN_WAIT_RECEIVE] += counted_s(s, known, fmin(arrived, start_ms));
+    metrics->seconds[PEN_WAIT_SEND] += counted_s(s, arrived, start_ms);
+    metrics->seconds[PEN_BUSY] += counted_s(s, start_ms, start_ms + ms);
+    if (start_ms < s->from_ms || start_ms >= s->to_ms) return;
     metrics->steps++;
     metrics->rows += (uint64_t)rows;
 }
@@ -134,17 +141,19 @@ static void launch(simulator *s, flight *f) {
 
 static void take_token(simulator *s, int64_t number) {
     pen_simulated_request *request = &s->requests[number];
+    const pen_simulated_watch *watch = &s->options->watch;
     text *said = &s->texts[number];
     if (said->output++ == 0) request->first_ms = s->now_ms;
+    request->end_ms = s->now_ms;
+    if (watch->on_token) watch->on_token(watch->context, (int)number, s->now_ms);
     if (said->output < request->output) {
         pen_schedule_continue(s->schedule, number);
         return;
     }
-    request->end_ms = s->now_ms;
     pen_schedule_finish(s->schedule, number);
     free(said->tokens);
     said->tokens = NULL;
-    if (--s->live == 0) s->metrics[0].work_s += (s->now_ms - s->work_since_ms) * 1e-3;
+    if (--s->live == 0) s->metrics[0].work_s += counted_s(s, s->work_since_ms, s->now_ms);
 }
 
 static void take_back(simulator *s) {
@@ -178,7 +187,7 @@ static pen_status take_arrivals(simulator *s) {
         int32_t *said = s->texts[s->arrived].tokens = malloc(tokens * sizeof *said);
         if (!said) return pen_fail(PEN_NO_MEMORY, "no memory to simulate %d requests", s->request_count);
         for (size_t i = 0; i < tokens; i++) said[i] = s->arrived;
-        pen_sequence_spec spec = {.tokens = said, .prompt = request->prompt, .output = request->output};
+        pen_sequence_spec spec = {.tokens = said, .prompt = request->prompt, .output = request->output, .parent = -1};
         int64_t number;
         PEN_TRY(pen_schedule_add(s->schedule, &spec, &number));
         assert(number == s->arrived);
@@ -221,6 +230,8 @@ pen_status pen_simulate(const pen_simulate_options *options, pen_simulated_reque
                         pen_simulation *simulation) {
     simulator s = {.options = options,
                    .stage_count = options->schedule.stages,
+                   .from_ms = options->watch.from_ms,
+                   .to_ms = options->watch.to_ms > 0 ? options->watch.to_ms : INFINITY,
                    .requests = requests,
                    .request_count = count,
                    .metrics = simulation->stages};
@@ -229,8 +240,9 @@ pen_status pen_simulate(const pen_simulate_options *options, pen_simulated_reque
     if (status == PEN_OK) status = run(&s);
     simulation->makespan_ms = s.now_ms;
     simulation->steps = s.launched;
+    simulation->pauses = s.schedule ? pen_schedule_pauses(s.schedule) : 0;
     for (int i = 0; s.stages && i < s.stage_count; i++)
-        simulation->stages[i].seconds[PEN_IDLE] += fmax(s.now_ms - s.stages[i].end_ms, 0) * 1e-3;
+        simulation->stages[i].seconds[PEN_IDLE] += counted_s(&s, s.stages[i].end_ms, s.now_ms);
     unmake(&s);
     return status;
 }

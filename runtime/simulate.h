@@ -21,6 +21,16 @@ typedef struct pen_simulated_step {
 /* Milliseconds that a stage takes. */
 typedef double pen_simulated_stage_ms(void *context, int stage, const pen_simulated_step *step);
 
+/* A token of a request is there. What has not arrived yet may be made to arrive now. */
+typedef void pen_simulated_token(void *context, int request, double at_ms);
+
+/* What is watched of a simulation; zeros: all of it, silently. */
+typedef struct pen_simulated_watch {
+    double from_ms, to_ms; /* what stages do outside is not counted; to_ms 0: to the end */
+    pen_simulated_token *on_token;
+    void *context;
+} pen_simulated_watch;
+
 typedef struct pen_simulate_options {
     pen_schedule_options schedule;
     pen_kv_pools kv;
@@ -31,10 +41,11 @@ typedef struct pen_simulate_options {
     double ms_per_row;    /* of activations, on the wire */
     pen_simulated_stage_ms *stage_ms;
     void *context;
+    pen_simulated_watch watch;
 } pen_simulate_options;
 
 typedef struct pen_simulated_request {
-    double arrival_ms;
+    double arrival_ms;       /* INFINITY: not before on_token says so */
     int prompt, output;      /* tokens, ≥ 1 */
     double first_ms, end_ms; /* filled in: when its first and its last token were there */
 } pen_simulated_request;
@@ -42,6 +53,7 @@ typedef struct pen_simulated_request {
 typedef struct pen_simulation {
     double makespan_ms; /* until the last request was through */
     uint64_t steps;
+    uint64_t pauses;
     pen_metrics *stages; /* [stages] given by the caller; work_s of the first is the leader's */
 } pen_simulation;
 

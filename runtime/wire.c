@@ -38,8 +38,8 @@ static_assert(sizeof(pen_step_run) == 32 && sizeof(pen_pick) == 40 && sizeof(pen
                   sizeof(choice_body) == 16,
               "no padding");
 
-/* In a group a run brings the blocks that its rows begin, never more than rows, and one that it shared; and one run of
- * a step may bring the whole table of a sequence that begins with what others have computed. */
+/* In a group a run brings the blocks that its rows begin, never more than rows, and one that it shared; and the runs of
+ * a step may bring a whole table between them, of sequences that begin with what others have computed. */
 static int most_blocks(const pen_wire_limits *limits) {
     return (2 * limits->rows + pen_kv_blocks_for(limits->context)) * limits->kv.count;
 }

@@ -23,19 +23,19 @@ fail() {
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# build PRESET TARGET: what goes wrong is shown, and nothing else.
+# build PRESET TARGET…: what goes wrong is shown, and nothing else.
 build() {
   say "building $1"
-  { cmake --preset "$1" "${options[@]}" && cmake --build --preset "$1" --target "$2"; } >"$log" 2>&1 ||
+  { cmake --preset "$1" "${options[@]}" && cmake --build --preset "$1" --target "${@:2}"; } >"$log" 2>&1 ||
     { tail -n 60 "$log" >&2; fail "the $1 build failed"; return 1; }
 }
 
-# suite PRESET [ctest option…]: runs tests of a build and counts them.
+# suite PRESET [ctest option…]: runs tests of a build and counts them. Two at a time; those that measure time run alone.
 suite() {
   local folder=build status all bad out
   [ "$1" = release ] || folder=build-$1
   say "testing $*"
-  ctest --test-dir "$folder" --output-on-failure --timeout 600 --no-tests=error --output-junit junit.xml "${@:2}"
+  ctest --test-dir "$folder" --parallel 2 --output-on-failure --timeout 600 --no-tests=error --output-junit junit.xml "${@:2}"
   status=$?
   all=$(count "$folder" tests) bad=$(count "$folder" failures)
   out=$(($(count "$folder" skipped) + $(count "$folder" disabled)))
@@ -79,7 +79,7 @@ fi
 [ -z "${PENSTOCK_TEST_PYTHON:-}" ] || options+=("-DPENSTOCK_TEST_PYTHON=$PENSTOCK_TEST_PYTHON")
 
 build release all && suite release
-build asan all && suite asan -R '^unit\.|^check\.cli$|^mpi\.same_(greedy|exact)$'
+build asan unit_tests penstock engine_run && suite asan -R '^unit\.|^check\.cli$|^mpi\.same_(greedy|exact)$'
 build tsan test_pool && suite tsan -R '^unit\.pool$'
 fuzz 30
 finish

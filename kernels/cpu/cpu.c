@@ -299,17 +299,23 @@ static pen_status sync(pen_device *device) {
     return PEN_OK;
 }
 
+/* A thread that computes alone is timed by its own clock: on a core that others use, too, the wall clock tells of them.
+ * Several threads wait for each other, which only the wall clock sees. */
+static int64_t unit_clock_ns(const pen_cpu_device *device) {
+    return pen_pool_threads(device->pool) == 1 ? pen_clock_thread_cpu_ns() : pen_clock_ns();
+}
+
 static void unit_begin(pen_device *base, int unit) {
     pen_cpu_device *device = cpu(base);
     assert(device->unit < 0);
     device->unit = unit;
-    device->unit_begin_ns = pen_clock_ns();
+    device->unit_begin_ns = unit_clock_ns(device);
 }
 
 static void unit_end(pen_device *base) {
     pen_cpu_device *device = cpu(base);
     assert(device->unit >= 0);
-    device->unit_ms[device->unit] += (double)(pen_clock_ns() - device->unit_begin_ns) / 1e6;
+    device->unit_ms[device->unit] += (double)(unit_clock_ns(device) - device->unit_begin_ns) / 1e6;
     device->unit = -1;
 }
 

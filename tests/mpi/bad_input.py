@@ -249,6 +249,18 @@ class BadInput(unittest.TestCase):
         (self.folder / "long").write_text("x" * 513)
         self.refused(USAGE, ["513 tokens", "512"], "perplexity", SYNTHETIC, "--profile", self.profile, "-f", "long")
 
+    def test_request_that_can_never_have_its_kv(self):
+        self.run_refused(USAGE, ["--kv-tokens 32", "48 tokens"], "-p", "x" * 40, "-n", "5", "--kv-tokens", "32")
+        some = "synthetic:gemma3:layers=7,hidden=64,ffn=96,heads=4,kv_heads=1,vocab=300,window=33,context=512"
+        self.refused(USAGE, ["--kv-tokens 79", "80 tokens"], "run", some, "-p", "x" * 60, "-n", "15", "--kv-tokens", "79",
+                     ranks=[0])
+        bench = ["--cache", "-", "--prompt-tokens", "40", "--output-tokens", "8", "--num-prompts", "6"]
+        self.refused(USAGE, ["--kv-tokens 47", "48 tokens"], "bench", SYNTHETIC, *bench, "--kv-tokens", "47", ranks=[0])
+        # What one request needs is enough: the others wait. A model that sees nothing but a window holds no more.
+        self.works("bench", SYNTHETIC, *bench, "--concurrency", "4", "--kv-tokens", "48", "--profile", self.profile)
+        window = SYNTHETIC + ",window=20"
+        self.works("run", window, "--profile", self.profile, "-p", "x" * 400, "-n", "5", "--kv-tokens", "16")
+
     def test_no_prompt(self):
         self.run_refused(USAGE, ["-p", "-f"], "-n", "3")
         self.run_refused(USAGE, "empty", "-p", "")

@@ -18,6 +18,8 @@ class Bench(unittest.TestCase):
     def bench(self, *options, ranks=0):
         result = JOB.run(*LOAD, "--json", *options, ranks=ranks).json()
         self.assertEqual((result["prompt_tokens"], result["output_tokens"]), (P, G))
+        self.assertEqual(len(result["plan"]["stages"]), ranks or 1)
+        self.assertEqual(result["plan"]["workload"]["prompt_tokens"], P)
         return result["runs"]
 
     def check_run(self, run, ranks):
@@ -68,13 +70,21 @@ class Bench(unittest.TestCase):
     def test_open_load(self):
         # 20 arrivals at 20 a second take about a second, whoever serves them; with one seed always the same.
         first, again, other = (self.bench("--concurrency", "8", "--num-prompts", "20", "--request-rate", "20",
-                                          "--seed", seed, ranks=2)[0] for seed in (1, 1, 2))
+                                          "--seed", seed, ranks=2)[0] for seed in (1, 1, 3))
         self.assertTrue(first["steady"])
         self.check_run(first, 2)
         # From the first completion to the last arrival, which the seed sets.
         self.assertAlmostEqual(first["seconds"], again["seconds"], delta=0.3)
         self.assertTrue(0.4 < first["seconds"] < 2.5, first["seconds"])
         self.assertNotAlmostEqual(first["seconds"], other["seconds"], delta=0.001)
+
+    def test_spread_lengths(self):
+        one, again, other = (self.bench("--concurrency", "4", "--num-prompts", "4", "--length-spread", spread, ranks=2)[0]
+                             for spread in (0.6, 0.6, 0))
+        self.check_run(one, 2)
+        self.assertEqual(one["stages"][0]["rows"], again["stages"][0]["rows"])
+        self.assertEqual(other["stages"][0]["rows"], 4 * (P + G - 1))
+        self.assertNotEqual(one["stages"][0]["rows"], other["stages"][0]["rows"])
 
     def test_few_requests_have_no_steady_state(self):
         run, = self.bench("--concurrency", "8", "--num-prompts", "3")

@@ -3,17 +3,22 @@
  * Splits a model's units evenly, runs some made-up requests and prints what came out, bit for bit, on stdout.
  *
  *   engine_run [--model SPEC] [--requests N] [--prompt P] [--output G] [--rows R] [--overhead X] [--threads T]
- *              [--timeout S] [--temperature X] [--exact] [--score] [--sequences N]
+ *              [--timeout S] [--temperature X] [--exact] [--score] [--sequences N] [--choices N [--apart]]
  *              [--penalties] [--measure] [--announce] [--debug] [--times] [--blocks N] [--in-flight M]
- *              [--schedules N [--seed S]]
+ *              [--schedules N [--seed S]] [--pressure N [--queue M]]
  *
- * With --schedules it runs a dozen requests one by one, and then N random mixtures of them: some begin while others
- * run, some give up, prompts begin alike, KV may be short. Whatever a request says must be what it said alone.
+ * With --apart every choice is a request of its own.
+ *
+ * With --schedules it runs a dozen requests, each choice by itself, and then N random mixtures of them: some begin
+ * while others run, some want several choices, some give up, prompts begin alike, KV may be short. Whatever a choice
+ * says must be what it said alone.
+ * --pressure is in engine_pressure.c.
  */
+#include "engine_run.h"
 #include "clock.h"
 #include "cpu.h"
-#include "engine.h"
 #include "log.h"
+#include "step_cost.h"
 
 #include <getopt.h>
 #include <inttypes.h>
@@ -22,15 +27,8 @@
 #include <string.h>
 #include <unistd.h>
 
-typedef struct options {
-    const char *model;
-    int requests, prompt, output, rows, threads, sequences, blocks, in_flight, schedules, seed;
-    double overhead, timeout, temperature;
-    bool exact, score, penalties, measure, announce, debug, times;
-} options;
-
 typedef struct output {
-    int number;
+    int number, choice;
     int count;
     int64_t first_ns, last_ns;
     uint64_t hash; /* FNV over positions, ids and log-probabilities */
@@ -42,8 +40,14 @@ static void hash_bytes(uint64_t *hash, const void *data, size_t bytes) {
     for (size_t i = 0; i < bytes; i++) *hash = (*hash ^ ((const unsigned char *)data)[i]) * 0x100000001b3u;
 }
 
-static bool on_token(void *context, int position, const pen_choice *choice) {
-    output *out = context;
+/* The context is the request's first; there the choices' indices begin with its number. */
+static output *output_of(void *context, int index) {
+    output *first = context;
+    return first + (index - first->number - first->choice);
+}
+
+static bool on_token(void *context, int index, int position, const pen_choice *choice) {
+    output *out = output_of(context, index);
     if (out->count < 16) out->ids[out->count] = choice->token;
     if (out->count++ == 0) out->first_ns = pen_clock_ns();
     out->last_ns = pen_clock_ns();
@@ -55,30 +59,34 @@ static bool on_token(void *context, int position, const pen_choice *choice) {
     return true;
 }
 
-static void on_done(void *context, pen_finish finish) {
-    ((output *)context)->finish = (int)finish;
+static void on_done(void *context, int index, pen_finish finish) {
+    output_of(context, index)->finish = (int)finish;
 }
 
 static options parse(int argc, char **argv) {
     options o = {.model = "synthetic:llama:layers=6,hidden=128,ffn=256,heads=4,kv_heads=2,vocab=512,type=q4_0",
                  .requests = 3,
+                 .choices = 1,
                  .prompt = 100,
                  .output = 20,
                  .rows = 64,
                  .sequences = 2, /* fewer than requests: slots and blocks are used again */
                  .overhead = 8,
+                 .queue = 1000,
                  .timeout = 30};
     static const struct option table[] = {{"model", 1, 0, 'm'},       {"requests", 1, 0, 'n'},
                                           {"prompt", 1, 0, 'p'},      {"output", 1, 0, 'g'},
                                           {"rows", 1, 0, 'r'},        {"overhead", 1, 0, 'o'},
                                           {"threads", 1, 0, 't'},     {"timeout", 1, 0, 's'},
-                                          {"temperature", 1, 0, 'T'}, {"exact", 0, 0, 'e'},
+                                          {"temperature", 1, 0, 'T'}, {"choices", 1, 0, 'C'},
+                                          {"apart", 0, 0, 'A'},       {"exact", 0, 0, 'e'},
                                           {"score", 0, 0, 'c'},       {"sequences", 1, 0, 'q'},
                                           {"measure", 0, 0, 'M'},     {"announce", 0, 0, 'a'},
                                           {"times", 0, 0, 'S'},       {"blocks", 1, 0, 'b'},
                                           {"in-flight", 1, 0, 'f'},   {"schedules", 1, 0, 'N'},
                                           {"seed", 1, 0, 'd'},        {"penalties", 0, 0, 'P'},
-                                          {"debug", 0, 0, 'D'},       {0, 0, 0, 0}};
+                                          {"debug", 0, 0, 'D'},       {"pressure", 1, 0, 'R'},
+                                          {"queue", 1, 0, 'Q'},       {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) switch (c) {
         case 'm': o.model = optarg; break;
         case 'n': o.requests = atoi(optarg); break;
@@ -90,6 +98,8 @@ static options parse(int argc, char **argv) {
         case 'q': o.sequences = atoi(optarg); break;
         case 's': o.timeout = atof(optarg); break;
         case 'T': o.temperature = atof(optarg); break;
+        case 'C': o.choices = atoi(optarg); break;
+        case 'A': o.apart = true; break;
         case 'e': o.exact = true; break;
         case 'c': o.score = true; break;
         case 'P': o.penalties = true; break;
@@ -101,6 +111,8 @@ static options parse(int argc, char **argv) {
         case 'f': o.in_flight = atoi(optarg); break;
         case 'N': o.schedules = atoi(optarg); break;
         case 'd': o.seed = atoi(optarg); break;
+        case 'R': o.pressure = atoi(optarg); break;
+        case 'Q': o.queue = atoi(optarg); break;
         default: exit(PEN_USAGE);
         }
     return o;
@@ -120,8 +132,7 @@ static bool beat(void *context, uint64_t done, uint64_t total) {
     return true;
 }
 
-/* Rules for every request but each third, which is a neighbour without any. */
-static void add_rules(pen_request *request, int number) {
+void add_rules(pen_request *request, int number) {
     static const pen_logit_bias biases[] = {{3, 4}, {5, -30}, {9, 2.5f}};
     static const int32_t stop_ids[] = {1, 9, 17, 200};
     if (number % 3 == 1) return;
@@ -135,6 +146,12 @@ static void add_rules(pen_request *request, int number) {
     request->min_tokens = request->max_tokens;
 }
 
+static void submit(pen_engine *engine, const pen_request *request) {
+    if (pen_engine_submit(engine, request) == PEN_OK) return;
+    fprintf(stderr, "penstock: %s\n", pen_last_error());
+    exit(PEN_USAGE);
+}
+
 static void submit_all(pen_engine *engine, const options *o, int vocab, output *outputs) {
     int32_t *prompt = malloc((size_t)(o->prompt + 7 * o->requests) * sizeof *prompt);
     for (int r = 0; r < o->requests; r++) {
@@ -144,7 +161,9 @@ static void submit_all(pen_engine *engine, const options *o, int vocab, output *
             state ^= state << 13, state ^= state >> 7, state ^= state << 17;
             prompt[i] = (int32_t)(state % (uint64_t)vocab);
         }
-        outputs[r] = (output){.number = r, .hash = 0xcbf29ce484222325u, .finish = -1};
+        output *first = &outputs[r * o->choices];
+        for (int c = 0; c < o->choices; c++)
+            first[c] = (output){.number = r, .choice = c, .hash = 0xcbf29ce484222325u, .finish = -1};
         pen_request request = {
             .prompt = prompt,
             .prompt_count = count,
@@ -153,32 +172,38 @@ static void submit_all(pen_engine *engine, const options *o, int vocab, output *
             .pick = {.temperature = (float)o->temperature, .top_p = 1, .seed = 42, .choice = r, .top_logprobs = 3},
             .on_token = on_token,
             .on_done = on_done,
-            .context = &outputs[r]};
+            .context = first};
         if (o->penalties) add_rules(&request, r);
-        if (pen_engine_submit(engine, &request) != PEN_OK) {
-            fprintf(stderr, "penstock: %s\n", pen_last_error());
-            exit(PEN_USAGE);
+        if (!o->apart) request.choices = o->choices;
+        submit(engine, &request);
+        while (o->apart && ++request.pick.choice < r + o->choices) {
+            request.context = ++first;
+            submit(engine, &request);
         }
     }
     free(prompt);
 }
 
+static void print_output(const options *o, const output *out, int64_t begin_ns) {
+    printf("request %d", out->number);
+    if (o->choices > 1) printf(" choice %d", out->choice);
+    printf(": finish %d, %d tokens, hash %016" PRIx64 ":", out->finish, out->count, out->hash);
+    for (int i = 0; i < out->count && i < 16; i++) printf(" %d", out->ids[i]);
+    printf("\n");
+    if (o->times)
+        printf("  first after %.1f ms, then %.3f ms a token\n", (double)(out->first_ns - begin_ns) * 1e-6,
+               (double)(out->last_ns - out->first_ns) * 1e-6 / (out->count - 1));
+}
+
 static pen_status lead(pen_engine *engine, const options *o, int stages, int vocab) {
-    output *outputs = calloc((size_t)o->requests, sizeof *outputs);
+    int output_count = o->requests * o->choices;
+    output *outputs = calloc((size_t)output_count, sizeof *outputs);
     pen_metrics *metrics = calloc((size_t)stages, sizeof *metrics);
     double *ms = calloc((size_t)stages, sizeof *ms);
     int64_t begin = pen_clock_ns();
     submit_all(engine, o, vocab, outputs);
     PEN_TRY(pen_engine_run(engine));
-    for (int r = 0; r < o->requests; r++) {
-        printf("request %d: finish %d, %d tokens, hash %016" PRIx64 ":", r, outputs[r].finish, outputs[r].count,
-               outputs[r].hash);
-        for (int i = 0; i < outputs[r].count && i < 16; i++) printf(" %d", outputs[r].ids[i]);
-        printf("\n");
-        if (o->times)
-            printf("  first after %.1f ms, then %.3f ms a token\n", (double)(outputs[r].first_ns - begin) * 1e-6,
-                   (double)(outputs[r].last_ns - outputs[r].first_ns) * 1e-6 / (outputs[r].count - 1));
-    }
+    for (int i = 0; i < output_count; i++) print_output(o, &outputs[i], begin);
     PEN_TRY(pen_engine_lap(engine));
     PEN_TRY(pen_engine_metrics(engine, metrics));
     for (int s = 0; o->times && s < stages; s++)
@@ -204,21 +229,21 @@ static pen_status lead(pen_engine *engine, const options *o, int stages, int voc
 
 /* ---- Random schedules -------------------------------------------------------------------------------------------- */
 
-enum { PIECES = 12, OUTPUT_MOST = 40, PROMPT_MOST = 160, PIECE_MOST = PROMPT_MOST + OUTPUT_MOST };
+enum { PIECES = 12, CHOICES = 4, OUTPUT_MOST = 40, PROMPT_MOST = 160, PIECE_MOST = PROMPT_MOST + OUTPUT_MOST };
 
-/* A request, and what it says when nobody else is there. */
+/* A request, and what each choice of it says when nobody else is there. */
 typedef struct piece {
     int32_t prompt[PROMPT_MOST];
     pen_request request;
-    int count;
-    pen_choice said[PIECE_MOST];
+    int count[CHOICES];
+    pen_choice said[CHOICES][PIECE_MOST];
 } piece;
 
-/* A performance of a piece, which ends after `stop_after` tokens. */
+/* A performance of some choices of a piece, each of which ends after `stop_after` tokens. */
 typedef struct play {
     struct stage_play *all;
     piece *piece;
-    int count, stop_after;
+    int count[CHOICES], stop_after[CHOICES];
 } play;
 
 typedef struct stage_play {
@@ -233,13 +258,14 @@ typedef struct stage_play {
 static void begin_play(stage_play *all) {
     play *p = &all->plays[all->begun++];
     *p = (play){.all = all, .piece = &all->pieces[rand() % PIECES]};
-    p->stop_after = rand() % 4 == 0 ? 1 + rand() % p->piece->request.max_tokens : PIECE_MOST + 1;
+    for (int c = 0; c < CHOICES; c++)
+        p->stop_after[c] = rand() % 4 == 0 ? 1 + rand() % p->piece->request.max_tokens : PIECE_MOST + 1;
     pen_request request = p->piece->request;
     request.context = p;
-    if (pen_engine_submit(all->engine, &request) != PEN_OK) {
-        fprintf(stderr, "penstock: %s\n", pen_last_error());
-        exit(PEN_INTERNAL);
-    }
+    request.pick.choice = rand() % CHOICES;
+    request.choices = 1 + rand() % (CHOICES - request.pick.choice);
+    request.score = request.score && request.pick.choice == 0;
+    submit(all->engine, &request);
 }
 
 static bool equal_choices(const pen_choice *a, const pen_choice *b) {
@@ -248,26 +274,28 @@ static bool equal_choices(const pen_choice *a, const pen_choice *b) {
            memcmp(a->top_logprobs, b->top_logprobs, 3 * sizeof a->top_logprobs[0]) == 0;
 }
 
-static bool play_token(void *context, int position, const pen_choice *choice) {
+static bool play_token(void *context, int index, int position, const pen_choice *choice) {
     play *p = context;
     (void)position;
     stage_play *all = p->all;
+    pen_choice *said = &p->piece->said[index][p->count[index]];
     if (all->recording)
-        p->piece->said[p->count] = *choice;
-    else if (!equal_choices(&p->piece->said[p->count], choice))
+        *said = *choice;
+    else if (!equal_choices(said, choice))
         all->differences++;
     all->tokens++;
     if (!all->recording && all->begun < all->wanted && rand() % 8 == 0) begin_play(all);
-    if (++p->count < p->stop_after) return true;
+    if (++p->count[index] < p->stop_after[index]) return true;
     all->cancels++;
     return false;
 }
 
-static void play_done(void *context, pen_finish finish) {
+static void play_done(void *context, int index, pen_finish finish) {
     play *p = context;
     (void)finish;
-    if (p->all->recording) p->piece->count = p->count;
-    if (!p->all->recording && p->count < p->stop_after && p->count != p->piece->count) p->all->differences++;
+    int count = p->count[index];
+    if (p->all->recording) p->piece->count[index] = count;
+    if (!p->all->recording && count < p->stop_after[index] && count != p->piece->count[index]) p->all->differences++;
     if (!p->all->recording && p->all->begun < p->all->wanted) begin_play(p->all);
 }
 
@@ -290,6 +318,21 @@ static void make_piece(piece *made, int number, int vocab, const options *o) {
     made->request.min_tokens /= 2;
 }
 
+static pen_status record(stage_play *all, piece *made) {
+    play *p = &all->plays[0];
+    for (int c = 0; c < CHOICES; c++) {
+        *p = (play){.all = all, .piece = made};
+        p->stop_after[c] = PIECE_MOST + 1;
+        pen_request request = made->request;
+        request.context = p;
+        request.pick.choice = c;
+        request.score = request.score && c == 0;
+        submit(all->engine, &request);
+        PEN_TRY(pen_engine_run(all->engine));
+    }
+    return PEN_OK;
+}
+
 static pen_status play_schedules(pen_engine *engine, const options *o, int vocab) {
     stage_play *all = calloc(1, sizeof *all);
     all->engine = engine;
@@ -297,25 +340,22 @@ static pen_status play_schedules(pen_engine *engine, const options *o, int vocab
     all->recording = true;
     for (int i = 0; i < PIECES; i++) {
         make_piece(&all->pieces[i], i, vocab, o);
-        all->plays[0] = (play){.all = all, .piece = &all->pieces[i], .stop_after = PIECE_MOST + 1};
-        pen_request request = all->pieces[i].request;
-        request.context = &all->plays[0];
-        PEN_TRY(pen_engine_submit(engine, &request));
-        PEN_TRY(pen_engine_run(engine));
+        PEN_TRY(record(all, &all->pieces[i]));
     }
     all->recording = false;
     srand((unsigned)o->seed + 1);
     for (int i = 0; i < o->schedules; i++) {
         all->begun = 0;
-        all->wanted = 1 + rand() % (3 * o->sequences);
+        all->wanted = 1 + rand() % (2 * o->sequences);
         for (int now = 1 + rand() % all->wanted; all->begun < now;) begin_play(all);
         PEN_TRY(pen_engine_run(engine));
     }
     pen_engine_counts counts = pen_engine_count(engine);
     printf("%d schedules, %" PRIu64 " tokens, %" PRIu64 " differences, %" PRIu64 " cancels, %" PRIu64
-           " pauses, %" PRIu64 " of %" PRIu64 " prompt tokens found, %d blocks held\n",
+           " pauses, %" PRIu64 " of %" PRIu64 " prompt tokens found, %" PRIu64 " forks, %" PRIu64
+           " blocks copied, %d blocks held\n",
            o->schedules, all->tokens, all->differences, all->cancels, counts.pauses, counts.kv.found, counts.kv.asked,
-           counts.blocks_held);
+           counts.kv.forks, counts.kv.copied, counts.blocks_held);
     free(all->pieces);
     free(all);
     return pen_engine_stop(engine);
@@ -327,6 +367,7 @@ typedef struct machinery {
     pen_model *model;
     pen_device *device;
     pen_stage *stage;
+    pen_step_cost *cost;
     pen_engine *engine;
 } machinery;
 
@@ -347,6 +388,7 @@ static pen_status load(pen_world *world, const options *o, machinery *m) {
                                 .slots = PEN_ENGINE_SLOTS,
                                 .progress = beat,
                                 .progress_context = world};
+    PEN_TRY(pen_step_cost_create_even(stages, o->overhead, 1, &m->cost));
     int blocks = o->blocks ? o->blocks : o->sequences * pen_kv_blocks_for(limits.context + PEN_KV_BLOCK);
     limits.kv = pen_stage_kv_pools(m->model, o->sequences, o->rows, limits.context, blocks);
     PEN_TRY(pen_stage_create(m->model, m->device, &limits, &m->stage));
@@ -359,9 +401,24 @@ static pen_status load(pen_world *world, const options *o, machinery *m) {
                                  .kv = limits.kv,
                                  .sequences = o->sequences,
                                  .in_flight = o->in_flight,
-                                 .chunk_overhead = o->overhead,
+                                 .cost = m->cost,
                                  .step_timeout_s = o->timeout};
     return pen_engine_create(world, m->device, m->stage, &engine, &m->engine);
+}
+
+/* Rank 0 hears of everyone's process: pids[ranks], or NULL elsewhere. */
+static pen_status gather_pids(pen_world *world, int **pids) {
+    int own = (int)getpid(), size = pen_world_size(world);
+    bool first = pen_world_rank(world) == 0;
+    pen_blob *blobs = first ? calloc((size_t)size, sizeof *blobs) : NULL;
+    *pids = first ? calloc((size_t)size, sizeof **pids) : NULL;
+    pen_status status = pen_world_gather(world, "asking for processes", &own, sizeof own, blobs);
+    for (int r = 0; first && r < size; r++) {
+        if (blobs[r].bytes == sizeof own) memcpy(&(*pids)[r], blobs[r].data, sizeof own);
+        free(blobs[r].data);
+    }
+    free(blobs);
+    return status;
 }
 
 int main(int argc, char **argv) {
@@ -376,6 +433,8 @@ int main(int argc, char **argv) {
     pen_world_set_patience(world, o.timeout);
     announce(&o, world, "loading");
     status = pen_world_agree(world, "loading", load(world, &o, &m));
+    int *pids = NULL;
+    if (status == PEN_OK) status = gather_pids(world, &pids);
     bool together = status != PEN_PEER_LOST;
     if (status == PEN_OK) {
         announce(&o, world, "running");
@@ -384,12 +443,15 @@ int main(int argc, char **argv) {
         int vocab = pen_model_hparams(m.model)->vocab;
         status = !leads        ? pen_engine_serve(m.engine)
                  : o.schedules ? play_schedules(m.engine, &o, vocab)
+                 : o.pressure  ? run_pressure(m.engine, &o, vocab, pids, pen_world_size(world))
                                : lead(m.engine, &o, pen_world_stages(world), vocab);
     }
     if (status != PEN_OK && !together) pen_world_abort(world, status);
     if (status != PEN_OK && pen_world_rank(world) == 0) fprintf(stderr, "penstock: %s\n", pen_last_error());
+    free(pids);
     pen_engine_destroy(m.engine);
     pen_stage_destroy(m.stage);
+    pen_step_cost_destroy(m.cost);
     pen_device_destroy(m.device);
     pen_model_close(m.model);
     pen_world_destroy(world);

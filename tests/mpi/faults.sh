@@ -43,6 +43,20 @@ pid_of() {
     return 1
 }
 
+# Those of the PIDs that are still there a second later; a zombie is gone, its parent has just not looked.
+left_of() {
+    local pid left i
+    for ((i = 0; i < 20; i++)); do
+        left=""
+        for pid in "$@"; do
+            grep -q '^State:[[:space:]]*[^Z[:space:]]' "/proc/$pid/status" 2>/dev/null && left="$left $pid"
+        done
+        [ -n "$left" ] || return
+        sleep 0.05
+    done
+    echo "$left"
+}
+
 # One case: the fault hits RANK at PHASE. The prompts take seconds to read, the output takes minutes.
 try() {
     local rank=$1 phase=$2 announced=running prompt=3000 delay=0.3 pid pids began=$SECONDS code i
@@ -72,11 +86,8 @@ try() {
     fi
     wait $job
     code=$?
-    sleep 1
-    local left=""
-    for pid in $pids; do # a zombie is gone; its parent has just not looked
-        grep -q '^State:[[:space:]]*[^Z[:space:]]' "/proc/$pid/status" 2>/dev/null && left="$left $pid"
-    done
+    local left
+    left=$(left_of $pids)
     [ -z "$left" ] || { fail "$fault of rank $rank while $phase: processes are left:$left"; kill -KILL $left; }
     [ $code -ne 0 ] || fail "$fault of rank $rank while $phase: exit code 0"
     if [ "$fault" = stop ]; then

@@ -9,15 +9,26 @@ shift
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 expected=$("$program" "$@") || exit 1
 echo "$expected"
-[ "$(grep -c 'finish [12], [1-9][0-9]* tokens' <<<"$expected")" = 3 ] || { echo "FAIL: not 3 requests"; exit 1; }
+choices=1
+[[ " $* " =~ " --choices "([0-9]+)" " ]] && choices=${BASH_REMATCH[1]}
+[ "$(grep -c 'finish [12], [1-9][0-9]* tokens' <<<"$expected")" = $((3 * choices)) ] ||
+    { echo "FAIL: not 3 requests"; exit 1; }
 failures=0
 
 # The second request has no penalties: those of its neighbours do not concern it.
 case " $* " in *" --penalties "*)
     plain=$("$program" ${@/--penalties/}) || exit 1
-    equal=$(comm -12 <(sort <<<"$plain") <(sort <<<"$expected") | grep -o '^request [0-9]*' | tr '\n' ,)
+    equal=$(comm -12 <(sort <<<"$plain") <(sort <<<"$expected") | grep -o '^request [0-9]*' | sort -u | tr '\n' ,)
     [ "$equal" = "request 1," ] || { echo "FAIL: equal without penalties: $equal"; exit 1; } ;;
 esac
+
+# A choice is what a request for it alone says, and each says something else.
+if [ "$choices" -gt 1 ]; then
+    apart=$("$program" "$@" --apart) || exit 1
+    [ "$apart" = "$expected" ] || { echo "FAIL: apart:"; echo "$apart"; exit 1; }
+    different=$(grep -o 'hash [0-9a-f]*' <<<"$expected" | sort -u | wc -l)
+    [ "$different" = $((3 * choices)) ] || { echo "FAIL: $different different choices"; exit 1; }
+fi
 
 # same MPIRUN_ARGUMENT... -- ARGUMENT...
 same() {

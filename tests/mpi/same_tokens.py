@@ -46,7 +46,7 @@ class Model:
 
 def synthetic(type_name, shape, layers, *options, arch="llama"):
     name = f"synthetic:{arch}:layers={layers},type={type_name},context=512,{shape}"
-    return Model(name, layers + 2, 4, list(options))
+    return Model(name, layers + 2, 3, list(options))
 
 
 # Odd shapes, no two alike: vocabularies that end within a tile, heads of 8 to 64, layers of unequal width.

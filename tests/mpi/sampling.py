@@ -4,9 +4,11 @@
 Each option against what it says, from the outside: from the ids and log-probabilities that a run reports, and alike on
 one rank and on three. Without a model the weights are random, and stop strings are looked for in the text of ids.
 """
+import functools
 import sys
 import tempfile
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from job import Launcher, write_profile
@@ -24,6 +26,7 @@ class Job(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.job = Launcher(*sys.argv[1:3])
+        cls.pool = ThreadPoolExecutor(2)
         cls.temporary = tempfile.TemporaryDirectory()
         cls.model_profile = Path(cls.temporary.name) / "model.json"
         cls.small_profile = write_profile(cls.job, SYNTHETIC, Path(cls.temporary.name) / "small.json")
@@ -32,23 +35,27 @@ class Job(unittest.TestCase):
 
     @classmethod
     def tearDownClass(cls):
+        cls.pool.shutdown()
         cls.temporary.cleanup()
 
-    def run_model(self, *options, model=None, ranks=0):
-        model = model or self.model or SYNTHETIC
-        profile = self.model_profile if model == self.model else self.small_profile
-        outcome = self.job.run("run", model, "-p", PROMPT, "--json", "--profile", profile, "--workload", "8:8",
-                               "--threads", "1", *options, ranks=ranks)
-        self.assertEqual(outcome.complaints, [])
-        return outcome.json()
+    @classmethod
+    @functools.cache
+    def run_model(cls, *options, model=None, ranks=0):
+        model = model or cls.model or SYNTHETIC
+        profile = cls.model_profile if model == cls.model else cls.small_profile
+        outcome = cls.job.run("run", model, "-p", PROMPT, "--json", "--profile", profile, "--workload", "8:8",
+                              "--threads", "1", *options, ranks=ranks)
+        if outcome.complaints:
+            raise AssertionError(outcome.complaints)
+        result = outcome.json()
+        del result["timings"]
+        return result
 
     def alike(self, *options, **how):
         """The run's result, which is the same on three ranks."""
+        three = self.pool.submit(self.run_model, *options, ranks=3, **how)
         one = self.run_model(*options, **how)
-        three = self.run_model(*options, ranks=3, **how)
-        for result in (one, three):
-            del result["timings"]
-        self.assertEqual(one, three)
+        self.assertEqual(one, three.result())
         return one
 
 
@@ -117,6 +124,29 @@ class Texts(Job):
             self.assertGreaterEqual(best[0][1], best[1][1])
             self.assertEqual(dict(best)[token], logprob)
 
+    def test_choices(self):
+        """The first is what one run says; each has its own draws, text and end, on whatever ranks and in few slots."""
+        options = ["-n", 24, "--temperature", 1, "--seed", 5, "--ignore-eos", "--logprobs", 2, "--presence-penalty", 0.1,
+                   "--prompt-logprobs", 1]
+        one = self.run_model(*options)
+        several = self.alike(*options, "--choices", 5)
+        choices = several["choices"]
+        self.assertEqual({key: value for key, value in several.items() if key != "choices"}, one)
+        self.assertEqual([choice["index"] for choice in choices], list(range(5)))
+        first = {key: one[key] for key in ("output_ids", "text", "finish_reason", "logprobs")}
+        self.assertEqual(choices[0], {"index": 0, **first})
+        self.assertEqual(len({tuple(choice["output_ids"]) for choice in choices}), 5)
+        for choice in choices:
+            self.assertEqual((len(choice["output_ids"]), len(choice["logprobs"])), (24, 24))
+        for slots in (() if self.model else (1, 2)):
+            self.assertEqual(self.run_model(*options, "--choices", 5, "--max-num-seqs", slots), several)
+        # The stop string of one: the others go on.
+        stop = choices[3]["text"][8:14]
+        stopped = self.run_model(*options, "--choices", 5, f"--stop={stop}")["choices"]
+        self.assertEqual(stopped[3]["finish_reason"], "stop")
+        for before, after in zip(choices, stopped):
+            self.assertEqual(after["text"], before["text"].partition(stop)[0])
+
     def test_seeds(self):
         runs = [self.alike("-n", 20, "--temperature", 1, "--ignore-eos", "--presence-penalty", 0.1, "--seed", seed)
                 for seed in (1, 2)]
@@ -158,9 +188,18 @@ class Rules(Job):
         self.assertFalse(set(result["output_ids"]) & set(result["prompt_ids"]))
         self.assertLess(len(set(plain)), 60)
 
+    def test_choices_are_shown_one_after_the_other(self):
+        options = ["run", SYNTHETIC, "-p", PROMPT, "-n", 12, "--temperature", 1, "--ignore-eos", "--choices", 3,
+                   "--profile", self.small_profile]
+        texts = [choice["text"] for choice in self.job.run(*options, "--json").json()["choices"]]
+        shown = "\n".join(f"[choice {i} of 3]\n{text}\n" for i, text in enumerate(texts, 1))
+        for ranks in (0, 2):
+            self.assertEqual(self.job.run(*options, ranks=ranks).out, shown)
+
     def test_bad_values(self):
         for words, options in (("--logit-bias: token 4000000 does not exist", ["--logit-bias", "4000000:1"]),
                                ("is not UTF-8", [b"--stop=\xff".decode(errors="surrogateescape")]),
+                               ("--choices: '0' is not a whole number from 1 to 1024", ["--choices", 0]),
                                ("--min-tokens 9 is more than --max-tokens 8", ["--min-tokens", 9, "-n", 8])):
             for ranks in (0, 2):
                 outcome = self.job.run("run", SYNTHETIC, "-p", "x", "--profile", self.small_profile, *options, ranks=ranks)

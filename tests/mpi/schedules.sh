@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The same tokens in more than 500 random schedules: requests that begin while others run, that give up, that begin
-# alike, with little KV, on 1 to 4 ranks, several models, chunk sizes and depths.
+# The same tokens in more than 500 random schedules: requests that begin while others run, that want several choices,
+# that give up, that begin alike, with little KV, on 1 to 4 ranks, several models, chunk sizes and depths.
 #
 #   schedules.sh ENGINE_RUN
 set -u
@@ -16,7 +16,7 @@ play() {
     shift
     line=$(ASAN_OPTIONS=detect_leaks=0 mpirun --oversubscribe -np "$ranks" "$program" --prompt 180 "$@") || line="failed: $line"
     echo "np $ranks $*: $line"
-    if [[ $line =~ ^([0-9]+)\ schedules,\ .*\ 0\ differences,\ [1-9][0-9]*\ cancels,\ ([0-9]+)\ pauses,\ [1-9][0-9]*\ of\ .*\ 0\ blocks\ held$ ]]; then
+    if [[ $line =~ ^([0-9]+)\ schedules,\ .*\ 0\ differences,\ [1-9][0-9]*\ cancels,\ ([0-9]+)\ pauses,\ [1-9][0-9]*\ of\ .*\ [1-9][0-9]*\ forks,\ [1-9][0-9]*\ blocks\ copied,\ 0\ blocks\ held$ ]]; then
         total=$((total + BASH_REMATCH[1])) pauses=$((pauses + BASH_REMATCH[2]))
     else
         failures=$((failures + 1))

@@ -66,9 +66,9 @@ static int prompt_of(const task *t, int request) {
     return t->prompt + 3 * (request % 5);
 }
 
-static bool on_token(void *context, int position, const pen_choice *choice) {
+static bool on_token(void *context, int index, int position, const pen_choice *choice) {
     outcome *o = context;
-    (void)position;
+    (void)index, (void)position;
     o->end_ns = pen_clock_ns();
     if (o->tokens++ == 0) o->first_ns = o->end_ns;
     o->hash = (o->hash ^ (uint64_t)choice->token) * 0x100000001b3u;
@@ -122,7 +122,7 @@ static pen_status lead(pen_session *session, const task *t, outcome *outcomes, p
         predicted[r] = (pen_simulated_request){.prompt = prompt_of(t, r), .output = t->output};
     pen_simulation simulation = {.stages = metrics};
     int64_t since = pen_clock_ns();
-    PEN_TRY(pen_session_simulate(session, predicted, t->requests, &simulation));
+    PEN_TRY(pen_session_simulate(session, NULL, predicted, t->requests, &simulation));
     double took_ms = (double)(pen_clock_ns() - since) * 1e-6;
     ttft = tpot = 0;
     for (int r = 0; r < t->requests; r++) {

@@ -12,6 +12,7 @@ has alone.
 Characters are those that Unicode 14 assigns: what a newer one is (a letter, a symbol) depends on the library's tables.
 """
 
+import functools
 import json
 import random
 import re
@@ -127,6 +128,7 @@ def assigned(character):
     return unicodedata.category(character) not in ("Cn", "Cs")
 
 
+@functools.cache
 def every_character():
     """All that Unicode 14 assigns (of Han, Hangul and the like a sample), between letters, digits, signs and spaces."""
     parts, crowd = [], 0

@@ -101,14 +101,23 @@ static void run_rows(world *w, int s, int rows) {
     pen_kvcache_remember(w->cache, s, w->tokens[s], w->next[s]);
 }
 
-/* Another sequence with the same tokens so far, which computes the last of them again; then it goes its own way. */
-static void fork_sequence(world *w, int parent, int s) {
-    pen_kvcache_fork(w->cache, parent, s);
+/* Another sequence with the same tokens up to a position, which goes its own way from there. Only a window can have
+ * left it. */
+static bool fork_sequence(world *w, int parent, int s) {
+    int position = w->next[parent] - below(w->next[parent] < 40 ? w->next[parent] : 40);
+    bool left = false;
+    for (int g = 0; g < w->pools.count; g++)
+        left = left || pen_kvcache_begin(w->cache, g, parent) * PEN_KV_BLOCK > first_seen(w, g, position);
+    if (position == CONTEXT) return false;
+    assert_int_equal(pen_kvcache_can_fork(w->cache, parent, position), !left);
+    if (left) return false;
+    pen_kvcache_fork(w->cache, parent, s, position);
     memcpy(w->tokens[s], w->tokens[parent], sizeof w->tokens[s]);
     memcpy(w->contents[s], w->contents[parent], sizeof w->contents[s]);
-    w->next[s] = w->next[parent] - 1;
-    make_tokens(w, s, w->next[s] + 1);
-    w->length[s] = w->next[s] + 1 + below(CONTEXT - w->next[s]);
+    w->next[s] = position;
+    make_tokens(w, s, position);
+    w->length[s] = position + 1 + below(CONTEXT - position);
+    return true;
 }
 
 static void close_sequence(world *w, int s) {
@@ -123,12 +132,10 @@ static void live(const pen_kv_pools *pools, int steps) {
     for (int i = 0; i < steps; i++) {
         int s = below(SEQUENCES), other = below(SEQUENCES);
         if (w.length[s] == 0) {
-            if (pen_kvcache_told(w.cache, other) > 0 && w.next[other] > 1 && below(3) == 0) {
-                fork_sequence(&w, other, s);
-                forks++;
-            } else {
+            if (pen_kvcache_told(w.cache, other) > 0 && below(3) == 0)
+                forks += fork_sequence(&w, other, s);
+            else
                 open_sequence(&w, s);
-            }
         } else if (w.next[s] == w.length[s] || below(20) == 0) {
             close_sequence(&w, s);
         } else {
@@ -147,6 +154,7 @@ static void live(const pen_kv_pools *pools, int steps) {
     pen_kv_counts counts = pen_kvcache_counts(w.cache);
     assert_true(refusals > 20 && counts.found > 1000 && counts.found < counts.asked);
     assert_true(forks > 100 && counts.copied > 50);
+    assert_int_equal(counts.forks, forks);
     pen_kvcache_destroy(w.cache);
 }
 
@@ -206,6 +214,65 @@ static void test_the_last_token_is_always_computed(void **state) {
     pen_kvcache_destroy(cache);
 }
 
+static int copies_of_growing(pen_kvcache *cache, int s, int position) {
+    int count;
+    assert_true(pen_kvcache_grow(cache, s, position, 1));
+    pen_kvcache_take_copies(cache, &count);
+    return count;
+}
+
+static void test_only_a_shared_block_is_copied(void **state) {
+    (void)state;
+    const pen_kv_pools pools = {.count = 2, .blocks = {12, 12}, .windows = {0, 30}};
+    pen_kvcache *cache;
+    int32_t tokens[64] = {0};
+    assert_int_equal(pen_kvcache_create(&pools, 4, 64, &cache), PEN_OK);
+    assert_int_equal(pen_kvcache_open(cache, 0, tokens, 41), 0);
+    grow_all(cache, 0, tokens, 0, 41); /* three blocks, the last one with 9 positions */
+    for (int s = 1; s < 4; s++) pen_kvcache_fork(cache, 0, s, 40);
+    assert_int_equal(pen_kvcache_free_blocks(cache, 0), 9);
+    /* All but the last to write into it, in both groups; it may be the parent. */
+    assert_int_equal(copies_of_growing(cache, 1, 40), 2);
+    assert_int_equal(copies_of_growing(cache, 1, 41), 0);
+    assert_int_equal(copies_of_growing(cache, 0, 41), 2);
+    assert_int_equal(copies_of_growing(cache, 2, 40), 2);
+    assert_int_equal(copies_of_growing(cache, 3, 40), 0);
+    assert_int_equal(pen_kvcache_free_blocks(cache, 0), 12 - 2 - 4);
+    /* A sequence that goes on where a block begins has none to copy. */
+    pen_kvcache_close(cache, 1);
+    pen_kvcache_fork(cache, 0, 1, 32);
+    assert_int_equal(copies_of_growing(cache, 1, 32), 0);
+    assert_int_equal(pen_kvcache_counts(cache).copied, 6);
+    assert_int_equal(pen_kvcache_counts(cache).forks, 4);
+    for (int s = 0; s < 4; s++) pen_kvcache_close(cache, s);
+    for (int g = 0; g < 2; g++) assert_int_equal(pen_kvcache_free_blocks(cache, g), 12);
+    pen_kvcache_destroy(cache);
+}
+
+/* Its parent filled the block and was to be found by it; then the block became the child's alone. */
+static void test_what_a_child_writes_over_is_not_found_again(void **state) {
+    (void)state;
+    const pen_kv_pools pools = {.count = 1, .blocks = {8}};
+    pen_kvcache *cache;
+    int32_t tokens[33] = {0}, other[33] = {0};
+    for (int i = 20; i < 33; i++) other[i] = 7;
+    assert_int_equal(pen_kvcache_create(&pools, 3, 48, &cache), PEN_OK);
+    assert_int_equal(pen_kvcache_open(cache, 0, tokens, 33), 0);
+    grow_all(cache, 0, tokens, 0, 33);
+    pen_kvcache_fork(cache, 0, 1, 20);
+    pen_kvcache_close(cache, 0);
+    assert_int_equal(pen_kvcache_open(cache, 0, tokens, 33), 32); /* still as it was */
+    pen_kvcache_close(cache, 0);
+    grow_all(cache, 1, other, 20, 25);
+    assert_int_equal(pen_kvcache_counts(cache).copied, 0);
+    assert_int_equal(pen_kvcache_open(cache, 0, tokens, 33), 16);
+    grow_all(cache, 1, other, 25, 33);
+    assert_int_equal(pen_kvcache_open(cache, 2, other, 33), 32);
+    for (int s = 0; s < 3; s++) pen_kvcache_close(cache, s);
+    assert_int_equal(pen_kvcache_free_blocks(cache, 0), 8);
+    pen_kvcache_destroy(cache);
+}
+
 static void test_a_sequence_far_longer_than_its_pool_slides_through_it(void **state) {
     (void)state;
     int held = pen_kv_blocks_held(50, ROWS, CONTEXT);
@@ -245,6 +312,8 @@ int main(void) {
         cmocka_unit_test(test_random_lives_see_what_they_wrote),
         cmocka_unit_test(test_the_longest_unused_goes_first),
         cmocka_unit_test(test_the_last_token_is_always_computed),
+        cmocka_unit_test(test_only_a_shared_block_is_copied),
+        cmocka_unit_test(test_what_a_child_writes_over_is_not_found_again),
         cmocka_unit_test(test_a_sequence_far_longer_than_its_pool_slides_through_it),
         cmocka_unit_test(test_blocks_held),
     };

@@ -1,5 +1,7 @@
 /* The load of bench and what is said of it: arrivals, prompts, percentiles, speeds in the steady state. */
+#include "load_simulate.h"
 #include "load_summary.h"
+#include "step_cost.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -66,6 +68,42 @@ static void test_prompts_follow_from_seed_and_number(void **state) {
     assert_int_equal(equal, 0);
 }
 
+static void test_lengths_are_log_normal(void **state) {
+    (void)state;
+    enum { N = 20000 };
+    pen_load load = {.prompt_tokens = 1000, .output_tokens = 300, .length_spread = 0.5, .seed = 3};
+    double sum[2] = {0}, logs[2] = {0}, squares[2] = {0}, product = 0;
+    for (int i = 0; i < N; i++) {
+        int length[2], again[2];
+        pen_load_lengths(&load, i, &length[0], &length[1]);
+        pen_load_lengths(&load, i, &again[0], &again[1]);
+        assert_memory_equal(length, again, sizeof length);
+        for (int k = 0; k < 2; k++) {
+            assert_in_range(length[k], 1, k ? 1200 : 4000);
+            sum[k] += length[k];
+            logs[k] += log(length[k]) / N;
+            squares[k] += log(length[k]) * log(length[k]) / N;
+        }
+        product += log(length[0]) * log(length[1]) / N;
+    }
+    /* 4 standard errors: the deviation is 0.53 of the mean */
+    near(sum[0] / N, 1000, 1000 * 4 * 0.53 / sqrt(N));
+    near(sum[1] / N, 300, 300 * 4 * 0.53 / sqrt(N));
+    for (int k = 0; k < 2; k++) near(sqrt(squares[k] - logs[k] * logs[k]), 0.5, 0.01);
+    near(product - logs[0] * logs[1], 0, 4 * 0.25 / sqrt(N)); /* independent */
+}
+
+static void test_lengths_are_alike_without_a_spread(void **state) {
+    (void)state;
+    pen_load load = {.prompt_tokens = 7, .output_tokens = 1, .seed = 3};
+    for (int i = 0; i < 100; i++) {
+        int prompt, output;
+        pen_load_lengths(&load, i, &prompt, &output);
+        assert_int_equal(prompt, 7);
+        assert_int_equal(output, 1);
+    }
+}
+
 /* ---- Summaries of logs that are written by hand; times in milliseconds ------------------------------------------- */
 
 enum { OUTPUTS = 3, REQUESTS_MAX = 4 };
@@ -81,7 +119,11 @@ static void write_log(hand_log *hand, int requests, const int arrived[], const i
     *hand = (hand_log){.log = {.stages = 2, .span_count = 1, .requests = hand->requests}};
     hand->log.load = (pen_load){.prompt_tokens = 10, .output_tokens = OUTPUTS, .concurrency = 2, .requests = requests};
     for (int i = 0; i < requests; i++) {
-        hand->requests[i] = (pen_load_request){(int64_t)arrived[i] * 1000000, hand->times[i], OUTPUTS};
+        hand->requests[i] = (pen_load_request){.arrived_ns = (int64_t)arrived[i] * 1000000,
+                                               .token_ns = hand->times[i],
+                                               .prompt_tokens = 10,
+                                               .output_tokens = OUTPUTS,
+                                               .tokens = OUTPUTS};
         for (int t = 0; t < OUTPUTS; t++) hand->times[i][t] = (int64_t)times[i][t] * 1000000;
     }
     for (int i = 0; i < PEN_LOAD_SPANS; i++) hand->log.spans[i].stages = hand->stages[i];
@@ -150,14 +192,119 @@ static void test_phases_are_timed_apart(void **state) {
     near(s.efficiency.schedule, 0.07 / 0.075, 1e-12);
 }
 
+/* ---- Loads in the simulator: two stages of 1 ms, whatever is in a microbatch ----------------------------------- */
+
+static double one_ms(void *context, int stage, const pen_simulated_step *step) {
+    (void)context, (void)stage, (void)step;
+    return 1;
+}
+
+static pen_status simulate_two_stages(const void *sequences, const pen_simulated_watch *watch,
+                                      pen_simulated_request *requests, int count, pen_simulation *simulation) {
+    int slots = *(const int *)sequences;
+    pen_step_cost *cost;
+    PEN_TRY(pen_step_cost_create_even(2, 1, 0, &cost));
+    const pen_simulate_options options = {
+        .schedule = {.stages = 2, .sequences = slots, .rows = 64, .logit_rows = slots, .context = 128, .cost = cost},
+        .kv = {.count = 1, .blocks = {slots * 8}},
+        .slots = 4,
+        .stage_ms = one_ms,
+        .watch = *watch};
+    pen_status status = pen_simulate(&options, requests, count, simulation);
+    pen_step_cost_destroy(cost);
+    return status;
+}
+
+static void test_simulated_one_by_one(void **state) {
+    (void)state;
+    pen_load load = {.prompt_tokens = 10, .output_tokens = 5, .concurrency = 1, .requests = 3, .time_scale = 1};
+    pen_load_log log;
+    pen_load_summary s;
+    assert_int_equal(pen_load_simulate(&load, simulate_two_stages, &(int){1}, 2, &log), PEN_OK);
+    assert_int_equal(pen_load_summarise(&log, &s), PEN_OK);
+    assert_false(log.steady);
+    assert_int_equal(s.requests, 3);
+    near(s.seconds, 3 * 5 * 2e-3, 1e-9); /* a token crosses two stages */
+    near(s.ttft.mean, 2, 1e-9);
+    near(s.itl.p99, 2, 1e-9);
+    near(s.prompt_tokens_per_s, 10 / 2e-3, 1e-6);
+    near(s.decode_tokens_per_s, 1 / 2e-3, 1e-6);
+    near(s.efficiency.schedule, 0.5, 1e-9);
+    pen_load_log_free(&log);
+}
+
+static void test_simulated_closed_load(void **state) {
+    (void)state;
+    pen_load load = {.prompt_tokens = 10, .output_tokens = 20, .concurrency = 6, .requests = 60, .time_scale = 1};
+    pen_load_log log;
+    pen_load_summary s;
+    assert_int_equal(pen_load_simulate(&load, simulate_two_stages, &(int){6}, 2, &log), PEN_OK);
+    assert_int_equal(pen_load_summarise(&log, &s), PEN_OK);
+    assert_true(log.steady);
+    for (int i = 0; i < 60; i++) { /* never more than six at a time, and a new one when one ends */
+        int64_t now = log.requests[i].arrived_ns;
+        int running = 0;
+        assert_int_equal(log.requests[i].tokens, 20);
+        for (int k = 0; k < 60; k++) running += log.requests[k].arrived_ns <= now && log.requests[k].token_ns[19] > now;
+        assert_in_range(running, 1, 6);
+        if (i >= 6) assert_int_equal(running, 6);
+    }
+    near(s.efficiency.schedule, 1, 1e-9);
+    near(s.efficiency.split, 1, 0.01);
+    /* Two microbatches in flight, which take their time whatever is in them: a token every 2 ms, of each of six. */
+    near(s.decode_tokens_per_s, 6 / 2e-3, 0.01 * 6 / 2e-3);
+    near(s.itl.p50, 2, 1e-9);
+    pen_load_log_free(&log);
+}
+
+static void test_simulated_arrivals(void **state) {
+    (void)state;
+    enum { N = 40 };
+    pen_load load = {.prompt_tokens = 10,
+                     .output_tokens = 20,
+                     .length_spread = 0.5,
+                     .concurrency = 6,
+                     .requests = N,
+                     .request_rate = 50,
+                     .seed = 9,
+                     .time_scale = 1};
+    pen_load_log log;
+    pen_load_summary s;
+    int64_t arrivals[N];
+    pen_load_arrivals(50, 9, arrivals, N);
+    assert_int_equal(pen_load_simulate(&load, simulate_two_stages, &(int){6}, 2, &log), PEN_OK);
+    assert_int_equal(pen_load_summarise(&log, &s), PEN_OK);
+    int64_t first_end = INT64_MAX;
+    for (int i = 0; i < N; i++) {
+        const pen_load_request *request = &log.requests[i];
+        int prompt, output;
+        pen_load_lengths(&load, i, &prompt, &output);
+        assert_int_equal(request->tokens, output);
+        near((double)request->arrived_ns, (double)arrivals[i], 1);
+        for (int t = 0; t < output; t++)
+            assert_true(request->token_ns[t] >= (t ? request->token_ns[t - 1] : request->arrived_ns) + 2000000);
+        if (request->token_ns[output - 1] < first_end) first_end = request->token_ns[output - 1];
+    }
+    assert_true(log.steady);
+    assert_true(log.spans[0].begin_ns == first_end);
+    near((double)log.spans[0].end_ns, (double)arrivals[N - 1], 1);
+    assert_true(s.efficiency.schedule > 0.5 && s.efficiency.schedule <= 1);
+    pen_load_log_free(&log);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_percentiles_are_numpys),
         cmocka_unit_test(test_arrivals_are_a_poisson_process),
         cmocka_unit_test(test_prompts_follow_from_seed_and_number),
+        cmocka_unit_test(test_lengths_are_log_normal),
+        cmocka_unit_test(test_lengths_are_alike_without_a_spread),
         cmocka_unit_test(test_steady_state_counts_what_ends_in_it),
         cmocka_unit_test(test_requests_one_by_one_have_speeds_of_their_own),
         cmocka_unit_test(test_phases_are_timed_apart),
+        cmocka_unit_test(test_simulated_one_by_one),
+        cmocka_unit_test(test_simulated_closed_load),
+        cmocka_unit_test(test_simulated_arrivals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

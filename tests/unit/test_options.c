@@ -93,10 +93,11 @@ static void test_values(void **state) {
     accept("penstock plan m --layers 10,10,12", &o);
     assert_string_equal(o.config.layers, "10,10,12");
     assert_string_equal(o.config.method, "custom");
-    accept("penstock bench m --concurrency 1,4,32 --prompt-tokens 100 --request-rate 2.5", &o);
+    accept("penstock bench m --concurrency 1,4,32 --prompt-tokens 100 --request-rate 2.5 --length-spread 0.8", &o);
     assert_int_equal(o.concurrency.count, 3);
     assert_memory_equal(o.concurrency.values, ((int[]){1, 4, 32}), 3 * sizeof(int));
     assert_true(o.request_rate == 2.5);
+    assert_true(o.length_spread == 0.8);
     assert_int_equal(o.config.workload_prompt, 100); /* the plan is for the load */
     assert_int_equal(o.config.workload_output, 128);
     assert_int_equal(o.config.max_num_seqs, 32);
@@ -125,6 +126,9 @@ static void test_sampling(void **state) {
     accept("penstock run m -p x", &o);
     assert_true(o.repetition_penalty == 1 && o.presence_penalty == 0 && o.frequency_penalty == 0);
     assert_true(o.stop.count == 0 && o.logit_bias.count == 0 && o.min_tokens == 0 && o.prompt_logprobs == 0);
+    assert_int_equal(o.choices, 1);
+    accept("penstock run m -p x --choices 7", &o);
+    assert_int_equal(o.choices, 7);
     accept("penstock run m -p x --repetition-penalty 1.25 --presence-penalty -2 --frequency-penalty 0.5 --stop a,b "
            "--stop=-- --logit-bias 7:-100,11:2.5 --logit-bias 0:1e1 --min-tokens 9 -n 9 --prompt-logprobs 4 --json",
            &o);
@@ -152,6 +156,10 @@ static void test_sampling(void **state) {
     refuse("penstock run m -p x --presence-penalty 2.1", "--presence-penalty");
     refuse("penstock run m -p x --frequency-penalty inf", "--frequency-penalty");
     refuse("penstock run m -p x --min-tokens 9 -n 8", "--min-tokens 9 is more than --max-tokens 8");
+    refuse("penstock run m -p x --choices 0", "--choices");
+    refuse("penstock run m -p x --choices 1025", "from 1 to 1024");
+    refuse("penstock run m -p x --choices=two", "--choices: 'two'");
+    refuse("penstock bench m --choices 2", "--choices");
     refuse("penstock run m -p x --prompt-logprobs 3", "--prompt-logprobs is part of the JSON object");
     refuse("penstock run m -p x --json --prompt-logprobs 21", "from 0 to 20");
     refuse("penstock perplexity m -f x --stop a", "--stop belongs to penstock run");

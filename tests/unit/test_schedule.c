@@ -13,6 +13,7 @@
 
 #include "kernels.h"
 #include "schedule.h"
+#include "step_cost.h"
 
 enum { SEQUENCES = 60, FLIGHTS = 16, ROWS = 256 };
 
@@ -26,6 +27,7 @@ typedef struct model {
     int asked;      /* last position whose logits were wanted */
     bool done;
     int slot;
+    int64_t parent; /* −1: none, or it has begun */
     int32_t tokens[400];
 } model;
 
@@ -35,6 +37,26 @@ typedef struct flights {
 } flights;
 
 static int found_again; /* positions that were not computed */
+static int shared;      /* those of children */
+
+/* Where a sequence begins, perhaps again: behind what is found of it, or with its parent's prompt but for the last row,
+ * which had to be scheduled earlier. */
+static void check_beginning(const pen_kvcache *cache, const model *models, model *s, const pen_microbatch *m, int i) {
+    const pen_scheduled_run *run = &m->runs[i];
+    assert_int_equal(pen_kvcache_told(cache, run->slot), 0);
+    if (s->parent >= 0 && run->position == s->prompt - 1) {
+        const model *parent = &models[s->parent];
+        int next = parent->next;
+        for (int k = 0; k < i; k++)
+            if (m->runs[k].sequence == s->parent) next = m->runs[k].position;
+        assert_true(parent->done || next >= s->prompt - 1 || run->position % PEN_KV_BLOCK == 0);
+        shared += run->position;
+    } else {
+        assert_int_equal(run->position % PEN_KV_BLOCK, 0);
+        found_again += run->position;
+    }
+    s->parent = -1;
+}
 
 static void check_microbatch(const pen_schedule_options *options, pen_kvcache *cache, model *models,
                              const pen_microbatch *m) {
@@ -46,11 +68,7 @@ static void check_microbatch(const pen_schedule_options *options, pen_kvcache *c
         model *s = &models[run->sequence];
         assert_false(s->done);
         assert_in_range(run->slot, 0, options->sequences - 1);
-        if (run->position != s->next || run->slot != s->slot) { /* it begins, perhaps again */
-            assert_int_equal(run->position % PEN_KV_BLOCK, 0);
-            assert_int_equal(pen_kvcache_told(cache, run->slot), 0);
-            found_again += run->position;
-        }
+        if (run->position != s->next || run->slot != s->slot) check_beginning(cache, models, s, m, i);
         s->slot = run->slot;
         for (int k = 0; k < i; k++) {
             assert_int_not_equal(m->runs[k].sequence, run->sequence);
@@ -78,7 +96,6 @@ static void check_microbatch(const pen_schedule_options *options, pen_kvcache *c
     assert_int_equal(logits, m->logit_count);
     int copies;
     pen_kvcache_take_copies(cache, &copies);
-    assert_int_equal(copies, 0);
 }
 
 static void finish(pen_schedule *schedule, model *s, int64_t number) {
@@ -107,7 +124,22 @@ static void land(pen_schedule *schedule, model *models, flights *f) {
     f->count--;
 }
 
-static uint64_t pauses;
+/* Of the sequence before, or of the same parent: also of one that has ended, and of a child. */
+static void become_child(model *s, const model *models, int before) {
+    s->parent = models[before].parent >= 0 && rand() % 4 ? models[before].parent : before;
+    const model *parent = &models[s->parent];
+    s->prompt = parent->prompt;
+    s->asked = s->prompt - 2;
+    memcpy(s->tokens, parent->tokens, (size_t)s->prompt * sizeof *s->tokens);
+}
+
+static pen_step_cost *make_cost(int stages, double fixed_ms, double row_ms) {
+    pen_step_cost *cost;
+    assert_int_equal(pen_step_cost_create_even(stages, fixed_ms, row_ms, &cost), PEN_OK);
+    return cost;
+}
+
+static uint64_t pauses, forks, copies;
 
 /* One random load until all is done. */
 static void run_load(unsigned seed) {
@@ -116,9 +148,10 @@ static void run_load(unsigned seed) {
                                     .sequences = 1 + rand() % 12,
                                     .rows = 1 + rand() % ROWS,
                                     .logit_rows = 1 + rand() % 40,
-                                    .context = 400,
-                                    .chunk_overhead = rand() % 40};
+                                    .context = 400};
     if (rand() % 4 == 0) options.in_flight = 1 + rand() % 8;
+    pen_step_cost *cost = make_cost(options.stages, rand() % 40, rand() % 4);
+    options.cost = cost;
     pen_kvcache *cache;
     pen_schedule *schedule;
     int blocks = 25 + rand() % 100, window = 1 + rand() % 100;
@@ -144,10 +177,12 @@ static void run_load(unsigned seed) {
             s->stop_after = s->score ? 0 : 1 + rand() % s->output;
             s->asked = s->score ? -1 : s->prompt - 2;
             s->slot = -1;
+            s->parent = -1;
             int text = rand() % 3; /* some begin alike */
             for (int p = 0; p < s->prompt; p++) s->tokens[p] = text * 1000 + p;
+            if (added > 0 && !s->score && rand() % 2) become_child(s, models, added - 1);
             int64_t number;
-            const pen_sequence_spec spec = {s->tokens, s->prompt, s->output, s->score};
+            const pen_sequence_spec spec = {s->tokens, s->prompt, s->output, s->score, s->parent};
             assert_int_equal(pen_schedule_add(schedule, &spec, &number), PEN_OK);
             assert_int_equal(number, added++);
         }
@@ -173,16 +208,21 @@ static void run_load(unsigned seed) {
     }
     while (f.count > 0) land(schedule, models, &f);
     pauses += pen_schedule_pauses(schedule);
-    assert_int_equal(pen_kvcache_free_blocks(cache, 0), blocks);
+    forks += pen_kvcache_counts(cache).forks;
+    copies += pen_kvcache_counts(cache).copied;
+    for (int g = 0; g < pools.count; g++) assert_int_equal(pen_kvcache_free_blocks(cache, g), pools.blocks[g]);
     for (int i = 0; i < FLIGHTS; i++) free(f.ring[i].runs);
     pen_schedule_destroy(schedule);
     pen_kvcache_destroy(cache);
+    pen_step_cost_destroy(cost);
 }
 
 static void test_random_loads(void **state) {
     (void)state;
     for (unsigned seed = 1; seed <= 60; seed++) run_load(seed);
-    assert_true(pauses > 100 && found_again > 10000);
+    print_message("%d pauses, %d rows found again, %d shared\n", (int)pauses, (int)found_again, (int)shared);
+    assert_true(pauses > 50 && found_again > 10000 && shared > 10000);
+    assert_true(forks > 300 && copies > 200);
 }
 
 static pen_microbatch make_microbatch(void) {
@@ -193,11 +233,15 @@ static pen_microbatch make_microbatch(void) {
 
 static const int32_t no_tokens[1024];
 
-static int64_t add(pen_schedule *schedule, int prompt, int output) {
-    const pen_sequence_spec spec = {.tokens = no_tokens, .prompt = prompt, .output = output};
+static int64_t add_text(pen_schedule *schedule, const int32_t *tokens, int prompt, int output, int64_t parent) {
+    const pen_sequence_spec spec = {.tokens = tokens, .prompt = prompt, .output = output, .parent = parent};
     int64_t number;
     assert_int_equal(pen_schedule_add(schedule, &spec, &number), PEN_OK);
     return number;
+}
+
+static int64_t add(pen_schedule *schedule, int prompt, int output) {
+    return add_text(schedule, no_tokens, prompt, output, -1);
 }
 
 /* As the leader does it, which tells the stages. */
@@ -209,64 +253,38 @@ static bool next(pen_schedule *schedule, pen_kvcache *cache, pen_microbatch *m) 
 
 static void test_a_long_prompt_is_in_flight_on_all_stages_at_once(void **state) {
     (void)state;
-    pen_schedule_options options = {.stages = 3,
-                                    .sequences = 1,
-                                    .rows = 256,
-                                    .logit_rows = 4,
-                                    .context = 1024,
-                                    .kv = {1, {64}, {0}},
-                                    .chunk_overhead = 8};
+    pen_step_cost *cost = make_cost(3, 8, 1);
+    pen_schedule_options options = {
+        .stages = 3, .sequences = 1, .rows = 256, .logit_rows = 4, .context = 1024, .kv = {1, {64}, {0}}, .cost = cost};
     pen_kvcache *cache;
     pen_schedule *schedule;
     assert_int_equal(pen_kvcache_create(&options.kv, 1, 1024, &cache), PEN_OK);
     assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
     add(schedule, 512, 8);
     pen_microbatch m = make_microbatch();
-    int rows = 0, chunks = 0, first = 0;
+    int rows = 0, chunks = 0, last = 48; /* √(2·512/8) ≈ 11 chunks of 47 rows, in whole blocks */
     for (; rows < 512; chunks++) {
         if (chunks >= 4) pen_schedule_complete(schedule);
         assert_true(next(schedule, cache, &m));
-        if (chunks == 0) first = m.rows;
-        if (rows + m.rows < 512) assert_int_equal(m.rows, first); /* even chunks */
+        if (chunks == 0) assert_int_equal(m.rows, 48);
+        assert_true(m.rows <= last);                              /* the less is left, the smaller */
         if (chunks == 3) assert_false(next(schedule, cache, &m)); /* stages + 1 in flight */
+        last = m.rows;
         rows += m.rows;
     }
     assert_int_equal(rows, 512);
-    assert_int_equal(first, 48); /* √(2·512/8) ≈ 11 chunks of 47 rows, in whole blocks */
+    assert_in_range(chunks, 11, 20);
     free(m.runs);
     pen_schedule_destroy(schedule);
     pen_kvcache_destroy(cache);
-}
-
-static void test_chunks_follow_the_cost_of_a_microbatch(void **state) {
-    (void)state;
-    pen_schedule_options options = {.stages = 4, .rows = 512, .chunk_overhead = 16};
-    /* The chosen number of chunks is as good as any other, up to the rounding to blocks. */
-    for (int rows = 16; rows <= 4096; rows *= 2) {
-        int chunk = pen_schedule_chunk(&options, rows);
-        assert_in_range(chunk, 1, 512);
-        double best = 1e30, ours = 0;
-        for (int size = PEN_KV_BLOCK; size <= 512; size += PEN_KV_BLOCK) {
-            int chunks = (rows + size - 1) / size;
-            double cost = (chunks + 3) * (16.0 + size);
-            if (cost < best) best = cost;
-            if (size == chunk) ours = cost;
-        }
-        assert_true(ours > 0 && ours <= 1.1 * best);
-    }
-    options.stages = 1;
-    assert_int_equal(pen_schedule_chunk(&options, 4096), 512);
+    pen_step_cost_destroy(cost);
 }
 
 static void test_decodes_are_spread_over_the_microbatches(void **state) {
     (void)state;
-    pen_schedule_options options = {.stages = 3,
-                                    .sequences = 12,
-                                    .rows = 64,
-                                    .logit_rows = 64,
-                                    .context = 64,
-                                    .kv = {1, {48}, {0}},
-                                    .chunk_overhead = 1};
+    pen_step_cost *cost = make_cost(3, 0, 1);
+    pen_schedule_options options = {
+        .stages = 3, .sequences = 12, .rows = 64, .logit_rows = 64, .context = 64, .kv = {1, {48}, {0}}, .cost = cost};
     pen_kvcache *cache;
     pen_schedule *schedule;
     assert_int_equal(pen_kvcache_create(&options.kv, 12, 64, &cache), PEN_OK);
@@ -288,14 +306,203 @@ static void test_decodes_are_spread_over_the_microbatches(void **state) {
     free(m.runs);
     pen_schedule_destroy(schedule);
     pen_kvcache_destroy(cache);
+    pen_step_cost_destroy(cost);
+}
+
+/* A prompt of 4,000 tokens arrives while others decode. Whenever a token of theirs has come back, its row is in the
+ * next microbatch or the one behind it: no more than one chunk of the long prompt goes by, and others go on while it
+ * does. */
+static void hold_nobody(int stages, int rows, double fixed_ms) {
+    enum { OTHERS = 9, LONG = 4000 };
+    pen_step_cost *cost = make_cost(stages, fixed_ms, 1);
+    pen_schedule_options options = {.stages = stages,
+                                    .sequences = OTHERS + 1,
+                                    .rows = rows,
+                                    .logit_rows = 32,
+                                    .context = 4096,
+                                    .kv = {1, {512}, {0}},
+                                    .cost = cost};
+    pen_kvcache *cache;
+    pen_schedule *schedule;
+    assert_int_equal(pen_kvcache_create(&options.kv, options.sequences, options.context, &cache), PEN_OK);
+    assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
+    pen_microbatch ring[FLIGHTS];
+    for (int i = 0; i < FLIGHTS; i++) ring[i] = make_microbatch();
+    for (int i = 0; i < OTHERS; i++) add(schedule, 5, 900);
+    int launched = 0, landed = 0, decoded = 0, read = 0; /* rows of the others, and of the long prompt */
+    int ready_at[OTHERS], passed[OTHERS];                /* launches when the token was back, and prompt rows since */
+    bool ready[OTHERS] = {false}, arrived = false;
+    static int32_t text[LONG + 1];
+    for (int i = 0; i < LONG; i++) text[i] = i + 1;
+    while (read < LONG) {
+        if (launched == 100 && !arrived) assert_int_equal(add_text(schedule, text, LONG, 1, -1), OTHERS);
+        arrived = launched >= 100;
+        pen_microbatch *m = &ring[launched % FLIGHTS];
+        if (next(schedule, cache, m)) {
+            int prompt = 0;
+            for (int i = 0; i < m->run_count; i++) prompt += m->runs[i].sequence == OTHERS ? m->runs[i].rows : 0;
+            assert_true(m->rows <= rows);
+            for (int i = 0; i < m->run_count; i++) {
+                int64_t s = m->runs[i].sequence;
+                if (s == OTHERS) continue;
+                decoded += prompt > 0;
+                if (ready[s] && ready_at[s] >= 100) assert_true(passed[s] <= rows && launched - ready_at[s] <= 1);
+                ready[s] = false;
+            }
+            for (int s = 0; s < OTHERS; s++) passed[s] += prompt;
+            read += prompt;
+            launched++;
+            continue;
+        }
+        m = &ring[landed++ % FLIGHTS];
+        for (int i = 0; i < m->run_count; i++) {
+            int64_t s = m->runs[i].sequence;
+            if (s == OTHERS || m->runs[i].logit_rows == 0) continue;
+            pen_schedule_continue(schedule, s);
+            ready[s] = true;
+            ready_at[s] = launched;
+            passed[s] = 0;
+        }
+        pen_schedule_complete(schedule);
+    }
+    /* Each of the others was in one of as many microbatches as are in flight. */
+    int chunks = launched - 100;
+    assert_true(chunks >= LONG / rows);
+    assert_true(decoded >= OTHERS * (chunks / pen_schedule_limit(schedule) - 1));
+    for (int i = 0; i < FLIGHTS; i++) free(ring[i].runs);
+    pen_schedule_destroy(schedule);
+    pen_kvcache_destroy(cache);
+    pen_step_cost_destroy(cost);
+}
+
+static void test_a_long_prompt_holds_nobody(void **state) {
+    (void)state;
+    hold_nobody(1, 256, 8);
+    hold_nobody(2, 64, 8);
+    hold_nobody(3, 256, 8);
+    hold_nobody(4, 256, 50);
+}
+
+/* Children of a prompt of 100 that takes two chunks, and somebody behind them, in slots for three. */
+static void test_children_share_a_prompt_and_hold_nobody_up(void **state) {
+    (void)state;
+    pen_schedule_options options = {
+        .stages = 2, .sequences = 3, .rows = 64, .logit_rows = 8, .context = 160, .kv = {1, {30}, {0}}};
+    pen_kvcache *cache;
+    pen_schedule *schedule;
+    assert_int_equal(pen_kvcache_create(&options.kv, 3, 160, &cache), PEN_OK);
+    assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
+    pen_microbatch m = make_microbatch();
+    int64_t parent = add(schedule, 100, 8), first = add_text(schedule, no_tokens, 100, 8, parent);
+    int64_t second = add_text(schedule, no_tokens, 100, 8, parent), stranger = add(schedule, 20, 8);
+    assert_true(next(schedule, cache, &m));
+    assert_int_equal(m.rows, 64);
+    assert_int_equal(m.run_count, 1);
+    assert_int_equal(pen_schedule_waiting(schedule), 2); /* the children */
+    /* The parent ends its prompt here; the children have to wait for the next. */
+    assert_true(next(schedule, cache, &m));
+    assert_int_equal(m.run_count, 2);
+    assert_int_equal(m.runs[0].sequence, parent);
+    assert_int_equal(m.runs[1].sequence, stranger);
+    /* The blocks of both, the last one once more. */
+    assert_true(next(schedule, cache, &m));
+    assert_int_equal(m.run_count, 1);
+    assert_int_equal(m.runs[0].sequence, first);
+    assert_int_equal(m.runs[0].position, 99);
+    assert_int_equal(m.runs[0].logit_rows, 1);
+    assert_int_equal(pen_kvcache_free_blocks(cache, 0), 30 - 7 - 2 - 1);
+    assert_int_equal(pen_schedule_waiting(schedule), 1); /* there was no slot for the other */
+    while (pen_schedule_in_flight(schedule) > 0) pen_schedule_complete(schedule);
+    pen_schedule_finish(schedule, stranger);
+    pen_schedule_finish(schedule, parent);
+    /* Its parent has ended: what is found again is as good, but for what is no whole block. */
+    assert_true(next(schedule, cache, &m));
+    assert_int_equal(m.runs[0].sequence, second);
+    assert_int_equal(m.runs[0].position, 96);
+    assert_int_equal(m.runs[0].rows, 4);
+    pen_schedule_finish(schedule, first);
+    pen_schedule_finish(schedule, second);
+    assert_int_equal(pen_kvcache_counts(cache).forks, 1);
+    assert_int_equal(pen_kvcache_counts(cache).copied, 1);
+    assert_int_equal(pen_kvcache_free_blocks(cache, 0), 30);
+    free(m.runs);
+    pen_schedule_destroy(schedule);
+    pen_kvcache_destroy(cache);
+}
+
+/* Twelve children of a short prompt begin in one microbatch, and no block is copied where the prompt ends one. */
+static void test_children_begin_together(void **state) {
+    (void)state;
+    for (int prompt = 32; prompt <= 33; prompt++) {
+        pen_schedule_options options = {
+            .stages = 2, .sequences = 12, .rows = 64, .logit_rows = 16, .context = 640, .kv = {1, {40}, {0}}};
+        pen_kvcache *cache;
+        pen_schedule *schedule;
+        assert_int_equal(pen_kvcache_create(&options.kv, 12, 640, &cache), PEN_OK);
+        assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
+        pen_microbatch m = make_microbatch();
+        int64_t parent = add(schedule, prompt, 8);
+        for (int i = 1; i < 12; i++) add_text(schedule, no_tokens, prompt, 8, parent);
+        assert_true(next(schedule, cache, &m));
+        assert_int_equal(m.run_count, 1);
+        assert_true(next(schedule, cache, &m));
+        assert_int_equal(m.run_count, 11);
+        assert_int_equal(m.rows, 11);
+        assert_int_equal(pen_kvcache_counts(cache).copied, prompt == 33 ? 0 : 11);
+        free(m.runs);
+        pen_schedule_destroy(schedule);
+        pen_kvcache_destroy(cache);
+    }
+}
+
+/* Of many who wait, some give up, wherever they are in the queue; the others start in the order in which they came. */
+static void test_a_long_queue_keeps_its_order(void **state) {
+    (void)state;
+    enum { QUEUED = 3000 };
+    pen_schedule_options options = {
+        .stages = 1, .sequences = 4, .rows = 8, .logit_rows = 8, .context = 16, .kv = {1, {4}, {0}}};
+    pen_kvcache *cache;
+    pen_schedule *schedule;
+    assert_int_equal(pen_kvcache_create(&options.kv, 4, 16, &cache), PEN_OK);
+    assert_int_equal(pen_schedule_create(&options, cache, &schedule), PEN_OK);
+    static bool gone[QUEUED];
+    pen_microbatch m = make_microbatch();
+    int64_t expected = 0;
+    int added = 0, waiting = 0;
+    srand(1);
+    while (added < QUEUED || waiting > 0) {
+        for (int i = rand() % 20; i > 0 && added < QUEUED; i--, waiting++)
+            assert_int_equal(add(schedule, 1, 1), added++);
+        for (int i = rand() % 6; i > 0 && waiting > 0; i--) {
+            int victim = (int)expected + rand() % (added - (int)expected);
+            if (gone[victim]) continue;
+            gone[victim] = true;
+            pen_schedule_finish(schedule, victim);
+            waiting--;
+        }
+        assert_int_equal(pen_schedule_waiting(schedule), waiting);
+        if (!next(schedule, cache, &m)) continue;
+        for (int i = 0; i < m.run_count; i++, waiting--) {
+            while (gone[expected]) expected++;
+            assert_int_equal(m.runs[i].sequence, expected++);
+            pen_schedule_finish(schedule, m.runs[i].sequence);
+        }
+        pen_schedule_complete(schedule);
+    }
+    free(m.runs);
+    pen_schedule_destroy(schedule);
+    pen_kvcache_destroy(cache);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_loads),
         cmocka_unit_test(test_a_long_prompt_is_in_flight_on_all_stages_at_once),
-        cmocka_unit_test(test_chunks_follow_the_cost_of_a_microbatch),
         cmocka_unit_test(test_decodes_are_spread_over_the_microbatches),
+        cmocka_unit_test(test_children_share_a_prompt_and_hold_nobody_up),
+        cmocka_unit_test(test_children_begin_together),
+        cmocka_unit_test(test_a_long_prompt_holds_nobody),
+        cmocka_unit_test(test_a_long_queue_keeps_its_order),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,6 +12,7 @@
 #include <math.h>
 
 #include "simulate.h"
+#include "step_cost.h"
 
 enum { STAGES_MOST = 8, REQUESTS_MOST = 64 };
 
@@ -25,9 +26,17 @@ static double stage_ms(void *context, int stage, const pen_simulated_step *step)
     return p->ms[stage] + step->rows * p->ms_per_row;
 }
 
+/* What the schedule thinks of it: all stages are as slow as the slowest. */
+static pen_step_cost *cost;
+
 static pen_simulate_options make_options(int stages, int sequences, pace *p) {
+    double most = 0;
+    for (int s = 0; s < stages; s++) most = fmax(most, p->ms[s]);
+    pen_step_cost_destroy(cost);
+    assert_int_equal(pen_step_cost_create_even(stages, most, p->ms_per_row, &cost), PEN_OK);
     return (pen_simulate_options){
-        .schedule = {.stages = stages, .sequences = sequences, .rows = 256, .logit_rows = 64, .context = 512},
+        .schedule =
+            {.stages = stages, .sequences = sequences, .rows = 256, .logit_rows = 64, .context = 512, .cost = cost},
         .kv = {.count = 1, .blocks = {sequences * 32}},
         .slots = 4,
         .stage_ms = stage_ms,
@@ -112,8 +121,8 @@ static void test_microbatches_in_flight_overlap(void **state) {
         assert_int_equal(pen_simulate(&options, requests, 2, &simulation), PEN_OK);
         makespan[in_flight] = simulation.makespan_ms;
     }
-    assert_ms(makespan[1], 2 * 32 + 49 * 4);     /* two rows through both stages at a time */
-    assert_ms(makespan[2], 2 * 32 + 49 * 2 + 1); /* one after the other, a millisecond apart */
+    assert_ms(makespan[1], 2 * 32 + 49 * 4); /* two rows through both stages at a time */
+    assert_ms(makespan[2], 3 * 16 + 49 * 2); /* the second prompt behind the first, then in turns */
 }
 
 /* A leader that computes hears of what came back when its own step is through. */
@@ -134,6 +143,78 @@ static void test_a_leader_that_computes_is_late(void **state) {
     assert_ms(first[1], 16);
 }
 
+/* Starts the second request when the first one has two tokens. */
+static void follow(void *context, int request, double at_ms) {
+    pen_simulated_request *requests = context;
+    if (request == 0 && isinf(requests[1].arrival_ms) && at_ms > requests[0].first_ms) requests[1].arrival_ms = at_ms;
+}
+
+static void test_a_request_may_wait_for_another_ones_token(void **state) {
+    (void)state;
+    pace p = {.ms = {1, 2}};
+    pen_metrics stages[2];
+    pen_simulation simulation = {.stages = stages};
+    pen_simulated_request requests[2] = {{.prompt = 4, .output = 2},
+                                         {.arrival_ms = INFINITY, .prompt = 4, .output = 1}};
+    pen_simulate_options options = make_options(2, 2, &p);
+    options.watch = (pen_simulated_watch){.on_token = follow, .context = requests};
+    assert_int_equal(pen_simulate(&options, requests, 2, &simulation), PEN_OK);
+    assert_ms(requests[0].end_ms, 6);
+    assert_ms(requests[1].arrival_ms, 6);
+    assert_ms(requests[1].first_ms, 9);
+    assert_ms(stages[0].work_s, 9e-3);
+}
+
+static void test_only_what_is_watched_is_counted(void **state) {
+    (void)state;
+    pace p = {.ms = {3, 4, 3}};
+    pen_metrics all[3], parts[3], sum[3] = {0};
+    pen_simulated_request requests[16];
+    pen_simulate_options options = make_options(3, 8, &p);
+    double cuts[] = {0, 31, 100.5, 222, 0}; /* the last part goes to the end */
+    for (int part = -1; part < 4; part++) {
+        pen_simulation simulation = {.stages = part < 0 ? all : parts};
+        for (int r = 0; r < 16; r++) requests[r] = (pen_simulated_request){.prompt = 40, .output = 20};
+        options.watch =
+            (pen_simulated_watch){.from_ms = part < 0 ? 0 : cuts[part], .to_ms = part < 0 ? 0 : cuts[part + 1]};
+        assert_int_equal(pen_simulate(&options, requests, 16, &simulation), PEN_OK);
+        for (int s = 0; s < 3 && part >= 0; s++) {
+            double counted = 0;
+            for (int a = 0; a < PEN_ACTIVITIES; a++) counted += parts[s].seconds[a];
+            assert_ms(counted * 1e3, (part < 3 ? cuts[part + 1] : simulation.makespan_ms) - cuts[part]);
+            for (int a = 0; a < PEN_ACTIVITIES; a++) sum[s].seconds[a] += parts[s].seconds[a];
+            sum[s].work_s += parts[s].work_s;
+            sum[s].steps += parts[s].steps;
+            sum[s].rows += parts[s].rows;
+        }
+    }
+    for (int s = 0; s < 3; s++) {
+        for (int a = 0; a < PEN_ACTIVITIES; a++) assert_ms(sum[s].seconds[a], all[s].seconds[a]);
+        assert_ms(sum[s].work_s, all[s].work_s);
+        assert_int_equal(sum[s].steps, all[s].steps);
+        assert_int_equal(sum[s].rows, all[s].rows);
+    }
+}
+
+/* Decodes that are ready together stay together and fill one stage at a time, where they are not divided. */
+static void test_what_dividing_decodes_is_worth(void **state) {
+    (void)state;
+    pace p = {.ms_per_row = 1};
+    pen_metrics stages[2];
+    pen_simulation simulation = {.stages = stages};
+    double makespan[2];
+    for (int undivided = 0; undivided <= 1; undivided++) {
+        pen_simulated_request requests[12];
+        for (int r = 0; r < 12; r++) requests[r] = (pen_simulated_request){.prompt = 1, .output = 100};
+        pen_simulate_options options = make_options(2, 12, &p);
+        if (undivided) options.schedule.cost = NULL;
+        assert_int_equal(pen_simulate(&options, requests, 12, &simulation), PEN_OK);
+        makespan[undivided] = simulation.makespan_ms;
+    }
+    assert_ms(makespan[1], 100 * 24);
+    assert_true(makespan[0] < 0.55 * makespan[1]);
+}
+
 static void test_what_can_never_run_is_said(void **state) {
     (void)state;
     pace p = {.ms = {1, 1}};
@@ -152,7 +233,12 @@ int main(void) {
         cmocka_unit_test(test_a_full_pipeline_goes_at_the_pace_of_its_slowest_stage),
         cmocka_unit_test(test_microbatches_in_flight_overlap),
         cmocka_unit_test(test_a_leader_that_computes_is_late),
+        cmocka_unit_test(test_a_request_may_wait_for_another_ones_token),
+        cmocka_unit_test(test_only_what_is_watched_is_counted),
+        cmocka_unit_test(test_what_dividing_decodes_is_worth),
         cmocka_unit_test(test_what_can_never_run_is_said),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    pen_step_cost_destroy(cost);
+    return failed;
 }

@@ -1,0 +1,126 @@
+/* What a step costs; see step_cost.h. A profile's times are linear between the rows of its grid and linear in the
+ * context. So are sums over a stage's units, which are kept at rows 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, …: four
+ * to each doubling, all that profiles are measured at among them. */
+#include "step_cost.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* Without a profile: the fixed part of a microbatch's time, in rows. */
+#define FIXED_ROWS 16.0
+
+enum { DOUBLINGS = 14, GRID = 3 + 4 * DOUBLINGS + 1 }; /* up to 65,536 rows */
+
+/* Milliseconds at the grid's rows: without context, and more for each position of it. */
+typedef struct curve {
+    double ms[GRID], ms_per_position[GRID];
+} curve;
+
+typedef struct stage_cost {
+    curve rows, logits;      /* of the units that all rows go through, and of the head */
+    double send_ms, wire_ms; /* per row */
+} stage_cost;
+
+struct pen_step_cost {
+    int stages;
+    stage_cost stage[];
+};
+
+void pen_step_cost_destroy(pen_step_cost *cost) {
+    free(cost);
+}
+
+int pen_step_cost_stages(const pen_step_cost *cost) {
+    return cost->stages;
+}
+
+static double grid_rows(int i) {
+    return i < 3 ? i + 1 : (4 + (i - 3) % 4) << (i - 3) / 4;
+}
+
+/* At most one row costs as one; beyond the last point in proportion. */
+static double look_up(const curve *c, double rows, double context) {
+    if (rows <= 0) return 0;
+    if (rows <= 1) return c->ms[0] + context * c->ms_per_position[0];
+    int i = (int)rows - 1; /* the last grid point at or below `rows` */
+    if (rows >= 4) {
+        int doubling = ilogb(rows);
+        i = 3 + 4 * (doubling - 2) + (int)(4 * rows / (1 << doubling) - 4);
+    }
+    if (i >= GRID - 1) return (c->ms[GRID - 1] + context * c->ms_per_position[GRID - 1]) * rows / grid_rows(GRID - 1);
+    double share = (rows - grid_rows(i)) / (grid_rows(i + 1) - grid_rows(i));
+    double ms = c->ms[i] + share * (c->ms[i + 1] - c->ms[i]);
+    return ms + context * (c->ms_per_position[i] + share * (c->ms_per_position[i + 1] - c->ms_per_position[i]));
+}
+
+/* ---- Making ------------------------------------------------------------------------------------------------------ */
+
+static pen_status make(int stages, pen_step_cost **cost) {
+    *cost = calloc(1, sizeof **cost + (size_t)stages * sizeof *(*cost)->stage);
+    if (!*cost) return pen_fail(PEN_NO_MEMORY, "no memory for the costs of %d stages", stages);
+    (*cost)->stages = stages;
+    return PEN_OK;
+}
+
+/* `planned_ms` is what the unit takes there with the planned rows; the profile, of one device, gives the proportion. */
+static void add_profiled(curve *to, const pen_model *model, const pen_profile *profile, int unit,
+                         const pen_step_shape *planned, double planned_ms) {
+    double measured = pen_profile_unit_ms(profile, model, unit, planned->rows, planned->logit_rows, planned->context);
+    double factor = measured > 0 ? planned_ms / measured : 1;
+    for (int i = 0; i < GRID; i++) {
+        double rows = grid_rows(i), bare = pen_profile_unit_ms(profile, model, unit, rows, rows, 0);
+        double deep = pen_profile_unit_ms(profile, model, unit, rows, rows, planned->context);
+        to->ms[i] += factor * bare;
+        if (planned->context > 0) to->ms_per_position[i] += factor * (deep - bare) / planned->context;
+    }
+}
+
+static void add_even(curve *to, double fixed_ms, double row_ms) {
+    for (int i = 0; i < GRID; i++) to->ms[i] += fixed_ms + row_ms * grid_rows(i);
+}
+
+pen_status pen_step_cost_create(const pen_plan *plan, const pen_model *model, const pen_profile *profile,
+                                const pen_step_shape *planned, pen_step_cost **cost) {
+    PEN_TRY(make(plan->stage_count, cost));
+    for (int s = 0; s < plan->stage_count; s++) {
+        const pen_plan_stage *stage = &plan->stages[s];
+        stage_cost *to = &(*cost)->stage[s];
+        for (int u = stage->first; u <= stage->last; u++) {
+            bool head = u == plan->unit_count - 1 && pen_plan_trailing(plan) > 0;
+            double ms = pen_plan_unit_ms(plan, u, stage->device), rows = head ? planned->logit_rows : planned->rows;
+            curve *units = head ? &to->logits : &to->rows;
+            if (profile)
+                add_profiled(units, model, profile, u, planned, ms);
+            else
+                add_even(units, ms * FIXED_ROWS / (FIXED_ROWS + rows), ms / (FIXED_ROWS + rows));
+        }
+        if (s + 1 == plan->stage_count) continue;
+        to->send_ms = plan->devices[stage->device].send_ms / planned->rows;
+        to->wire_ms = plan->devices[stage->device].wire_ms / planned->rows;
+    }
+    return PEN_OK;
+}
+
+pen_status pen_step_cost_create_even(int stages, double fixed_ms, double row_ms, pen_step_cost **cost) {
+    PEN_TRY(make(stages, cost));
+    for (int s = 0; s < stages; s++) add_even(&(*cost)->stage[s].rows, fixed_ms, row_ms);
+    return PEN_OK;
+}
+
+/* ---- Asking ------------------------------------------------------------------------------------------------------ */
+
+double pen_step_cost_stage_ms(const pen_step_cost *cost, int stage, const pen_step_shape *shape) {
+    const stage_cost *s = &cost->stage[stage];
+    return look_up(&s->rows, shape->rows, shape->context) + look_up(&s->logits, shape->logit_rows, shape->context);
+}
+
+pen_passage pen_step_cost_passage(const pen_step_cost *cost, const pen_step_shape *shape) {
+    pen_passage way = {0, 0};
+    for (int s = 0; s < cost->stages; s++) {
+        double wire = cost->stage[s].wire_ms * shape->rows;
+        double ms = pen_step_cost_stage_ms(cost, s, shape) + cost->stage[s].send_ms * shape->rows;
+        way.most_ms = fmax(way.most_ms, fmax(ms, wire));
+        way.sum_ms += ms + wire;
+    }
+    return way;
+}
