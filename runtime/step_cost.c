@@ -5,6 +5,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Without a profile: the fixed part of a microbatch's time, in rows. */
 #define FIXED_ROWS 16.0
@@ -21,12 +22,19 @@ typedef struct stage_cost {
     double send_ms, wire_ms; /* per row */
 } stage_cost;
 
+/* Stages that cost the same: of 64 stages a few kinds. */
+typedef struct kind {
+    int stage, count; /* one of them */
+} kind;
+
 struct pen_step_cost {
-    int stages;
+    int stages, kind_count;
+    kind *kinds; /* [kind_count] */
     stage_cost stage[];
 };
 
 void pen_step_cost_destroy(pen_step_cost *cost) {
+    if (cost) free(cost->kinds);
     free(cost);
 }
 
@@ -57,9 +65,28 @@ static double look_up(const curve *c, double rows, double context) {
 
 static pen_status make(int stages, pen_step_cost **cost) {
     *cost = calloc(1, sizeof **cost + (size_t)stages * sizeof *(*cost)->stage);
-    if (!*cost) return pen_fail(PEN_NO_MEMORY, "no memory for the costs of %d stages", stages);
+    kind *kinds = calloc((size_t)stages, sizeof *kinds);
+    if (!*cost || !kinds) {
+        free(*cost);
+        free(kinds);
+        *cost = NULL;
+        return pen_fail(PEN_NO_MEMORY, "no memory for the costs of %d stages", stages);
+    }
     (*cost)->stages = stages;
+    (*cost)->kinds = kinds;
     return PEN_OK;
+}
+
+/* Sorts the stages, which are complete, into kinds. */
+static void find_kinds(pen_step_cost *cost) {
+    for (int s = 0; s < cost->stages; s++) {
+        int k = 0;
+        while (k < cost->kind_count &&
+               memcmp(&cost->stage[s], &cost->stage[cost->kinds[k].stage], sizeof(stage_cost)) != 0)
+            k++;
+        if (k == cost->kind_count) cost->kinds[cost->kind_count++] = (kind){.stage = s};
+        cost->kinds[k].count++;
+    }
 }
 
 /* `planned_ms` is what the unit takes there with the planned rows; the profile, of one device, gives the proportion. */
@@ -98,12 +125,14 @@ pen_status pen_step_cost_create(const pen_plan *plan, const pen_model *model, co
         to->send_ms = plan->devices[stage->device].send_ms / planned->rows;
         to->wire_ms = plan->devices[stage->device].wire_ms / planned->rows;
     }
+    find_kinds(*cost);
     return PEN_OK;
 }
 
 pen_status pen_step_cost_create_even(int stages, double fixed_ms, double row_ms, pen_step_cost **cost) {
     PEN_TRY(make(stages, cost));
     for (int s = 0; s < stages; s++) add_even(&(*cost)->stage[s].rows, fixed_ms, row_ms);
+    find_kinds(*cost);
     return PEN_OK;
 }
 
@@ -116,11 +145,12 @@ double pen_step_cost_stage_ms(const pen_step_cost *cost, int stage, const pen_st
 
 pen_passage pen_step_cost_passage(const pen_step_cost *cost, const pen_step_shape *shape) {
     pen_passage way = {0, 0};
-    for (int s = 0; s < cost->stages; s++) {
-        double wire = cost->stage[s].wire_ms * shape->rows;
-        double ms = pen_step_cost_stage_ms(cost, s, shape) + cost->stage[s].send_ms * shape->rows;
+    for (int k = 0; k < cost->kind_count; k++) {
+        const stage_cost *stage = &cost->stage[cost->kinds[k].stage];
+        double wire = stage->wire_ms * shape->rows;
+        double ms = pen_step_cost_stage_ms(cost, cost->kinds[k].stage, shape) + stage->send_ms * shape->rows;
         way.most_ms = fmax(way.most_ms, fmax(ms, wire));
-        way.sum_ms += ms + wire;
+        way.sum_ms += cost->kinds[k].count * (ms + wire);
     }
     return way;
 }
