@@ -30,6 +30,7 @@ enum {
 typedef struct pen_plan_workload {
     int prompt_tokens, output_tokens;
     int max_num_seqs; /* 0: 16 per stage */
+    int microbatches; /* that they are spread over; 0: one more than there are stages */
 } pen_plan_workload;
 
 typedef struct pen_plan_unit {

@@ -95,10 +95,11 @@ static void add_advice(const pen_plan *plan, json_t *root) {
 
 pen_status pen_plan_to_json(const pen_plan *plan, char **text) {
     const pen_plan_workload *workload = &plan->workload;
-    json_t *root = json_pack("{s:i, s:s, s:{s:i, s:i, s:i}, s:o, s:o, s:o}", "version", PEN_PLAN_VERSION, "source",
+    json_t *root = json_pack("{s:i, s:s, s:{s:i, s:i, s:i, s:i}, s:o, s:o, s:o}", "version", PEN_PLAN_VERSION, "source",
                              plan->source, "workload", "prompt_tokens", workload->prompt_tokens, "output_tokens",
-                             workload->output_tokens, "max_num_seqs", workload->max_num_seqs, "units", units_json(plan),
-                             "tied_bytes", bytes_json(plan->tied_bytes), "devices", devices_json(plan));
+                             workload->output_tokens, "max_num_seqs", workload->max_num_seqs, "microbatches",
+                             workload->microbatches, "units", units_json(plan), "tied_bytes",
+                             bytes_json(plan->tied_bytes), "devices", devices_json(plan));
     if (root && plan->stage_count > 0) {
         add_split(plan, root);
         add_advice(plan, root);
@@ -239,7 +240,8 @@ static pen_status read_workload(const place *root, pen_plan_workload *workload) 
     place at = {.origin = root->origin, .prefix = "workload.", .object = object};
     PEN_TRY(read_int(&at, "prompt_tokens", 1, 1 << 30, &workload->prompt_tokens));
     PEN_TRY(read_int(&at, "output_tokens", 1, 1 << 30, &workload->output_tokens));
-    return read_int(&at, "max_num_seqs", 0, 1 << 20, &workload->max_num_seqs);
+    PEN_TRY(read_int(&at, "max_num_seqs", 0, 1 << 20, &workload->max_num_seqs));
+    return read_int(&at, "microbatches", 0, 1 << 20, &workload->microbatches);
 }
 
 /* Layers without weights and units without a workspace get the 16-bit estimates, with a prompt in the microbatch. */

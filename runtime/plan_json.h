@@ -3,7 +3,7 @@
  *
  *     version         1
  *     source          where the times come from, for people
- *     workload        prompt_tokens, output_tokens, max_num_seqs (0: 16 per stage)
+ *     workload        prompt_tokens, output_tokens, max_num_seqs (0: 16 per stage), microbatches (0: stages + 1)
  *     units           name, time_ms, weight_bytes, kv_bytes_per_token, kv_window_bytes (of all sequences, instead of
  *                     bytes per token, where a layer sees a window), workspace_bytes
  *     tied_bytes      of weights that the first and the last unit share

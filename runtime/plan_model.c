@@ -72,8 +72,9 @@ static void fill_window(const pen_model *model, const pen_plan_model_options *op
 }
 
 pen_steady pen_plan_steady(const pen_plan_workload *workload, int stages, int rows) {
+    int microbatches = workload->microbatches > 0 ? workload->microbatches : stages + 1;
     pen_steady steady = pen_profile_steady(workload->prompt_tokens, workload->output_tokens,
-                                           pen_plan_sequences(workload, stages), stages);
+                                           pen_plan_sequences(workload, stages), microbatches);
     double share = rows > 0 && steady.rows > rows ? rows / steady.rows : 1;
     steady.rows *= share;
     steady.decode_rows *= share;

@@ -404,9 +404,9 @@ double pen_profile_unit_ms(const pen_profile *profile, const pen_model *model, i
     return growth > 0 ? ms + growth * context / class->contexts[1] : ms;
 }
 
-pen_steady pen_profile_steady(int prompt, int output, int sequences, int stages) {
-    assert(prompt >= 1 && output >= 1 && sequences >= 1 && stages >= 1);
-    int microbatches = sequences < stages + 1 ? sequences : stages + 1;
+pen_steady pen_profile_steady(int prompt, int output, int sequences, int microbatches) {
+    assert(prompt >= 1 && output >= 1 && sequences >= 1 && microbatches >= 1);
+    if (microbatches > sequences) microbatches = sequences;
     double decodes = (double)sequences / microbatches;
     return (pen_steady){
         .microbatches = microbatches,

@@ -66,11 +66,11 @@ double pen_profile_unit_ms(const pen_profile *profile, const pen_model *model, i
                            double context);
 
 /* The microbatch that a workload makes in the steady state: `prompt` tokens in and `output` tokens out per sequence
- * (each ≥ 1), `sequences` of them on `stages` stages. */
+ * (each ≥ 1), `sequences` of them in `microbatches` microbatches, or fewer where there are fewer sequences. */
 typedef struct pen_steady {
     int microbatches; /* in flight */
     double decode_rows, rows, logit_rows, context;
 } pen_steady;
-pen_steady pen_profile_steady(int prompt, int output, int sequences, int stages);
+pen_steady pen_profile_steady(int prompt, int output, int sequences, int microbatches);
 
 #endif

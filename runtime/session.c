@@ -1,6 +1,7 @@
 /* Start-up; see session.h. */
 #include "session.h"
 
+#include "budget.h"
 #include "cpu.h"
 #include "link_cost.h"
 #include "log.h"
@@ -276,7 +277,9 @@ static uint64_t memory_limit(const pen_session *session) {
 }
 
 static pen_plan_workload workload_of(const pen_config *config) {
-    return (pen_plan_workload){config->workload_prompt, config->workload_output, config->max_num_seqs};
+    return (pen_plan_workload){.prompt_tokens = config->workload_prompt,
+                               .output_tokens = config->workload_output,
+                               .max_num_seqs = config->max_num_seqs};
 }
 
 /* Unit times on stage s's device: the average over the ranks of its machine that have the same device, since what
@@ -297,11 +300,12 @@ static void average_times(const pen_session *session, pen_profile *const *profil
 }
 
 /* The model's bytes on our device, and where there are profiles every stage's own times. */
-static pen_status plan_from_model(const pen_session *session, pen_profile *const *profiles, pen_plan **plan) {
+static pen_status plan_from_model(const pen_session *session, const pen_plan_workload *workload,
+                                  pen_profile *const *profiles, pen_plan **plan) {
     const stage_layout *want = &session->layout;
     int stages = pen_world_stages(session->world);
     pen_plan_model_options options = {
-        .workload = workload_of(&session->config),
+        .workload = *workload,
         .stages = stages,
         .profile = session->profile,
         .device = session->device,
@@ -315,7 +319,7 @@ static pen_status plan_from_model(const pen_session *session, pen_profile *const
     PEN_TRY(pen_plan_from_model(session->model, &options, plan));
     PEN_TRY(pen_plan_set_devices(*plan, stages));
     if (!session->profile) return PEN_OK;
-    pen_steady steady = pen_plan_steady(&options.workload, stages, want->rows);
+    pen_steady steady = pen_plan_steady(workload, stages, want->rows);
     for (int s = 0; s < stages; s++) {
         double *unit_ms = calloc((size_t)(*plan)->unit_count, sizeof *unit_ms);
         if (!unit_ms) return pen_fail(PEN_NO_MEMORY, "no memory for a plan");
@@ -351,19 +355,30 @@ static pen_status times_from_file(const pen_session *session, pen_plan *plan) {
     return status;
 }
 
-/* Rank 0: solves what all ranks measured. */
-static pen_status solve(pen_session *session, const pen_blob *reports, pen_profile *const *profiles) {
+static pen_status make_cost(pen_session *session) {
+    const pen_plan *plan = session->plan;
+    pen_steady steady = pen_plan_steady(&plan->workload, plan->stage_count, session->layout.rows);
+    pen_step_shape planned = {steady.rows, steady.logit_rows, steady.context};
+    return pen_step_cost_create(plan, session->model, session->profile, &planned, &session->cost);
+}
+
+/* What all ranks measured, solved for this workload. */
+static pen_status solve_for(pen_session *session, const pen_plan_workload *workload, const pen_blob *reports,
+                            pen_profile *const *profiles) {
     const pen_config *config = &session->config;
-    PEN_TRY(plan_from_model(session, profiles, &session->plan));
+    PEN_TRY(plan_from_model(session, workload, profiles, &session->plan));
     pen_plan *plan = session->plan;
     if (config->profile[0]) PEN_TRY(times_from_file(session, plan));
+    pen_plan_workload timed = workload_of(config); /* what the links were timed with */
+    double share = pen_plan_steady(workload, plan->device_count, session->layout.rows).rows /
+                   pen_plan_steady(&timed, plan->device_count, session->layout.rows).rows;
     for (int s = 0; s < plan->device_count; s++) {
         const report *from = reports[s].data;
         snprintf(plan->devices[s].name, sizeof plan->devices[s].name, "%.*s", PEN_PLAN_NAME - 1, from->device);
         if (plan->devices[s].memory_bytes == 0) plan->devices[s].memory_bytes = from->memory;
         if (config->profile[0]) continue;
-        plan->devices[s].send_ms = from->send_ms;
-        plan->devices[s].wire_ms = from->wire_ms;
+        plan->devices[s].send_ms = share * from->send_ms;
+        plan->devices[s].wire_ms = share * from->wire_ms;
     }
     pen_plan_options options = {
         .stages = pen_world_stages(session->world),
@@ -372,7 +387,39 @@ static pen_status solve(pen_session *session, const pen_blob *reports, pen_profi
         .memory = config->memory,
         .kv_tokens = (int64_t)session->layout.kv_blocks * PEN_KV_BLOCK,
     };
-    return pen_plan_solve(plan, &options);
+    PEN_TRY(pen_plan_solve(plan, &options));
+    return make_cost(session);
+}
+
+/* Microbatches over which the schedule spreads the workload's sequences on the plan's stages; no fewer than those, for
+ * which a microbatch's memory was laid out. */
+static int spread_of(const pen_session *session) {
+    const pen_plan_workload *workload = &session->plan->workload;
+    int stages = session->plan->stage_count, sequences = pen_plan_sequences(workload, stages);
+    int prompt = workload->prompt_tokens, output = workload->output_tokens;
+    pen_budget_demand demand = {.decodes = sequences,
+                                .settled = sequences,
+                                .decode_context = prompt + output / 2.0,
+                                .prompts = 1,
+                                .prompt_rows = prompt,
+                                .prompt_context = prompt / 2.0,
+                                .prompt_rate = (double)prompt / output};
+    int depth = pen_budget_of(session->cost, &demand, stages > 1 ? stages + 1 : 1, session->layout.rows).depth;
+    return depth > stages ? depth : stages;
+}
+
+/* Rank 0: solves what all ranks measured. The split decides how many microbatches are best, and their number how large
+ * they are and what their units take; so where there will be fewer, it is solved again for those. */
+static pen_status solve(pen_session *session, const pen_blob *reports, pen_profile *const *profiles) {
+    pen_plan_workload workload = workload_of(&session->config);
+    PEN_TRY(solve_for(session, &workload, reports, profiles));
+    workload.microbatches = spread_of(session);
+    if (!session->profile || workload.microbatches > session->plan->stage_count) return PEN_OK;
+    pen_step_cost_destroy(session->cost);
+    pen_plan_destroy(session->plan);
+    session->cost = NULL;
+    session->plan = NULL;
+    return solve_for(session, &workload, reports, profiles);
 }
 
 /* What the workload's microbatch takes to the next stage. */
@@ -448,9 +495,8 @@ static int at_most(int value, int limit) {
 }
 
 /* The workload's microbatch in whole rows, as far as the model's context goes. */
-static pen_engine_shape steady_shape(const pen_session *session, int stages) {
-    pen_plan_workload workload = workload_of(&session->config);
-    pen_steady steady = pen_plan_steady(&workload, stages, session->layout.rows);
+static pen_engine_shape steady_shape(const pen_session *session, const pen_plan_workload *workload, int stages) {
+    pen_steady steady = pen_plan_steady(workload, stages, session->layout.rows);
     int decode_rows = (int)fmax(1, floor(steady.decode_rows)), context = pen_model_hparams(session->model)->context;
     int prompt_rows = at_most((int)lround(steady.rows) - decode_rows, context);
     return (pen_engine_shape){
@@ -487,18 +533,12 @@ static pen_status lay_out(pen_session *session, const pen_session_need *need) {
     layout->positions = need->context;
     layout->longest = max_len;
     /* Besides the requests themselves, the workload's microbatch must fit, to be timed. */
-    pen_engine_shape shape = steady_shape(session, pen_world_size(session->world));
+    workload.microbatches = pen_world_size(session->world); /* the fewest that it may be spread over */
+    pen_engine_shape shape = steady_shape(session, &workload, pen_world_size(session->world));
     int measured = shape.position + (shape.prompt_rows > 1 ? shape.prompt_rows : 1);
     layout->context = per_sequence * PEN_KV_BLOCK > measured ? per_sequence * PEN_KV_BLOCK : measured;
     layout->logit_rows = need->logit_rows > shape.logit_rows ? need->logit_rows : shape.logit_rows;
     return PEN_OK;
-}
-
-static pen_status make_cost(pen_session *session) {
-    pen_plan_workload workload = workload_of(&session->config);
-    pen_steady steady = pen_plan_steady(&workload, session->plan->stage_count, session->layout.rows);
-    pen_step_shape planned = {steady.rows, steady.logit_rows, steady.context};
-    return pen_step_cost_create(session->plan, session->model, session->profile, &planned, &session->cost);
 }
 
 pen_status pen_session_plan(pen_session *session, pen_status request, const pen_session_need *need) {
@@ -515,9 +555,7 @@ pen_status pen_session_plan(pen_session *session, pen_status request, const pen_
         double timeout = session->config.step_timeout_s, step_s = session->plan->score.max_ms * size / 1000;
         step_s *= session->config.time_scale;
         session->layout.step_timeout_s = timeout > 0 ? timeout : fmax(30, 20 * step_s);
-        request = make_cost(session);
     }
-    PEN_TRY(agree(session, "sharing the layout", request));
     return agree(session, "sharing the layout",
                  broadcast_plain(world, "sharing the layout", &session->layout, sizeof session->layout));
 }
@@ -580,7 +618,7 @@ pen_status pen_session_load(pen_session *session) {
 
 pen_status pen_session_measure(pen_session *session, double *ms) {
     const pen_plan *plan = session->plan;
-    pen_engine_shape shape = steady_shape(session, plan->stage_count);
+    pen_engine_shape shape = steady_shape(session, &plan->workload, plan->stage_count);
     PEN_TRY(pen_engine_measure(session->engine, &shape, session->sim ? 1 : MEASURE_REPEATS, ms));
     for (int s = 0; s < plan->stage_count; s++) ms[s] /= session->config.time_scale;
     return PEN_OK;
@@ -621,9 +659,8 @@ pen_status pen_session_simulate(const pen_session *session, const pen_simulated_
         options.ms_per_row =
             link.ms_per_byte * (double)pen_model_hparams(session->model)->hidden * (double)sizeof(float);
     } else {
-        pen_plan_workload workload = workload_of(&session->config);
         options.ms_per_row =
-            plan->devices[plan->stages[0].device].wire_ms / pen_plan_steady(&workload, stages, want->rows).rows;
+            plan->devices[plan->stages[0].device].wire_ms / pen_plan_steady(&plan->workload, stages, want->rows).rows;
     }
     return pen_simulate(&options, requests, count, simulation);
 }

@@ -22,19 +22,22 @@ typedef struct stage_cost {
     double send_ms, wire_ms; /* per row */
 } stage_cost;
 
-/* Stages that cost the same: of 64 stages a few kinds. */
+/* Most stages of a long pipeline are alike; what is asked of all of them is worked out once for each kind. */
 typedef struct kind {
-    int stage, count; /* one of them */
+    stage_cost cost;
+    int stages; /* of this kind */
 } kind;
 
 struct pen_step_cost {
     int stages, kind_count;
-    kind *kinds; /* [kind_count] */
-    stage_cost stage[];
+    int *kind_of; /* [stages] */
+    kind *kinds;  /* [kind_count], of stages at most */
 };
 
 void pen_step_cost_destroy(pen_step_cost *cost) {
-    if (cost) free(cost->kinds);
+    if (!cost) return;
+    free(cost->kind_of);
+    free(cost->kinds);
     free(cost);
 }
 
@@ -63,30 +66,25 @@ static double look_up(const curve *c, double rows, double context) {
 
 /* ---- Making ------------------------------------------------------------------------------------------------------ */
 
-static pen_status make(int stages, pen_step_cost **cost) {
-    *cost = calloc(1, sizeof **cost + (size_t)stages * sizeof *(*cost)->stage);
-    kind *kinds = calloc((size_t)stages, sizeof *kinds);
-    if (!*cost || !kinds) {
-        free(*cost);
-        free(kinds);
-        *cost = NULL;
-        return pen_fail(PEN_NO_MEMORY, "no memory for the costs of %d stages", stages);
+static pen_status make(int stages, pen_step_cost **made) {
+    pen_step_cost *cost = *made = calloc(1, sizeof *cost);
+    if (cost) {
+        cost->stages = stages;
+        cost->kind_of = calloc((size_t)stages, sizeof *cost->kind_of);
+        cost->kinds = calloc((size_t)stages, sizeof *cost->kinds);
     }
-    (*cost)->stages = stages;
-    (*cost)->kinds = kinds;
-    return PEN_OK;
+    if (cost && cost->kind_of && cost->kinds) return PEN_OK;
+    pen_step_cost_destroy(cost);
+    *made = NULL;
+    return pen_fail(PEN_NO_MEMORY, "no memory for the costs of %d stages", stages);
 }
 
-/* Sorts the stages, which are complete, into kinds. */
-static void find_kinds(pen_step_cost *cost) {
-    for (int s = 0; s < cost->stages; s++) {
-        int k = 0;
-        while (k < cost->kind_count &&
-               memcmp(&cost->stage[s], &cost->stage[cost->kinds[k].stage], sizeof(stage_cost)) != 0)
-            k++;
-        if (k == cost->kind_count) cost->kinds[cost->kind_count++] = (kind){.stage = s};
-        cost->kinds[k].count++;
-    }
+static void set_stage(pen_step_cost *cost, int stage, const stage_cost *of) {
+    int k = 0;
+    while (k < cost->kind_count && memcmp(&cost->kinds[k].cost, of, sizeof *of) != 0) k++;
+    if (k == cost->kind_count) cost->kinds[cost->kind_count++].cost = *of;
+    cost->kinds[k].stages++;
+    cost->kind_of[stage] = k;
 }
 
 /* `planned_ms` is what the unit takes there with the planned rows; the profile, of one device, gives the proportion. */
@@ -111,46 +109,51 @@ pen_status pen_step_cost_create(const pen_plan *plan, const pen_model *model, co
     PEN_TRY(make(plan->stage_count, cost));
     for (int s = 0; s < plan->stage_count; s++) {
         const pen_plan_stage *stage = &plan->stages[s];
-        stage_cost *to = &(*cost)->stage[s];
+        stage_cost own = {0};
         for (int u = stage->first; u <= stage->last; u++) {
             bool head = u == plan->unit_count - 1 && pen_plan_trailing(plan) > 0;
             double ms = pen_plan_unit_ms(plan, u, stage->device), rows = head ? planned->logit_rows : planned->rows;
-            curve *units = head ? &to->logits : &to->rows;
+            curve *units = head ? &own.logits : &own.rows;
             if (profile)
                 add_profiled(units, model, profile, u, planned, ms);
             else
                 add_even(units, ms * FIXED_ROWS / (FIXED_ROWS + rows), ms / (FIXED_ROWS + rows));
         }
-        if (s + 1 == plan->stage_count) continue;
-        to->send_ms = plan->devices[stage->device].send_ms / planned->rows;
-        to->wire_ms = plan->devices[stage->device].wire_ms / planned->rows;
+        bool sends = s + 1 < plan->stage_count;
+        own.send_ms = sends ? plan->devices[stage->device].send_ms / planned->rows : 0;
+        own.wire_ms = sends ? plan->devices[stage->device].wire_ms / planned->rows : 0;
+        set_stage(*cost, s, &own);
     }
-    find_kinds(*cost);
     return PEN_OK;
 }
 
 pen_status pen_step_cost_create_even(int stages, double fixed_ms, double row_ms, pen_step_cost **cost) {
     PEN_TRY(make(stages, cost));
-    for (int s = 0; s < stages; s++) add_even(&(*cost)->stage[s].rows, fixed_ms, row_ms);
-    find_kinds(*cost);
+    stage_cost each = {0};
+    add_even(&each.rows, fixed_ms, row_ms);
+    for (int s = 0; s < stages; s++) set_stage(*cost, s, &each);
     return PEN_OK;
 }
 
 /* ---- Asking ------------------------------------------------------------------------------------------------------ */
 
+static double compute_ms(const stage_cost *stage, const pen_step_shape *shape) {
+    return look_up(&stage->rows, shape->rows, shape->context) +
+           look_up(&stage->logits, shape->logit_rows, shape->context);
+}
+
 double pen_step_cost_stage_ms(const pen_step_cost *cost, int stage, const pen_step_shape *shape) {
-    const stage_cost *s = &cost->stage[stage];
-    return look_up(&s->rows, shape->rows, shape->context) + look_up(&s->logits, shape->logit_rows, shape->context);
+    return compute_ms(&cost->kinds[cost->kind_of[stage]].cost, shape);
 }
 
 pen_passage pen_step_cost_passage(const pen_step_cost *cost, const pen_step_shape *shape) {
     pen_passage way = {0, 0};
     for (int k = 0; k < cost->kind_count; k++) {
-        const stage_cost *stage = &cost->stage[cost->kinds[k].stage];
-        double wire = stage->wire_ms * shape->rows;
-        double ms = pen_step_cost_stage_ms(cost, cost->kinds[k].stage, shape) + stage->send_ms * shape->rows;
+        const stage_cost *each = &cost->kinds[k].cost;
+        double wire = each->wire_ms * shape->rows;
+        double ms = compute_ms(each, shape) + each->send_ms * shape->rows;
         way.most_ms = fmax(way.most_ms, fmax(ms, wire));
-        way.sum_ms += cost->kinds[k].count * (ms + wire);
+        way.sum_ms += cost->kinds[k].stages * (ms + wire);
     }
     return way;
 }

@@ -4,10 +4,12 @@
 #include "clock.h"
 #include "log.h"
 
+#include <sched.h>
 #include <sys/prctl.h>
 
 enum {
-    SPIN_NS = 50 * 1000,
+    SPIN_NS = 10 * 1000 * 1000,
+    SPIN_IDLE_NS = 50 * 1000,
     SLICE_OWN_CORE_NS = 5 * 1000, /* the kernel adds some 20 µs */
     SLICE_SHARED_NS = 100 * 1000,
     SLICE_DUE_NS = 1000 * 1000,
@@ -35,7 +37,10 @@ void pen_wait_pause(pen_wait *wait, bool work_in_flight, int64_t due_ns) {
         if (due_ns > now) pen_clock_sleep_until(due_ns < now + SLICE_DUE_NS ? due_ns : now + SLICE_DUE_NS);
         return;
     }
-    if (wait->may_spin && waited < SPIN_NS) return;
+    if (wait->may_spin && waited < (work_in_flight ? SPIN_NS : SPIN_IDLE_NS)) {
+        sched_yield(); /* should somebody else be on this core after all */
+        return;
+    }
     if (work_in_flight)
         slice = wait->may_spin ? SLICE_OWN_CORE_NS : wait->patient ? SLICE_DUE_NS : SLICE_SHARED_NS;
     else if (waited < SETTLE_NS)

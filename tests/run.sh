@@ -30,12 +30,13 @@ build() {
     { tail -n 60 "$log" >&2; fail "the $1 build failed"; return 1; }
 }
 
-# suite PRESET [ctest option…]: runs tests of a build and counts them. Two at a time; those that measure time run alone.
+# suite PRESET [ctest option…]: runs tests of a build, two at a time, and counts them. Those that measure time run alone.
 suite() {
   local folder=build status all bad out
   [ "$1" = release ] || folder=build-$1
   say "testing $*"
-  ctest --test-dir "$folder" --parallel 2 --output-on-failure --timeout 600 --no-tests=error --output-junit junit.xml "${@:2}"
+  ctest --test-dir "$folder" --parallel 2 --timeout 600 --no-tests=error --output-on-failure --output-junit junit.xml \
+    "${@:2}"
   status=$?
   all=$(count "$folder" tests) bad=$(count "$folder" failures)
   out=$(($(count "$folder" skipped) + $(count "$folder" disabled)))

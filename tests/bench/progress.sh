@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-model=${PENSTOCK_TEST_MODEL:-$(launch/fetch-model.sh)}
+model=(--model "${PENSTOCK_TEST_MODEL:-$(launch/fetch-model.sh)}")
+for argument; do [ "$argument" = --model ] && model=(); done
 [ -x build/penstock ] || { cmake --preset release && cmake --build build --target penstock; } >&2
-exec python3 tests/bench/progress.py --penstock build/penstock --default-model "$model" "$@"
+exec python3 tests/bench/progress.py --penstock build/penstock "${model[@]}" "$@"

@@ -184,7 +184,7 @@ static void choose_window(load_kind kind, run *r) {
 static int split(machine *m, load_kind kind, int stages) {
     int streams = kind == LONG ? LONG_AMID + 1 : (stages + 1) * STREAMS_EACH;
     pen_plan_workload workload = m->plan->workload = workload_of(kind, streams);
-    pen_steady steady = pen_profile_steady(workload.prompt_tokens, workload.output_tokens, streams, stages);
+    pen_steady steady = pen_profile_steady(workload.prompt_tokens, workload.output_tokens, streams, stages + 1);
     for (int u = 0; u < m->plan->unit_count; u++)
         m->plan->units[u].time_ms =
             pen_profile_unit_ms(m->times, m->model, u, steady.rows, steady.logit_rows, steady.context);

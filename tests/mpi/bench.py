@@ -20,6 +20,8 @@ class Bench(unittest.TestCase):
         self.assertEqual((result["prompt_tokens"], result["output_tokens"]), (P, G))
         self.assertEqual(len(result["plan"]["stages"]), ranks or 1)
         self.assertEqual(result["plan"]["workload"]["prompt_tokens"], P)
+        # What the split is for is what the schedule makes: alone all in one; 0 is one more than there are stages.
+        self.assertIn(result["plan"]["workload"]["microbatches"], (0, ranks) if ranks else (1,))
         return result["runs"]
 
     def check_run(self, run, ranks):

@@ -87,13 +87,13 @@ static void test_interpolates_in_rows_and_context(void **state) {
 
 static void test_steady_state_of_a_workload(void **state) {
     (void)state;
-    pen_steady s = pen_profile_steady(512, 128, 32, 3); /* 4 microbatches of 8 decodes and 8·4 prompt tokens */
+    pen_steady s = pen_profile_steady(512, 128, 32, 4); /* 4 microbatches of 8 decodes and 8·4 prompt tokens */
     assert_int_equal(s.microbatches, 4);
     assert_near(s.decode_rows, 8);
     assert_near(s.rows, 40);
     assert_near(s.logit_rows, 8.0625);
     assert_near(s.context, 576);
-    s = pen_profile_steady(100, 100, 2, 7); /* fewer sequences than could be in flight */
+    s = pen_profile_steady(100, 100, 2, 8); /* fewer sequences than could be in flight */
     assert_int_equal(s.microbatches, 2);
     assert_near(s.rows, 2);
 }
