@@ -37,9 +37,10 @@ const pen_cpu_linear_kernels *pen_cpu_linear_kernels_get(pen_cpu_isa isa) {
 /* ---- Activation rows ------------------------------------------------------------------------------------------- */
 
 size_t pen_activation_row_bytes(pen_activations activations, int cols) {
-    assert(cols % BLOCK == 0);
+    /* Of columns that no weight may have, too: scratch memory is planned before the weights are seen. */
+    size_t blocks = ((size_t)cols + BLOCK - 1) / BLOCK;
     size_t block = activations == PEN_ACTIVATIONS_FAST ? sizeof(pen_activation_block) : BLOCK * sizeof(float);
-    size_t lines = ((size_t)(cols / BLOCK) * block + CACHE_LINE - 1) / CACHE_LINE;
+    size_t lines = (blocks * block + CACHE_LINE - 1) / CACHE_LINE;
     return (lines | 1) * CACHE_LINE;
 }
 

@@ -3,7 +3,6 @@
  */
 #include "pack.h"
 
-#include <assert.h>
 #include <string.h>
 
 enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK };
@@ -139,8 +138,9 @@ static size_t packed_bytes(const pen_type_info *info) {
 
 size_t pen_pack_group_bytes(pen_type type, int cols) {
     const pen_type_info *info = pen_type_get(type);
-    assert(cols % packed_values(info) == 0);
-    return (size_t)(cols / packed_values(info)) * packed_bytes(info);
+    /* Of columns that cannot be packed, too: memory is planned before the weights are made. */
+    size_t values = (size_t)packed_values(info);
+    return ((size_t)cols + values - 1) / values * packed_bytes(info);
 }
 
 void pen_pack_group(pen_type type, const unsigned char *source, int rows, int cols, unsigned char *group) {
