@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from bisect import bisect
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -37,7 +38,6 @@ CONDITIONS = {
     "cma off": {"OMPI_MCA_btl_vader_single_copy_mechanism": "none"},
     "tcp": {"OMPI_MCA_btl": "tcp,self"},
 }
-IN_FLIGHT = 3  # microbatches of two stages
 DEEP_US = 1.05e6  # idle for as long: deep
 
 
@@ -81,12 +81,15 @@ def quantile(values, q):
 # ---- Links ----------------------------------------------------------------------------------------------------------
 
 def lost_on_the_way(stages):
-    """The parts of its steady time that each stage loses to messages: it is free and the step was sent to it, or, on the
-    first, the ids have left that make room for the step."""
-    first, lost = stages[0], []
+    """The parts of its steady time that each stage loses to messages: it is free, and the step was sent to it or, to the
+    first, the last ids that came before it began."""
+    first, ids_sent, lost = stages[0], [end for _, end in stages[-1]], []
     steps = range(len(first) // 5, len(first) * 4 // 5)  # neither the beginning nor the end
     for s, stage in enumerate(stages):
-        sent = [stages[s - 1][n - IN_FLIGHT if s == 0 else n][1] for n in steps]
+        if s > 0:
+            sent = [stages[s - 1][n][1] for n in steps]
+        else:
+            sent = [ids_sent[bisect(ids_sent, first[n][0]) - 1] for n in steps]
         waited = sum(stage[n][0] - max(stage[n - 1][1], at) for n, at in zip(steps, sent))
         lost.append(waited / (stage[steps[-1]][1] - stage[steps[0]][0]))
     return lost
