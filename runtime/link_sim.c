@@ -3,10 +3,10 @@
  * would. A message is on the wire for its bytes' time, one after the other of a channel towards a stage, and then for
  * the latency.
  *
- * Rows of a simulated device mean nothing, so they leave at once; with them, in a lane of its own, goes a notice of
- * when they would have arrived. Both ends hold the transfer back until then. So the receiver knows its deadline long
- * before, and can sleep where it would otherwise have to poll. Other messages mean something: the sender holds them
- * back.
+ * Rows of a simulated device mean nothing: instead of them goes, at once, a notice of when they would have arrived, and
+ * both ends hold the transfer back until then. So the receiver knows its deadline long before, and can sleep where it
+ * would otherwise have to poll; and 64 ranks of one machine do not spend it on copying. Other messages mean something:
+ * the sender holds them back.
  */
 #include "link_class.h"
 
@@ -24,8 +24,8 @@ typedef struct transfer {
     int stage, lane;
     const void *data;
     size_t bytes;
-    int64_t arrival_ns;         /* not done before; what the notice says. 0: unknown yet */
-    pen_transfer inner, notice; /* 0: none, or done */
+    int64_t arrival_ns; /* not done before; what the notice says. 0: unknown yet */
+    pen_transfer inner; /* of the message or the notice; 0: none yet, or done */
 } transfer;
 
 typedef struct sim_link {
@@ -36,11 +36,6 @@ typedef struct sim_link {
     transfer *transfers;      /* [capacity] */
     int64_t *wire_free_ns;    /* [stages][PEN_CHANNEL_COUNT] */
 } sim_link;
-
-static int notice_lane(int lane) {
-    assert(lane < PEN_LANES / 2);
-    return lane + PEN_LANES / 2;
-}
 
 static pen_status claim(sim_link *link, const transfer *t, pen_transfer *number) {
     int i = 0;
@@ -55,12 +50,11 @@ static pen_status claim(sim_link *link, const transfer *t, pen_transfer *number)
 static pen_status sim_receive(pen_link *base, pen_channel channel, int stage, int lane, void *data, size_t bytes,
                               pen_transfer *number) {
     sim_link *link = (sim_link *)base;
-    transfer made = {.state = HANDED_ON, .channel = channel};
+    transfer made = {.state = HANDED_ON, .channel = channel, .bytes = bytes};
     PEN_TRY(claim(link, &made, number));
     transfer *t = &link->transfers[*number - 1];
     if (channel == PEN_CHANNEL_ACTIVATION)
-        PEN_TRY(pen_link_receive(link->inner, channel, stage, notice_lane(lane), &t->arrival_ns, sizeof t->arrival_ns,
-                                 &t->notice));
+        return pen_link_receive(link->inner, channel, stage, lane, &t->arrival_ns, sizeof t->arrival_ns, &t->inner);
     return pen_link_receive(link->inner, channel, stage, lane, data, bytes, &t->inner);
 }
 
@@ -72,8 +66,10 @@ static int64_t arrival(sim_link *link, const transfer *t, int64_t ready_ns) {
 }
 
 static pen_status hand_on(sim_link *link, transfer *t) {
+    bool notice = t->channel == PEN_CHANNEL_ACTIVATION;
     t->state = HANDED_ON;
-    return pen_link_send(link->inner, t->channel, t->stage, t->lane, t->data, t->bytes, NULL, &t->inner);
+    return pen_link_send(link->inner, t->channel, t->stage, t->lane, notice ? &t->arrival_ns : t->data,
+                         notice ? sizeof t->arrival_ns : t->bytes, NULL, &t->inner);
 }
 
 static pen_status sim_send(pen_link *base, pen_channel channel, int stage, int lane, const void *data, size_t bytes,
@@ -86,9 +82,6 @@ static pen_status sim_send(pen_link *base, pen_channel channel, int stage, int l
     made.state = made.arrival_ns <= now || channel == PEN_CHANNEL_ACTIVATION ? HANDED_ON : HELD;
     PEN_TRY(claim(link, &made, number));
     transfer *t = &link->transfers[*number - 1];
-    if (channel == PEN_CHANNEL_ACTIVATION)
-        PEN_TRY(pen_link_send(link->inner, channel, stage, notice_lane(lane), &t->arrival_ns, sizeof t->arrival_ns,
-                              NULL, &t->notice));
     if (t->state == HANDED_ON) return hand_on(link, t);
     link->held++;
     return PEN_OK;
@@ -113,9 +106,9 @@ static bool sim_done(pen_link *base, pen_transfer number, size_t *bytes) {
     sim_link *link = (sim_link *)base;
     transfer *t = &link->transfers[number - 1];
     if (t->state != HANDED_ON) return false;
-    if (t->notice && pen_link_done(link->inner, t->notice, NULL)) t->notice = 0;
-    if (t->inner && pen_link_done(link->inner, t->inner, &t->bytes)) t->inner = 0;
-    if (t->notice || t->inner || (t->arrival_ns > 0 && pen_clock_ns() < t->arrival_ns)) return false;
+    size_t *whole = t->channel == PEN_CHANNEL_ACTIVATION ? NULL : &t->bytes; /* a notice has other bytes */
+    if (t->inner && pen_link_done(link->inner, t->inner, whole)) t->inner = 0;
+    if (t->inner || (t->arrival_ns > 0 && pen_clock_ns() < t->arrival_ns)) return false;
     if (bytes) *bytes = t->bytes;
     t->state = FREE;
     while (link->used > 0 && link->transfers[link->used - 1].state == FREE) link->used--;
