@@ -128,6 +128,15 @@ def cpu_seconds(pid):
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) * 1e-9
 
 
+def measure_sleeper(bench):
+    """What the machine takes for the sleeping alone: no rank that looks every 5 ms can take less."""
+    began, used = time.monotonic(), time.process_time()
+    while time.monotonic() < began + 5:
+        time.sleep(0.005)
+    share = 100 * (time.process_time() - used) / (time.monotonic() - began)
+    bench.show("idle", "a process that sleeps 5 ms at a time and does nothing else", share, "%")
+
+
 def measure_idle(bench, ranks):
     mark = f"idle-{os.getpid()}-{ranks}"
     # The first request would come after a quarter of an hour.
@@ -206,6 +215,8 @@ def main():
             measure_wake(bench, 2 * cores, f"{2 * cores} ranks, which may not", 250)
         if "deep" in parts:
             measure_deep(bench)
+        if "idle" in parts:
+            measure_sleeper(bench)
         for ranks in (2, 4, 8) if "idle" in parts else ():
             measure_idle(bench, ranks)
         for model in arguments.model or () if "links" in parts else ():
