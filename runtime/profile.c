@@ -7,8 +7,6 @@
  */
 #include "profile.h"
 
-#include "clock.h"
-
 #include <assert.h>
 #include <hwloc.h>
 #include <jansson.h>
@@ -42,7 +40,6 @@ typedef struct bench {
     int context_count;
     size_t cold_bytes; /* what must pass through the cache between two uses of the same bytes */
     double point_ms;   /* time to spend on a point */
-    bool own_core;
     pen_workspace workspace;
     pen_buffer *choices;
     pen_kv *kv;
@@ -197,14 +194,13 @@ static double run_once(bench *b, pen_shard *shard, const pen_batch *batch) {
     int unit = pen_shard_first(shard);
     pen_device_set_batch(b->device, batch);
     pen_device_unit_reset(b->device);
-    int64_t begin_ns = pen_clock_thread_cpu_ns();
     pen_shard_run(shard, unit, &b->workspace, b->kv);
     if (batch->logit_count > 0) {
         pen_device_unit_begin(b->device, unit);
         pen_op_pick(b->device, b->workspace.logits, pen_model_hparams(b->model)->vocab, b->picks, b->choices);
         pen_device_unit_end(b->device);
     }
-    return b->own_core ? (double)(pen_clock_thread_cpu_ns() - begin_ns) * 1e-6 : pen_device_unit_ms(b->device, unit);
+    return pen_device_unit_ms(b->device, unit);
 }
 
 static int by_value(const void *a, const void *b) {
@@ -369,7 +365,7 @@ pen_status pen_profile_measure(const pen_model *model, pen_device *device, const
     *profile = new_profile(classes_of(model, units));
     if (!*profile) return pen_fail(PEN_NO_MEMORY, "no memory for a profile");
     strncpy((*profile)->device, pen_device_name(device), sizeof(*profile)->device - 1);
-    bench b = {.model = model, .device = device, .own_core = options->own_core, .random = 1};
+    bench b = {.model = model, .device = device, .random = 1};
     pen_status status = measure_all(&b, options, units, *profile);
     close_bench(&b);
     if (status != PEN_OK) {

@@ -33,9 +33,7 @@ typedef struct pen_profile {
 } pen_profile;
 
 typedef struct pen_profile_options {
-    int context;   /* the workload's: the larger of the two contexts, where the model can have it */
-    bool own_core; /* the device computes in this thread, on a core that is ours: what others take of it, they take
-                      from all units alike, but never evenly while we measure, so it is left out */
+    int context; /* the workload's: the larger of the two contexts, where the model can have it */
     /* All ranks of a machine measure each class together; NULL: alone. */
     pen_status (*barrier)(void *context);
     void *barrier_context;

@@ -245,11 +245,8 @@ static pen_status profile_device(pen_session *session) {
     if (all) return PEN_OK;
     pen_profile_destroy(session->profile);
     session->profile = NULL;
-    const pen_share *share = pen_world_share(session->world);
     pen_profile_options options = {
         .context = key.context,
-        .own_core =
-            share->threads == 1 && share->may_spin, /* and the device is a CPU: others come from the sim above */
         .barrier = profile_barrier,
         .barrier_context = session,
         .progress = profile_progress,
