@@ -170,10 +170,8 @@ static void take_back(simulator *s) {
 static pen_status check_size(const simulator *s, const pen_simulated_request *request) {
     const pen_kv_pools *kv = &s->options->kv;
     int positions = request->prompt + request->output - 1;
-    bool fits = positions < s->options->schedule.context;
-    for (int g = 0; g < kv->count; g++)
-        fits = fits && pen_kv_blocks_held(kv->windows[g], s->options->schedule.rows, positions) <= kv->blocks[g];
-    if (fits) return PEN_OK;
+    if (positions < s->options->schedule.context && pen_kv_short_group(kv, s->options->schedule.rows, positions) < 0)
+        return PEN_OK;
     return pen_fail(PEN_NO_MEMORY, "a request of %d and %d tokens can never run with the KV that there is",
                     request->prompt, request->output);
 }
