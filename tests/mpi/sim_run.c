@@ -102,10 +102,11 @@ static pen_status lead(pen_session *session, const task *t, outcome *outcomes, p
     pen_engine *engine = pen_session_engine(session);
     int stages = pen_session_solved(session)->stage_count;
     double scale = t->config.time_scale, ttft = 0, tpot = 0, end = 0;
-    PEN_TRY(pen_engine_metrics(engine, metrics)); /* what came before does not count */
+    PEN_TRY(pen_engine_lap(engine)); /* what came before does not count */
     int64_t begin = pen_clock_ns();
     PEN_TRY(submit_all(engine, t, outcomes));
     PEN_TRY(pen_engine_run(engine));
+    PEN_TRY(pen_engine_lap(engine));
     PEN_TRY(pen_engine_metrics(engine, metrics));
     uint64_t hash = 0;
     for (int r = 0; r < t->requests; r++) {
