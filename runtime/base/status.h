@@ -18,7 +18,8 @@
     X(PEN_NO_MEMORY, 5, "not enough memory")                                                                           \
     X(PEN_IO, 6, "input or output failed")                                                                             \
     X(PEN_PEER_LOST, 7, "a peer was lost or did not answer in time")                                                   \
-    X(PEN_INTERRUPTED, 8, "interrupted")
+    X(PEN_INTERRUPTED, 8, "interrupted")                                                                               \
+    X(PEN_QUEUE_FULL, 9, "a queue is full")
 
 typedef enum pen_status {
 #define X(name, code, text) name = code,
