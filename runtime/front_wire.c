@@ -19,7 +19,7 @@ typedef struct letter_header {
 typedef struct queued_body {
     pen_stamp stamp;
     int64_t waited_ns, left_ns; /* since it arrived; until it expires, 0: never */
-    double cost_ms, prompt_share;
+    double cost_ms, prompt_ms;
     uint64_t bytes;
     int32_t priority, unused;
 } queued_body;
@@ -170,7 +170,7 @@ pen_status pen_letter_encode_requests(pen_letter_kind kind, const pen_queued *en
                                        : left_ns > 1           ? left_ns
                                                                : 1,
                             .cost_ms = entry->cost_ms,
-                            .prompt_share = entry->prompt_share,
+                            .prompt_ms = entry->prompt_ms,
                             .bytes = entry->bytes,
                             .priority = entry->priority};
         pen_put(&w, &body, sizeof body);
@@ -181,15 +181,15 @@ pen_status pen_letter_encode_requests(pen_letter_kind kind, const pen_queued *en
 
 static pen_status read_entry(pen_reader *r, int64_t now_ns, pen_queued *entry) {
     queued_body body;
-    if (!pen_get(r, &body, sizeof body) || body.bytes > r->left || !(body.cost_ms >= 0) || body.waited_ns < 0 ||
-        body.left_ns < 0)
+    if (!pen_get(r, &body, sizeof body) || body.bytes > r->left || !(body.cost_ms >= body.prompt_ms) ||
+        !(body.prompt_ms >= 0) || body.waited_ns < 0 || body.left_ns < 0)
         return pen_fail(PEN_INTERNAL, "bad letter: a request that it does not hold");
     *entry = (pen_queued){.stamp = body.stamp,
                           .priority = body.priority,
                           .arrived_ns = now_ns - body.waited_ns,
                           .deadline_ns = body.left_ns ? now_ns + body.left_ns : 0,
                           .cost_ms = body.cost_ms,
-                          .prompt_share = body.prompt_share,
+                          .prompt_ms = body.prompt_ms,
                           .payload = malloc(body.bytes ? body.bytes : 1),
                           .bytes = body.bytes};
     if (!entry->payload) return no_memory(body.bytes);

@@ -50,7 +50,8 @@ pen_status pen_replica_create(pen_mail *mail, pen_engine *engine, const pen_repl
     replica->given = calloc(PEN_STEAL_MOST, sizeof *replica->given);
     pen_status status = replica->given ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for a replica");
     if (status == PEN_OK)
-        status = pen_replica_queue_create(options->self, options->replicas, options->steals, &replica->queue);
+        status =
+            pen_replica_queue_create(options->self, options->replicas, options->steals, options->cost, &replica->queue);
     pen_blob ready = {0};
     if (status == PEN_OK)
         status = pen_letter_encode(PEN_LETTER_READY, options->measured_ms,
@@ -117,8 +118,8 @@ static pen_status send_notices(pen_replica *replica) {
 static double running_ms(const pen_replica *replica) {
     double ms = 0;
     for (const running *r = replica->running; r; r = r->next) {
-        double output = (1 - r->entry.prompt_share) * (1 - (double)r->tokens / (double)r->expected);
-        ms += r->entry.cost_ms * (output + (r->tokens > 0 ? 0 : r->entry.prompt_share));
+        double output_ms = r->entry.cost_ms - r->entry.prompt_ms;
+        ms += output_ms * (1 - (double)r->tokens / (double)r->expected) + (r->tokens > 0 ? 0 : r->entry.prompt_ms);
     }
     return ms;
 }
@@ -133,11 +134,6 @@ static pen_replica_load load_of(const pen_replica *replica) {
                               .planned_ms = counts.planned_ms,
                               .full_ms = counts.full_ms,
                               .heard = replica->heard};
-}
-
-/* How fast the replica has been lately: against its own profile, and that against the reference. */
-static double speed_of(const pen_replica *replica) {
-    return replica->speed * replica->options.nominal_speed;
 }
 
 /* Half of what a second of full work says, and half of what was known before. */
@@ -264,7 +260,7 @@ static pen_status take_requests(pen_replica *replica, int from, pen_letter_kind 
         return status;
     }
     if (kind == PEN_LETTER_GIVE)
-        pen_replica_queue_took(replica->queue, from, count);
+        pen_replica_queue_took(replica->queue, from, count, pen_clock_ns());
     else
         replica->heard++;
     return PEN_OK;
@@ -273,7 +269,7 @@ static pen_status take_requests(pen_replica *replica, int from, pen_letter_kind 
 static pen_status give(pen_replica *replica, int thief, const pen_steal_ask *ask) {
     pen_replica_load load = load_of(replica);
     int count =
-        pen_replica_queue_give(replica->queue, thief, ask, &load, speed_of(replica), replica->given, PEN_STEAL_MOST);
+        pen_replica_queue_give(replica->queue, thief, ask, &load, replica->speed, replica->given, PEN_STEAL_MOST);
     pen_blob letter;
     pen_status status = pen_letter_encode_requests(PEN_LETTER_GIVE, replica->given, count, pen_clock_ns(), &letter);
     for (int i = 0; i < count; i++) free(replica->given[i].payload);
@@ -388,7 +384,7 @@ static pen_status steal(pen_replica *replica, int64_t now_ns) {
     pen_steal_ask ask;
     pen_replica_load load = load_of(replica);
     int slots = pen_engine_open_slots(replica->engine);
-    if (!pen_replica_queue_ask(replica->queue, &load, speed_of(replica), slots, now_ns, &victim, &ask)) return PEN_OK;
+    if (!pen_replica_queue_ask(replica->queue, &load, replica->speed, slots, now_ns, &victim, &ask)) return PEN_OK;
     return send(replica, victim, PEN_LETTER_ASK, &ask, sizeof ask);
 }
 

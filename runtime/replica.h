@@ -18,7 +18,7 @@ typedef struct pen_replica_options {
     int slots; /* requests that run at a time */
     bool steals;
     bool preempts;             /* a more urgent request may put a running one aside */
-    double nominal_speed;      /* how fast it is by its profile, against the one by which costs are reckoned */
+    pen_token_cost cost;       /* by the profile */
     double busy_share;         /* the slowest stage's time ÷ the leader's own, by the plan */
     const double *measured_ms; /* [stages] for the front end to know; only read while it is made */
 } pen_replica_options;

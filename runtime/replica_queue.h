@@ -59,6 +59,8 @@ pen_cancelled pen_replica_queue_cancel(pen_replica_queue *queue, pen_stamp stamp
 void pen_replica_queue_hear(pen_replica_queue *queue, int replica, const pen_replica_load *load);
 void pen_replica_queue_lost(pen_replica_queue *queue, int replica);
 
+enum { PEN_STEAL_MOST = 64 }; /* requests at a time */
+
 /* Plain data: what a thief says of itself. */
 typedef struct pen_steal_ask {
     double backlog_ms; /* what it has yet to do */
