@@ -397,8 +397,13 @@ static pen_status tell_drained(pen_replica *replica) {
 }
 
 pen_status pen_replica_turn(pen_replica *replica, bool *moved) {
-    PEN_TRY(read_mail(replica, moved));
+    bool mail = false;
+    PEN_TRY(read_mail(replica, &mail));
     if (replica->stopped) return PEN_OK;
+    if (mail) {
+        pen_engine_stir(replica->engine);
+        *moved = true;
+    }
     PEN_TRY(start_requests(replica, pen_clock_ns()));
     PEN_TRY(pen_engine_turn(replica->engine, moved));
     PEN_TRY(replica->failure);
