@@ -8,6 +8,7 @@
 #include "trace_file.h"
 
 #include <errno.h>
+#include <math.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -143,20 +144,33 @@ static pen_status lead(pen_session *session, const pen_job *job) {
     return pen_engine_stop(engine);
 }
 
-/* The stages are the processes, which the launcher chose. */
-static pen_status check_stages(const pen_options *options, int processes) {
-    if (options->stages == 0 || options->stages == processes) return PEN_OK;
-    return pen_fail(PEN_USAGE, "--pipeline-parallel-size is %d, and %d process%s started: use mpirun -np %d",
-                    options->stages, processes, processes == 1 ? " was" : "es were", options->stages);
+/* Requests run on the first replica only; the others are as ready as it is, and wait until it is done. */
+static pen_status take_part(pen_world *world, pen_session *session, const pen_job *job) {
+    pen_engine *engine = pen_session_engine(session);
+    bool first = pen_world_rank(world) == 0, waits = !first && pen_world_stage(world) == 0;
+    if (first) PEN_TRY(lead(session, job));
+    if (!first && !waits) PEN_TRY(pen_engine_serve(engine));
+    if (waits) { /* measures with the first one: they may share a machine */
+        double *ms = calloc((size_t)pen_world_stages(world), sizeof *ms);
+        if (!ms) return pen_fail(PEN_NO_MEMORY, "no memory for %d stages", pen_world_stages(world));
+        pen_status status = pen_session_measure(session, ms);
+        free(ms);
+        PEN_TRY(status);
+    }
+    if (pen_world_replicas(world) == 1) return PEN_OK;
+    pen_blob done = {0};
+    pen_world_set_patience(world, INFINITY);
+    PEN_TRY(pen_world_broadcast(world, "waiting for the first replica", &done));
+    free(done.data);
+    return waits ? pen_engine_stop(engine) : PEN_OK;
 }
 
-/* `lead` or serve, with a trace of it where one is wanted. */
+/* The run, with a trace of it where one is wanted. */
 static pen_status run_stages(pen_world *world, pen_session *session, const pen_job *job, FILE *trace_file) {
-    pen_engine *engine = pen_session_engine(session);
-    const pen_trace *trace = pen_engine_trace(engine);
+    const pen_trace *trace = pen_engine_trace(pen_session_engine(session));
     pen_tracer *tracer = NULL;
     pen_status status = trace ? pen_tracer_begin(world, &tracer) : PEN_OK;
-    if (status == PEN_OK) status = pen_world_rank(world) == 0 ? lead(session, job) : pen_engine_serve(engine);
+    if (status == PEN_OK) status = take_part(world, session, job);
     if (status == PEN_OK && trace) status = pen_tracer_end(tracer, trace, trace_file);
     pen_tracer_destroy(tracer);
     return status;
@@ -169,6 +183,26 @@ static pen_status open_trace(const char *path, FILE **file) {
     return *file ? PEN_OK : pen_fail(PEN_IO, "%s: %s", path, strerror(errno));
 }
 
+/* Each plan once, with the replicas that have it. */
+static void show_plans(const pen_session *session) {
+    int replicas = pen_session_replicas(session), width = pen_help_width();
+    for (int r = 0; r < replicas; r++) {
+        const pen_plan *plan = pen_session_solved_of(session, r);
+        int first = 0, count = 0;
+        while (pen_session_solved_of(session, first) != plan) first++;
+        if (first < r) continue;
+        for (int q = r; q < replicas; q++) count += pen_session_solved_of(session, q) == plan;
+        if (count == replicas && count > 1) fprintf(stderr, "%d replicas of this plan:\n", replicas);
+        if (count < replicas) {
+            fprintf(stderr, "%sreplica%s", r > 0 ? "\n" : "", count > 1 ? "s" : "");
+            for (int q = r, said = 0; q < replicas; q++)
+                if (pen_session_solved_of(session, q) == plan) fprintf(stderr, "%s %d", said++ > 0 ? "," : "", q);
+            fprintf(stderr, " of %d:\n", replicas);
+        }
+        pen_report_plan(stderr, plan, width);
+    }
+}
+
 /* Everything up to the point where all ranks can still agree. */
 static pen_status start(pen_world *world, const pen_options *options, const pen_job *job, progress_line *display,
                         pen_session **session, pen_tokenizer **tokenizer, FILE **trace_file) {
@@ -177,14 +211,13 @@ static pen_status start(pen_world *world, const pen_options *options, const pen_
     pen_session_need need = {0};
     pen_status status = PEN_OK;
     if (first) {
-        status = check_stages(options, pen_world_size(world));
-        if (status == PEN_OK) status = open_trace(options->config.trace, trace_file);
+        status = open_trace(options->config.trace, trace_file);
         if (status == PEN_OK) status = open_tokenizer(pen_session_model(*session), tokenizer);
         if (status == PEN_OK) status = job->prepare(job->context, *session, *tokenizer, &need);
     }
     PEN_TRY(pen_session_plan(*session, status, &need));
     end_line(display);
-    if (first) pen_report_plan(stderr, pen_session_solved(*session), pen_help_width());
+    if (first) show_plans(*session);
     return pen_session_load(*session);
 }
 

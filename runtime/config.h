@@ -19,11 +19,15 @@ typedef struct pen_config {
     int threads;               /* per rank; 0: this rank's share of the allowed cores */
     char link[16];             /* auto, local, mpi */
 
+    /* How the ranks are arranged. 0: data_parallel 1; pipeline_parallel what follows from the world's size. */
+    int data_parallel;     /* replicas of the model */
+    int pipeline_parallel; /* stages of a replica */
+
     /* The plan. */
     uint64_t memory;                      /* bytes per rank; 0: the machine's */
     int64_t kv_tokens;                    /* KV capacity in tokens; 0: what the requested sequences need */
     int workload_prompt, workload_output; /* --workload P:G */
-    int max_num_seqs;                     /* 0: 16 per stage */
+    int max_num_seqs;                     /* of a replica; 0: 16 per stage */
     char method[16];                      /* dp, uniform, parameters, greedy, equal-time, custom */
     char layers[PEN_LAYERS_MAX];          /* --layers 10,10,12: units… of a custom split, as given */
     char profile[PEN_PATH_MAX];           /* read instead of measured; "" */
