@@ -146,7 +146,7 @@ static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, cons
                         json_pack("{s:f, s:f}", "prompt_tokens_per_s", forecast->prompt_tokens_per_s,
                                   "decode_tokens_per_s", forecast->decode_tokens_per_s));
     add_speeds(run, s);
-    json_object_set_new(run, "stages", json_stages(stages, log->stages));
+    json_object_set_new(run, "stages", json_stages(stages, log->replicas * log->stages));
     json_object_set_new(run, "replicas", json_replicas(s));
     json_object_set_new(run, "load_balance_factor", json_real(1));
     if (log->load.phases) json_object_set_new(run, "phases", json_phases(log));
@@ -233,10 +233,11 @@ static json_t *json_simulated(const bench_state *bench, const pen_load_log *log)
 static pen_status report(bench_state *bench, const pen_load_log *log) {
     pen_load_summary summary;
     PEN_TRY(pen_load_summarise(log, &summary));
-    pen_metrics *stages = calloc((size_t)log->stages, sizeof *stages);
-    if (!stages) return pen_fail(PEN_NO_MEMORY, "no memory for %d stages", log->stages);
+    int count = log->replicas * log->stages;
+    pen_metrics *stages = calloc((size_t)count, sizeof *stages);
+    if (!stages) return pen_fail(PEN_NO_MEMORY, "no memory for %d stages", count);
     pen_load_total(log, stages);
-    check_busy(stages, log->stages);
+    check_busy(stages, count);
     bool apart = log->load.phases || pen_load_is_serial(&log->load);
     pen_forecast forecast =
         pen_session_forecast(bench->session, least(log->load.concurrency, bench->options->config.max_num_seqs), apart);
@@ -250,26 +251,25 @@ static pen_status report(bench_state *bench, const pen_load_log *log) {
     return PEN_OK;
 }
 
-static pen_status run_once(bench_state *bench, pen_engine *engine, int run) {
+static pen_status run_once(bench_state *bench, pen_front *front, int run) {
     pen_load load = load_of(bench->options, run);
     pen_load_log log;
-    pen_status status = pen_load_run(&load, engine, pen_session_solved(bench->session)->stage_count,
-                                     pen_model_hparams(pen_session_model(bench->session))->vocab, &log);
+    pen_status status = pen_load_run(&load, front, pen_model_hparams(pen_session_model(bench->session))->vocab, &log);
     if (status == PEN_OK) status = report(bench, &log);
     pen_load_log_free(&log);
     return status;
 }
 
-static pen_status run_all(bench_state *bench, pen_engine *engine) {
-    for (int run = 0; run < bench->options->concurrency.count; run++) PEN_TRY(run_once(bench, engine, run));
+static pen_status run_all(bench_state *bench, pen_front *front) {
+    for (int run = 0; run < bench->options->concurrency.count; run++) PEN_TRY(run_once(bench, front, run));
     return PEN_OK;
 }
 
-static pen_status work_as_json(bench_state *bench, pen_engine *engine) {
+static pen_status work_as_json(bench_state *bench, pen_front *front) {
     const pen_options *options = bench->options;
     char *plan;
     bench->runs = json_array();
-    PEN_TRY(run_all(bench, engine));
+    PEN_TRY(run_all(bench, front));
     PEN_TRY(pen_plan_to_json(pen_session_solved(bench->session), &plan));
     json_t *object = json_pack("{s:i, s:i, s:f, s:o, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
                                options->output_tokens, "length_spread", options->length_spread, "plan",
@@ -281,15 +281,15 @@ static pen_status work_as_json(bench_state *bench, pen_engine *engine) {
     return written ? PEN_OK : pen_fail(PEN_IO, "standard output cannot be written");
 }
 
-static pen_status work(void *context, pen_engine *engine) {
+static pen_status work(void *context, pen_front *front) {
     bench_state *bench = context;
-    if (bench->options->json) return work_as_json(bench, engine);
+    if (bench->options->json) return work_as_json(bench, front);
     char *kept = NULL;
     size_t length;
     bench->stages = open_memstream(&kept, &length);
     if (!bench->stages) return pen_fail(PEN_NO_MEMORY, "no memory for a table");
     print_title(bench, pen_session_solved(bench->session)->stage_count);
-    pen_status status = run_all(bench, engine);
+    pen_status status = run_all(bench, front);
     fclose(bench->stages);
     if (status == PEN_OK) print_stages(kept);
     free(kept);

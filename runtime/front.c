@@ -27,6 +27,7 @@ typedef struct open_request {
     int32_t *output;               /* [max_tokens] of a single completion; else NULL */
     bool cancelled;                /* no more of its tokens are delivered */
     int choices, open, open_there; /* completions: all, and those that have not ended */
+    int replica;                   /* that was last heard of */
     double predicted_ttft_ms;
     completion completions[];
 } open_request;
@@ -192,6 +193,11 @@ double pen_front_predicted_ttft_ms(const pen_front *front, int64_t id) {
     return r ? r->predicted_ttft_ms : 0;
 }
 
+int pen_front_replica_of(const pen_front *front, int64_t id) {
+    const open_request *r = find(front, id);
+    return r ? r->replica : 0;
+}
+
 void pen_front_cancel(pen_front *front, int64_t id) {
     open_request *r = find(front, id);
     if (!r || r->cancelled) return;
@@ -351,6 +357,7 @@ static pen_status take_notice(pen_front *front, int from, const pen_notice *noti
     if (!pen_distributor_progressed(front->distributor, from, notice->stamp, is_token)) return PEN_OK;
     open_request *r = find(front, notice->stamp.id);
     if (!r) return PEN_OK;
+    r->replica = from;
     return is_token ? take_token(front, from, r, notice) : take_end(front, from, r, notice);
 }
 

@@ -230,8 +230,7 @@ static pen_status start(pen_replica *replica, const pen_queued *entry) {
 static bool wants_request(const pen_replica *replica, int64_t now_ns) {
     int priority;
     if (!pen_replica_queue_peek(replica->queue, now_ns, &priority)) return false;
-    if (pen_engine_open_slots(replica->engine) > 0) return true;
-    return replica->options.preempts && pen_engine_would_preempt(replica->engine, priority);
+    return pen_engine_open_slots(replica->engine) > 0;
 }
 
 static pen_status start_requests(pen_replica *replica, int64_t now_ns) {
