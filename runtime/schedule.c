@@ -226,25 +226,32 @@ static int growth(const pen_schedule *schedule, const sequence *s, int window) {
            pen_kv_blocks_held(window, rows, s->known);
 }
 
-/* Whether all groups have blocks for what a sequence has, one more for everybody who runs, and those for a quarter of
- * what all of them may yet add. To keep more free would let blocks lie idle, less would pause more of them than it lets
- * run (in the simulator, with KV for 20 to 60 % of the sequences). A child may have to copy one block, and shares the
- * others. Of those who run, only the `kept` most urgent ones count: the others would give their blocks up. */
+/* Whether all groups have blocks for what a sequence has, and for what those who run have and did not compute yet; one
+ * more for everybody who runs, and those for an eighth of what all of them may yet add. To keep more free would let
+ * blocks lie idle, less would pause more of them than it lets run (in the simulator, with KV for 20 to 100 % of the
+ * sequences). A child may have to copy one block, and shares the others. Of those who run, only the `kept` most urgent
+ * ones count: the others would give their blocks up. */
 static bool has_room(const pen_schedule *schedule, const sequence *s, int kept) {
     if (kept == 0) return true; /* what is too large even so is never queued */
+    int rows = schedule->options.rows;
     bool shares = parent_slot(schedule, s) >= 0;
     for (int g = 0; g < schedule->options.kv.count; g++) {
-        int window = schedule->options.kv.windows[g];
-        int own = shares ? 1 : pen_kv_blocks_held(window, schedule->options.rows, s->known);
-        int more = growth(schedule, s, window), free = pen_kvcache_free_blocks(schedule->cache, g);
+        int window = schedule->options.kv.windows[g], free = pen_kvcache_free_blocks(schedule->cache, g);
+        int wanted = kept + (shares ? 1 : pen_kv_blocks_held(window, rows, s->known));
+        int more = growth(schedule, s, window);
         for (int i = 0; i < schedule->running; i++) {
             int slot = schedule->order[i];
-            if (i < kept)
-                more += growth(schedule, &schedule->slots[slot], window);
-            else
-                free += pen_kvcache_end(schedule->cache, slot) - pen_kvcache_begin(schedule->cache, g, slot);
+            const sequence *other = &schedule->slots[slot];
+            int held = pen_kvcache_end(schedule->cache, slot) - pen_kvcache_begin(schedule->cache, g, slot);
+            if (i >= kept) {
+                free += held;
+                continue;
+            }
+            int has = pen_kv_blocks_held(window, rows, other->known);
+            if (!is_decoding(other) && has > held) wanted += has - held;
+            more += growth(schedule, other, window);
         }
-        if (own + kept + more / 4 > free) return false;
+        if (wanted + more / 8 > free) return false;
     }
     return true;
 }

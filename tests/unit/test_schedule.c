@@ -235,7 +235,7 @@ static void run_load(unsigned seed) {
 
 static void test_random_loads(void **state) {
     (void)state;
-    for (unsigned seed = 1; seed <= 120; seed++) run_load(seed);
+    for (unsigned seed = 1; seed <= 400; seed++) run_load(seed);
     print_message("%d pauses, %d preemptions, %d rows found again, %d shared\n", (int)pauses, (int)preemptions,
                   found_again, shared);
     assert_true(pauses > 50 && preemptions > 50 && found_again > 10000 && shared > 10000);
