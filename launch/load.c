@@ -192,6 +192,38 @@ static void on_done(void *context, int index, pen_finish finish) {
     if (s->runner->status == PEN_OK) s->runner->status = take_end(s->runner, finish, s);
 }
 
+/* ---- Replicas ---------------------------------------------------------------------------------------------------- */
+
+/* What all replicas have stolen so far, for the log to say what they stole in this run. */
+static void note_steals(const runner *r, int sign) {
+    pen_load_log *log = r->log;
+    for (int i = 0; i < log->replicas; i++) {
+        pen_replica_state state = pen_front_replica(r->front, i);
+        log->stolen[i] += (uint64_t)sign * state.account.stolen;
+        log->steal_s[i] += sign * state.load.steal_s;
+    }
+}
+
+static void on_report(void *context, int replica) {
+    runner *r = context;
+    pen_load_log *log = r->log;
+    if (log->sample_count == log->sample_capacity) {
+        int capacity = log->sample_capacity ? 2 * log->sample_capacity : 1024;
+        pen_load_sample *grown = realloc(log->samples, (size_t)capacity * sizeof *grown);
+        if (!grown) return; /* the sample is lost, and no more than that */
+        log->samples = grown;
+        log->sample_capacity = capacity;
+    }
+    int waiting = pen_front_waiting(r->front);
+    for (int i = 0; i < log->replicas; i++) waiting += pen_front_replica(r->front, i).account.waiting;
+    pen_replica_load load = pen_front_replica(r->front, replica).load;
+    log->samples[log->sample_count++] = (pen_load_sample){.time_ns = pen_clock_ns(),
+                                                          .replica = replica,
+                                                          .queued = load.queued,
+                                                          .waiting = waiting,
+                                                          .busy_s = load.busy_s};
+}
+
 /* ---- The run ----------------------------------------------------------------------------------------------------- */
 
 static pen_status run(runner *r) {
@@ -200,6 +232,7 @@ static pen_status run(runner *r) {
     PEN_TRY(pen_front_hold(r->front, load->phases));
     PEN_TRY(begin_span(r, 0));
     r->begin_ns = log->spans[0].begin_ns;
+    note_steals(r, -1);
     while (r->finished < load->requests) {
         PEN_TRY(submit_due(r));
         bool more = load->request_rate > 0 && r->submitted < load->requests;
@@ -212,6 +245,7 @@ static pen_status run(runner *r) {
         if (load->phases && r->started == load->requests && !r->outputs) PEN_TRY(turn_to_outputs(r));
     }
     if (!log->steady) PEN_TRY(end_span(r, log->span_count - 1));
+    note_steals(r, 1);
     return pen_front_metrics(r->front, log->spans[log->span_count - 1].stages);
 }
 
@@ -226,6 +260,8 @@ static void unscale(pen_load_log *log) {
         for (int t = 0; t < request->tokens; t++)
             request->token_ns[t] = (int64_t)((double)(request->token_ns[t] - begin_ns) / scale);
     }
+    for (int i = 0; i < log->sample_count; i++)
+        log->samples[i].time_ns = (int64_t)((double)(log->samples[i].time_ns - begin_ns) / scale);
     for (int i = 0; i < log->span_count; i++) {
         pen_load_span *span = &log->spans[i];
         span->begin_ns = (int64_t)((double)(span->begin_ns - begin_ns) / scale);
@@ -250,7 +286,10 @@ pen_status pen_load_log_create(const pen_load *load, int replicas, int stages, p
     log->token_memory = calloc(outputs + 1, sizeof *log->token_memory);
     for (int i = 0; i < PEN_LOAD_SPANS; i++)
         log->spans[i].stages = calloc((size_t)replicas * (size_t)stages, sizeof *log->spans[i].stages);
-    if (!log->requests || !log->token_memory || !log->spans[0].stages || !log->spans[1].stages)
+    log->stolen = calloc((size_t)replicas, sizeof *log->stolen);
+    log->steal_s = calloc((size_t)replicas, sizeof *log->steal_s);
+    bool made = log->requests && log->token_memory && log->stolen && log->steal_s;
+    if (!made || !log->spans[0].stages || !log->spans[1].stages)
         return pen_fail(PEN_NO_MEMORY, "no memory for a load of %d requests", load->requests);
     int64_t *token_ns = log->token_memory;
     for (size_t i = 0; i < requests; i++) {
@@ -270,7 +309,7 @@ static pen_status prepare(runner *r) {
     r->prompt = calloc((size_t)longest, sizeof *r->prompt);
     if (!r->streams || !r->arrivals || !r->prompt)
         return pen_fail(PEN_NO_MEMORY, "no memory for a load of %d requests", load->requests);
-    for (int i = 0; i < load->requests; i++) r->streams[i] = (stream){r, &r->log->requests[i]};
+    for (int i = 0; i < load->requests; i++) r->streams[i] = (stream){.runner = r, .request = &r->log->requests[i]};
     if (load->request_rate > 0)
         pen_load_arrivals(load->request_rate / load->time_scale, load->seed, r->arrivals, load->requests);
     return PEN_OK;
@@ -280,7 +319,9 @@ pen_status pen_load_run(const pen_load *load, pen_front *front, int vocab, pen_l
     runner r = {.load = load, .front = front, .log = log, .vocab = vocab, .status = PEN_OK};
     pen_status status = pen_load_log_create(load, pen_front_replicas(front), pen_front_stages(front), log);
     if (status == PEN_OK) status = prepare(&r);
+    pen_front_set_watch(front, on_report, &r);
     if (status == PEN_OK) status = run(&r);
+    pen_front_set_watch(front, NULL, NULL);
     if (status == PEN_OK) unscale(log);
     free(r.streams);
     free(r.arrivals);
@@ -291,6 +332,9 @@ pen_status pen_load_run(const pen_load *load, pen_front *front, int vocab, pen_l
 void pen_load_log_free(pen_load_log *log) {
     free(log->requests);
     free(log->token_memory);
+    free(log->samples);
+    free(log->stolen);
+    free(log->steal_s);
     for (int i = 0; i < PEN_LOAD_SPANS; i++) free(log->spans[i].stages);
     *log = (pen_load_log){0};
 }

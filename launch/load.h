@@ -40,6 +40,15 @@ typedef struct pen_load_request {
     double predicted_ttft_ms;
 } pen_load_request;
 
+/* What a replica reported of itself during the run. */
+typedef struct pen_load_sample {
+    int64_t time_ns;
+    int replica;
+    int queued;    /* requests that waited at its leader */
+    int waiting;   /* … anywhere, as far as rank 0 knew */
+    double busy_s; /* of its slowest stage, since the program's start */
+} pen_load_sample;
+
 /* A stretch of time, and what the stages did in it. */
 typedef struct pen_load_span {
     int64_t begin_ns, end_ns;
@@ -53,6 +62,10 @@ typedef struct pen_load_log {
     int replicas, stages;       /* stages of a replica */
     pen_load_request *requests; /* [load.requests] */
     int64_t *token_memory;
+    pen_load_sample *samples; /* [sample_count], as they came */
+    int sample_count, sample_capacity;
+    uint64_t *stolen; /* [replicas] requests that it took from others */
+    double *steal_s;  /* [replicas] time that it spent on that */
     /* With phases both; else one: the steady state, from the first completion to the last admission, or, where there
      * is none (too few requests) or need be none (they come one after the other), the whole run. */
     pen_load_span spans[PEN_LOAD_SPANS];

@@ -136,6 +136,7 @@ pen_status pen_load_summarise(const pen_load_log *log, pen_load_summary *summary
             all_together(log, summary);
         for (int i = 0; i < load->requests; i++)
             if (within(log, last_ns(&log->requests[i]))) ended[summary->requests++] = &log->requests[i];
+        for (int i = 0; i < load->requests; i++) summary->expired += log->requests[i].expired;
         latencies(ended, values, summary);
         stages_of(log, stages, summary);
     }

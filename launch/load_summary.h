@@ -8,6 +8,7 @@
 typedef struct pen_load_summary {
     double seconds; /* of the spans */
     int requests;   /* that ended in them: whose latencies these are */
+    int expired;    /* that waited for too long */
     /* With requests one after the other: prompt tokens ÷ time to the first token, and later tokens ÷ later time. In
      * phases: of each phase. Else tokens ÷ time. */
     double prompt_tokens_per_s, decode_tokens_per_s, total_tokens_per_s;

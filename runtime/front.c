@@ -67,6 +67,9 @@ int pen_front_open(const pen_front *front) {
 bool pen_front_has_room(const pen_front *front) {
     return pen_distributor_has_room(front->distributor);
 }
+int pen_front_waiting(const pen_front *front) {
+    return pen_distributor_waiting(front->distributor);
+}
 void pen_front_wake(pen_front *front) {
     front->woken = true;
 }
@@ -172,7 +175,7 @@ static pen_status admit(pen_front *front, open_request *r) {
 
 pen_status pen_front_submit(pen_front *front, const pen_request *request, int64_t *id) {
     PEN_TRY(pen_engine_check(pen_replica_engine(front->local), request));
-    open_request *r;
+    open_request *r = NULL;
     PEN_TRY(make_request(request, &r));
     pen_status status = admit(front, r);
     if (status == PEN_OK) {

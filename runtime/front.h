@@ -67,6 +67,8 @@ typedef struct pen_replica_state {
 } pen_replica_state;
 pen_replica_state pen_front_replica(const pen_front *front, int replica);
 
+int pen_front_waiting(const pen_front *front); /* requests that are not given to a replica yet */
+
 /* Called with every report of a load, and whenever a replica was lost. */
 typedef void pen_front_watch(void *context, int replica);
 void pen_front_set_watch(pen_front *front, pen_front_watch *watch, void *context);

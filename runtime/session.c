@@ -603,6 +603,7 @@ static pen_status make_stage(pen_session *session) {
         .kv = options.kv,
         .sequences = want->sequences,
         .cost = session->cost,
+        .preempts = session->config.preempts,
         .step_timeout_s = want->step_timeout_s,
         .trace = session->config.trace[0] ? TRACE_RECORDS : 0,
     };

@@ -54,7 +54,7 @@ int pen_session_replicas(const pen_session *session);
 int pen_session_slots(const pen_session *session); /* requests that run at a time in a replica */
 
 const pen_config *pen_session_config(const pen_session *session); /* rank 0's, on every rank */
-double pen_session_step_timeout_s(const pen_session *session);   /* after which a silent peer is lost */
+double pen_session_step_timeout_s(const pen_session *session);    /* after which a silent peer is lost */
 
 /* Rank 0: the plan of a replica. Replicas that are alike have the very same one. */
 const pen_plan *pen_session_solved_of(const pen_session *session, int replica);
