@@ -91,7 +91,7 @@ static pen_status work(void *context, pen_engine *engine) {
         .on_done = on_done,
         .context = score,
     };
-    PEN_TRY(pen_engine_submit(engine, &request));
+    PEN_TRY(pen_engine_submit(engine, &request, NULL));
     int64_t start = pen_clock_ns();
     PEN_TRY(pen_engine_run(engine));
     double seconds = (double)(pen_clock_ns() - start) / 1e9;

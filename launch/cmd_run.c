@@ -311,7 +311,7 @@ static pen_status work(void *context, pen_engine *engine) {
         .context = run,
     };
     if (!options->json) fputs("\n", stderr);
-    PEN_TRY(pen_engine_submit(engine, &request));
+    PEN_TRY(pen_engine_submit(engine, &request, NULL));
     show_heading(run);
     run->start_ns = pen_clock_ns();
     PEN_TRY(pen_engine_run(engine));

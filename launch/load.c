@@ -140,7 +140,7 @@ static pen_status submit_due(runner *r) {
                                .on_token = on_token,
                                .on_done = on_done,
                                .context = s};
-        PEN_TRY(pen_engine_submit(r->engine, &request));
+        PEN_TRY(pen_engine_submit(r->engine, &request, NULL));
     }
     if (r->open && r->submitted == load->requests) {
         r->open = false;

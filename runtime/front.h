@@ -43,9 +43,10 @@ void pen_front_cancel(pen_front *front, int64_t id);
 /* What was predicted when it was admitted: milliseconds to its first token. */
 double pen_front_predicted_ttft_ms(const pen_front *front, int64_t id);
 
-/* Runs until all requests are done, or until the clock says `deadline_ns`. */
+/* Runs until all requests are done; or until the clock says `deadline_ns`, or a callback has said wake. */
 pen_status pen_front_run(pen_front *front);
 pen_status pen_front_run_until(pen_front *front, int64_t deadline_ns);
+void pen_front_wake(pen_front *front);      /* pen_front_run_until returns after this turn */
 int pen_front_open(const pen_front *front); /* requests that are not done */
 
 /* As pen_engine_hold, _lap and _metrics, of all replicas: stages[replicas · stages]. */

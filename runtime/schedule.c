@@ -23,7 +23,7 @@ typedef struct sequence {
 struct pen_schedule {
     pen_schedule_options options;
     pen_kvcache *cache;
-    int in_flight;
+    int in_flight, depth;
     bool exhausted;           /* there was nothing to run, and nothing has happened since */
     bool *decodes;            /* [options.in_flight] whether microbatch n in flight, in n mod in_flight, has any */
     int carriers;             /* of them that have */
@@ -54,6 +54,7 @@ pen_status pen_schedule_create(const pen_schedule_options *options, pen_kvcache 
     }
     for (int i = 0; i < options->sequences; i++) schedule->slots[i].number = -1;
     schedule->next_microbatch = 1;
+    schedule->depth = schedule->options.in_flight;
     *out = schedule;
     return PEN_OK;
 }
@@ -81,6 +82,10 @@ uint64_t pen_schedule_pauses(const pen_schedule *schedule) {
 
 int pen_schedule_limit(const pen_schedule *schedule) {
     return schedule->options.in_flight;
+}
+
+int pen_schedule_depth(const pen_schedule *schedule) {
+    return schedule->depth;
 }
 
 /* ---- Sequences -------------------------------------------------------------------------------------------------- */
@@ -433,7 +438,10 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
     const pen_step_cost *cost = schedule->options.cost;
     pen_budget_demand demand = look(schedule);
     pen_budget budget = {0};
-    if (cost) budget = pen_budget_of(cost, &demand, schedule->options.in_flight, schedule->options.rows);
+    if (cost) {
+        budget = pen_budget_of(cost, &demand, schedule->options.in_flight, schedule->options.rows);
+        schedule->depth = budget.depth;
+    }
     take_decodes(schedule, cost ? share_of_decodes(schedule, &demand, &budget) : schedule->options.rows, microbatch);
     bool decodes = microbatch->rows > 0;
     int share = cost ? share_of_prompts(schedule, &demand, &budget, microbatch->rows)

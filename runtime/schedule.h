@@ -82,5 +82,6 @@ int pen_schedule_waiting(const pen_schedule *schedule); /* sequences that have n
 int pen_schedule_in_flight(const pen_schedule *schedule);
 uint64_t pen_schedule_pauses(const pen_schedule *schedule); /* so far */
 int pen_schedule_limit(const pen_schedule *schedule);       /* of microbatches in flight */
+int pen_schedule_depth(const pen_schedule *schedule);       /* how many should be in flight for what runs now */
 
 #endif

@@ -602,6 +602,7 @@ static pen_status make_stage(pen_session *session) {
     if (session->sim) {
         pen_sim_link link = pen_sim_profile_link(session->sim);
         engine.simulated = true;
+        engine.time_scale = session->config.time_scale;
         engine.link_latency_ms = link.latency_ms * session->config.time_scale;
         engine.link_ms_per_byte = link.ms_per_byte * session->config.time_scale;
     }
