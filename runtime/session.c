@@ -518,9 +518,11 @@ pen_status pen_session_plan(pen_session *session, pen_status request, const pen_
 /* ---- What the plans promise -------------------------------------------------------------------------------------- */
 
 pen_token_cost pen_session_token_cost(const pen_session *session, int replica) {
-    const pen_plan *plan = pen_session_solved_of(session, replica);
+    bool own = replica == pen_world_replica(session->world);
+    const pen_plan *plan = own ? session->plan : pen_session_solved_of(session, replica);
+    const pen_step_cost *cost = own ? session->cost : pen_replica_plans_cost(session->plans, replica);
     pen_steady steady = pen_plan_steady(&plan->workload, plan->stage_count, session->layout.rows);
-    return pen_token_cost_of(pen_replica_plans_cost(session->plans, replica), &steady);
+    return pen_token_cost_of(cost, &steady);
 }
 
 /* Deals sequences to the replicas as fast as they are: each goes where it is done first, as long as there is room.

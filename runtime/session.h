@@ -55,7 +55,7 @@ int pen_session_slots(const pen_session *session); /* requests that run at a tim
 
 /* Rank 0: the plan of a replica. Replicas that are alike have the very same one. */
 const pen_plan *pen_session_solved_of(const pen_session *session, int replica);
-/* Rank 0: what a token costs there. */
+/* What a token costs there: rank 0 knows it of every replica, other leaders of their own. */
 pen_token_cost pen_session_token_cost(const pen_session *session, int replica);
 
 /* Rank 0: what the plans promise for so many sequences at a time, dealt to the replicas by their speed; `apart` as in
