@@ -189,7 +189,8 @@ static pen_status check_link(const pen_session *session) {
 static pen_status open_model(pen_session *session) {
     const char *profile = pen_sim_profile_path(session->config.device);
     if (profile) {
-        PEN_TRY(pen_sim_profile_read(profile, pen_world_rank(session->world), &session->sim));
+        PEN_TRY(pen_sim_profile_read(profile, pen_world_place(session->world, pen_world_rank(session->world)),
+                                     &session->sim));
         session->model = pen_sim_profile_model(session->sim);
         return PEN_OK;
     }
