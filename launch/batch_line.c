@@ -44,6 +44,7 @@ static const field fields[] = {
     {"repetition_penalty", NUMBER, AT(repetition_penalty), 0.01, 100, 1},
     {"presence_penalty", NUMBER, AT(presence_penalty), -2, 2, 0},
     {"frequency_penalty", NUMBER, AT(frequency_penalty), -2, 2, 0},
+    {"priority", INTEGER, AT(priority), INT_MIN, INT_MAX, 0},
     {"logit_bias", BIASES, 0, -100, 100, 0},
     {"stop", STOP, 0, 0, 0, 0},
     {"ignore_eos", FLAG, AT(ignore_eos), 0, 0, 0},

@@ -35,6 +35,7 @@ typedef struct pen_batch_line {
     pen_batch_prompt *prompts;
     int prompt_count;
     int max_tokens, min_tokens, top_k;
+    int priority;         /* lower is earlier */
     int choices, best_of; /* of every prompt */
     int logprobs;         /* best K to report per token besides its own; −1: none at all */
     float temperature, top_p, min_p;

@@ -24,7 +24,7 @@
 
 enum {
     LOGIT_ROWS_LEAST = 128, /* of a microbatch at most: prompts that are scored want many */
-    LINES_AT_ONCE = 16,     /* taken before the engine goes on */
+    LINES_AT_ONCE = 16,     /* taken before the replicas go on */
     SLICE_NS = 100 * 1000000,
     SHORT_SLICE_NS = 1000000,
 };
@@ -36,15 +36,13 @@ typedef struct batch {
     const pen_options *options;
     pen_tokenizer *tokenizer;
     const pen_session *session;
-    pen_engine *engine;
+    pen_front *front;
     pen_batch_input *input;
     pen_journal *journal;
     pen_id_set *ids; /* custom_ids so far */
     pen_tokens end_ids;
     uint64_t name;      /* of this batch, in its answers */
-    int room;           /* completions that may be with the engine … */
-    int open;           /* … and that are */
-    order *next;        /* read, and not yet wholly with the engine */
+    order *next;        /* read, and not yet wholly submitted */
     order *orders;      /* all, linked */
     bool ended;         /* the input */
     pen_status outcome; /* of what callbacks did */
@@ -59,7 +57,7 @@ struct order {
     pen_batch_line line;
     pen_batch_part *parts; /* [line.prompt_count] */
     int submitted;         /* parts */
-    int open;              /* completions with the engine */
+    int open;              /* completions that were submitted and are not done */
     pen_status status;     /* why there is no answer … */
     char *message;         /* … in words; or NULL */
     order *before, *behind;
@@ -180,7 +178,7 @@ static pen_status take_line(batch *b) {
     return PEN_OK;
 }
 
-/* ---- From an order to the engine --------------------------------------------------------------------------------- */
+/* ---- From an order to the front end ------------------------------------------------------------------------------ */
 
 static bool on_token(void *context, int index, int position, const pen_choice *choice) {
     pen_batch_part *part = context;
@@ -236,6 +234,7 @@ static pen_request request_of(const order *o, int p) {
         .choices = line->choices,
         .stop_ids = ignores_end ? NULL : o->batch->end_ids.ids,
         .stop_count = ignores_end ? 0 : (int)o->batch->end_ids.count,
+        .priority = line->priority,
         .min_tokens = line->min_tokens,
         .repetition_penalty = line->repetition_penalty,
         .presence_penalty = line->presence_penalty,
@@ -251,25 +250,20 @@ static pen_request request_of(const order *o, int p) {
 /* One more part of the order. */
 static pen_status submit_part(order *o) {
     pen_batch_part *part = &o->parts[o->submitted];
-    if (!part->completions) PEN_TRY(make_completions(o, part));
+    PEN_TRY(make_completions(o, part));
     pen_request request = request_of(o, o->submitted);
-    PEN_TRY(pen_engine_submit(o->batch->engine, &request));
+    PEN_TRY(pen_front_submit(o->batch->front, &request, NULL));
     o->submitted++;
     o->open += o->line.choices;
-    o->batch->open += o->line.choices;
     return PEN_OK;
 }
 
-static bool has_room(const batch *b) {
-    return b->open < b->room;
-}
-
-/* As much of the next order as there is room for. What the engine refuses is the order's error, once nothing of it runs
- * any more. */
+/* As much of the next order as there is room for. What is refused is the order's error, once nothing of it runs any
+ * more. */
 static pen_status submit_next(batch *b) {
     order *o = b->next;
     while (o->submitted < o->line.prompt_count && o->status == PEN_OK) {
-        if (!has_room(b)) return PEN_OK;
+        if (!pen_front_has_room(b->front)) return PEN_OK;
         pen_status status = submit_part(o);
         if (status != PEN_OK) fail_order(o, status);
     }
@@ -279,7 +273,7 @@ static pen_status submit_next(batch *b) {
 
 /* Takes lines as long as there is room. */
 static pen_status take_lines(batch *b) {
-    for (int taken = 0; taken < LINES_AT_ONCE && !b->ended && has_room(b); taken++) {
+    for (int taken = 0; taken < LINES_AT_ONCE && !b->ended && pen_front_has_room(b->front); taken++) {
         if (!b->next) PEN_TRY(take_line(b));
         if (b->next) PEN_TRY(submit_next(b));
     }
@@ -292,15 +286,12 @@ static void on_done(void *context, int index, pen_finish finish) {
     batch *b = o->batch;
     pen_completion *c = part->completions[index];
     pen_completion_finish(c, finish);
-    b->open--;
-    o->open--;
     if (finish == PEN_FINISH_BAD_LOGITS)
         fail_order(o, pen_fail(PEN_INTERNAL, "the model's output is not a number after %zu tokens", c->output.count));
     else if (c->failed)
         fail_order(o, pen_fail(PEN_NO_MEMORY, "no memory for the text of %zu tokens", c->output.count));
-    if (b->outcome != PEN_OK) return;
-    if (o->open == 0 && o != b->next) b->outcome = finish_order(o);
-    if (b->outcome == PEN_OK) b->outcome = take_lines(b);
+    if (--o->open == 0 && o != b->next && b->outcome == PEN_OK) b->outcome = finish_order(o);
+    pen_front_wake(b->front); /* there may be room */
 }
 
 /* ---- The batch --------------------------------------------------------------------------------------------------- */
@@ -345,15 +336,19 @@ static pen_status prepare(void *context, const pen_session *session, pen_tokeniz
 }
 
 static void show_progress(batch *b) {
-    b->state.seconds = (double)(pen_clock_ns() - b->begin_ns) * 1e-9;
-    pen_batch_progress_show(&b->progress, &b->state, stderr);
+    pen_batch_state *state = &b->state;
+    state->seconds = (double)(pen_clock_ns() - b->begin_ns) * 1e-9;
+    state->replicas = pen_front_replicas(b->front);
+    for (int r = 0; r < state->replicas && r < PEN_BATCH_BARS_MOST; r++)
+        state->busy[r] = pen_front_replica(b->front, r).account.utilisation;
+    pen_batch_progress_show(&b->progress, state, stderr);
 }
 
 static pen_status answer_all(batch *b) {
-    while (!b->ended || b->open > 0) {
+    while (!b->ended || pen_front_open(b->front) > 0) {
         PEN_TRY(take_lines(b));
-        bool waits = b->ended || !has_room(b);
-        if (b->open > 0) PEN_TRY(pen_engine_run_until(b->engine, pen_clock_ns() + (waits ? SLICE_NS : SHORT_SLICE_NS)));
+        bool waits = b->ended || !pen_front_has_room(b->front);
+        PEN_TRY(pen_front_run_until(b->front, pen_clock_ns() + (waits ? SLICE_NS : SHORT_SLICE_NS)));
         PEN_TRY(b->outcome);
         show_progress(b);
     }
@@ -365,9 +360,10 @@ static pen_status answer_all(batch *b) {
 
 static pen_status summarise(const batch *b) {
     const pen_batch_state *s = &b->state;
-    char text[160];
-    pen_batch_progress_text(s, text, sizeof text);
-    fprintf(stderr, "%s: %s, %.1f s\n", b->options->output, text, s->seconds);
+    double tokens = (double)(s->prompt_tokens + s->output_tokens);
+    fprintf(stderr, "%s: %lld requests, %lld failed; %lld prompt and %lld output tokens in %.1f s (%.1f tokens/s)\n",
+            b->options->output, (long long)(s->done - s->earlier), (long long)s->failed, (long long)s->prompt_tokens,
+            (long long)s->output_tokens, s->seconds, s->seconds > 0 ? tokens / s->seconds : 0);
     if (!b->options->json) return PEN_OK;
     json_t *object =
         json_pack("{s:I, s:I, s:I, s:I, s:I, s:f}", "requests", (json_int_t)s->requests, "earlier",
@@ -379,11 +375,9 @@ static pen_status summarise(const batch *b) {
     return written ? PEN_OK : pen_fail(PEN_IO, "standard output cannot be written");
 }
 
-static pen_status work(void *context, pen_engine *engine) {
+static pen_status work(void *context, pen_front *front) {
     batch *b = context;
-    const pen_plan *plan = pen_session_solved(b->session);
-    b->engine = engine;
-    b->room = 2 * pen_plan_sequences(&plan->workload, plan->stage_count);
+    b->front = front;
     b->begin_ns = pen_clock_ns();
     b->progress.terminal = isatty(STDERR_FILENO);
     if (b->state.earlier > 0)

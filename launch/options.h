@@ -72,9 +72,7 @@ typedef struct pen_options {
     /* tokenize. */
     bool no_bos, no_parse_special;
 
-    /* Planning. */
-    int stages;      /* 0: the world's size, or the devices of the profile */
-    const char *svg; /* file to draw the plan to; NULL: none */
+    const char *svg; /* plan: file to draw it to; NULL: none */
 
     bool json;
     bool help, version;

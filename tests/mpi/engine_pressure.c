@@ -143,7 +143,7 @@ static void begin_more(pressure *all) {
         begin(p, all, all->begun++);
         compose(all, p, prompt, &request);
         request.on_done = on_done;
-        p->got = pen_engine_submit(all->engine, &request);
+        p->got = pen_engine_submit(all->engine, &request, NULL);
         if (p->got == PEN_OK) all->live += request.choices;
         if (all->begun == all->o->pressure / 4) note_memory(all, all->early);
     }
@@ -174,7 +174,7 @@ static pen_status hear_alone(pressure *all) {
         int choices = request.choices;
         request.choices = 1;
         for (; request.pick.choice < choices; request.pick.choice++)
-            if (pen_engine_submit(all->engine, &request) == PEN_OK) PEN_TRY(pen_engine_run(all->engine));
+            if (pen_engine_submit(all->engine, &request, NULL) == PEN_OK) PEN_TRY(pen_engine_run(all->engine));
         for (int k = 0; k < CHOICES_MOST; k++) all->alone[n / SAMPLE * CHOICES_MOST + k] = p.completions[k].hash;
     }
     return PEN_OK;

@@ -147,7 +147,7 @@ void add_rules(pen_request *request, int number) {
 }
 
 static void submit(pen_engine *engine, const pen_request *request) {
-    if (pen_engine_submit(engine, request) == PEN_OK) return;
+    if (pen_engine_submit(engine, request, NULL) == PEN_OK) return;
     fprintf(stderr, "penstock: %s\n", pen_last_error());
     exit(PEN_USAGE);
 }

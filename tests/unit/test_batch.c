@@ -360,19 +360,24 @@ static void test_errors(void **state) {
 
 static void test_progress(void **state) {
     (void)state;
-    char text[160];
+    char text[PEN_BATCH_PROGRESS_TEXT];
     pen_batch_state s = {.requests = 1000,
                          .done = 110,
                          .earlier = 100,
                          .failed = 2,
                          .prompt_tokens = 300,
                          .output_tokens = 100,
-                         .seconds = 4};
-    pen_batch_progress_text(&s, text, sizeof text);
-    assert_string_equal(text, "110/1000 requests (2 failed), 100.0 tokens/s, 25.0 of them output, 5m 56s left");
-    s = (pen_batch_state){.requests = 3, .done = 3, .earlier = 3};
-    pen_batch_progress_text(&s, text, sizeof text);
-    assert_string_equal(text, "3/3 requests, 0.0 tokens/s, 0.0 of them output");
+                         .seconds = 4,
+                         .replicas = 1,
+                         .busy = {0.5}};
+    pen_batch_progress_text(&s, text);
+    assert_string_equal(text, "110/1000 requests (2 failed), 100.0 tokens/s, 5m 56s left");
+    s = (pen_batch_state){.requests = 3, .done = 3, .earlier = 3, .replicas = 3, .busy = {-1, 0.5, 2}};
+    pen_batch_progress_text(&s, text);
+    assert_string_equal(text, "3/3 requests, 0.0 tokens/s, replicas ▁▅█");
+    s.replicas = 1000;
+    pen_batch_progress_text(&s, text);
+    assert_int_equal(strlen(text), strlen("3/3 requests, 0.0 tokens/s, replicas ") + 3 * PEN_BATCH_BARS_MOST);
 }
 
 int main(void) {

@@ -80,7 +80,7 @@ static void test_values(void **state) {
     accept("penstock plan --profile p.json --pp=8 --kv-tokens 1000000000000 --workload 100:20 --method equal-time "
            "--activations f32 --log-level debug --svg out.svg --cache -",
            &o);
-    assert_int_equal(o.stages, 8);
+    assert_int_equal(o.config.pipeline_parallel, 8);
     assert_true(o.config.kv_tokens == 1000000000000);
     assert_int_equal(o.config.workload_prompt, 100);
     assert_int_equal(o.config.workload_output, 20);
