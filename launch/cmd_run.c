@@ -282,7 +282,7 @@ static pen_status write_result(run_state *run) {
     return PEN_OK;
 }
 
-static pen_status work(void *context, pen_engine *engine) {
+static pen_status work(void *context, pen_front *front) {
     run_state *run = context;
     const pen_options *options = run->options;
     pen_request request = {
@@ -311,10 +311,10 @@ static pen_status work(void *context, pen_engine *engine) {
         .context = run,
     };
     if (!options->json) fputs("\n", stderr);
-    PEN_TRY(pen_engine_submit(engine, &request, NULL));
+    PEN_TRY(pen_front_submit(front, &request, NULL));
     show_heading(run);
     run->start_ns = pen_clock_ns();
-    PEN_TRY(pen_engine_run(engine));
+    PEN_TRY(pen_front_run(front));
     return write_result(run);
 }
 

@@ -195,6 +195,8 @@ static pen_status set_value(const pen_option *option, const char *spelled, const
 /* ---- The command line -------------------------------------------------------------------------------------------- */
 
 /* The option whose long name or alias is the first `length` characters of `name`, whatever command takes it. */
+enum { QUEUE_TIMEOUT_S = 30 }; /* of requests that arrive by themselves, as people's do */
+
 static const pen_option *find_long(const char *name, size_t length) {
     for (int i = 0; i < pen_option_count; i++) {
         const char *names[] = {pen_option_table[i].name, pen_option_table[i].alias};
@@ -346,7 +348,10 @@ static pen_status plan_for_load(parser *p) {
     int most = 0;
     for (int i = 0; i < options->concurrency.count; i++)
         if (options->concurrency.values[i] > most) most = options->concurrency.values[i];
-    if (!is_given(p, "max-num-seqs")) config->max_num_seqs = most;
+    int replicas = config->data_parallel > 0 ? config->data_parallel : 1;
+    if (options->phases) replicas = 1; /* wherever they go: all run at a time */
+    if (!is_given(p, "max-num-seqs")) config->max_num_seqs = (most + replicas - 1) / replicas;
+    if (!is_given(p, "queue-timeout") && options->request_rate > 0) config->queue_timeout_s = QUEUE_TIMEOUT_S;
     if (options->phases && most > config->max_num_seqs)
         return pen_fail(PEN_USAGE, "--phases needs all %d requests to run at a time, and --max-num-seqs is %d", most,
                         config->max_num_seqs);

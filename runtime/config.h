@@ -39,6 +39,10 @@ typedef struct pen_config {
                                  */
     double step_timeout_s;      /* 0: max(30 s, 20 × predicted) */
     bool ignore_eos;
+    char policy[24];          /* of the distributor: one of policy.h */
+    bool steals, preempts;    /* leaders take requests from each other; put running ones aside for more urgent ones */
+    int max_queue;            /* requests that wait for a replica at most */
+    double queue_timeout_s;   /* one that has not started after so long ends; 0: never */
     char trace[PEN_PATH_MAX]; /* written by rank 0; "": nothing is recorded */
     int log_level;
 } pen_config;

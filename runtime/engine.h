@@ -28,6 +28,7 @@ typedef struct pen_engine_options {
     pen_kv_pools kv;
     int sequences;             /* running at a time at most */
     int in_flight;             /* 0: the schedule's choice */
+    bool preempts;             /* a request may put running ones of higher priority numbers aside */
     const pen_step_cost *cost; /* the leader's, for the schedule; outlives the engine */
     double step_timeout_s;
     uint32_t plan_epoch;
@@ -65,14 +66,17 @@ typedef bool pen_request_token(void *context, int index, int position, const pen
 typedef void pen_request_done(void *context, int index, pen_finish finish);
 
 typedef struct pen_request {
-    const int32_t *prompt;   /* copied */
+    const int32_t *prompt;   /* [prompt_count + given], copied */
     int prompt_count;        /* ≥ 1; with max_tokens at most the context */
+    int given;               /* tokens of the output that are there already: another engine had begun the request. They
+                              * are not reported again, but count as output. Fewer than max_tokens; of one choice only */
     int max_tokens;          /* to generate; with `score` perhaps 0 */
     bool score;              /* also log-probabilities of the prompt's own tokens 1 … */
     pen_pick pick;           /* how to choose; position and target are set by the engine */
     int choices;             /* completions, each done by itself; 0 and 1: one. Their indices begin at pick.choice */
     const int32_t *stop_ids; /* end-of-sequence tokens; NULL: go on regardless. Kept alive by the caller */
     int stop_count;
+    int priority;                              /* lower is earlier */
     int min_tokens;                            /* stop_ids are not chosen before as many tokens */
     float repetition_penalty;                  /* over prompt and output: > 0; 1 and 0: none */
     float presence_penalty, frequency_penalty; /* over the output */
@@ -127,8 +131,8 @@ pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape,
 /* What the leader has done since it was made. */
 typedef struct pen_engine_counts {
     pen_kv_counts kv;
-    uint64_t pauses; /* of completions, for memory */
-    int blocks_held; /* now, in all groups */
+    uint64_t pauses, preemptions; /* of completions: for memory, and for more urgent ones */
+    int blocks_held;              /* now, in all groups */
     /* Completions, now. One that is paused waits. */
     int running, waiting;
     /* What steps should have taken that came back while the pipeline was full, and what they took (pace.h): how fast

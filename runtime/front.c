@@ -27,6 +27,7 @@ typedef struct open_request {
     int32_t *output;               /* [max_tokens] of a single completion; else NULL */
     bool cancelled;                /* no more of its tokens are delivered */
     int choices, open, open_there; /* completions: all, and those that have not ended */
+    int replica;                   /* that was last heard of */
     double predicted_ttft_ms;
     completion completions[];
 } open_request;
@@ -65,6 +66,9 @@ int pen_front_open(const pen_front *front) {
 }
 bool pen_front_has_room(const pen_front *front) {
     return pen_distributor_has_room(front->distributor);
+}
+int pen_front_waiting(const pen_front *front) {
+    return pen_distributor_waiting(front->distributor);
 }
 void pen_front_wake(pen_front *front) {
     front->woken = true;
@@ -171,7 +175,7 @@ static pen_status admit(pen_front *front, open_request *r) {
 
 pen_status pen_front_submit(pen_front *front, const pen_request *request, int64_t *id) {
     PEN_TRY(pen_engine_check(pen_replica_engine(front->local), request));
-    open_request *r;
+    open_request *r = NULL;
     PEN_TRY(make_request(request, &r));
     pen_status status = admit(front, r);
     if (status == PEN_OK) {
@@ -190,6 +194,11 @@ pen_status pen_front_submit(pen_front *front, const pen_request *request, int64_
 double pen_front_predicted_ttft_ms(const pen_front *front, int64_t id) {
     const open_request *r = find(front, id);
     return r ? r->predicted_ttft_ms : 0;
+}
+
+int pen_front_replica_of(const pen_front *front, int64_t id) {
+    const open_request *r = find(front, id);
+    return r ? r->replica : 0;
 }
 
 void pen_front_cancel(pen_front *front, int64_t id) {
@@ -351,6 +360,7 @@ static pen_status take_notice(pen_front *front, int from, const pen_notice *noti
     if (!pen_distributor_progressed(front->distributor, from, notice->stamp, is_token)) return PEN_OK;
     open_request *r = find(front, notice->stamp.id);
     if (!r) return PEN_OK;
+    r->replica = from;
     return is_token ? take_token(front, from, r, notice) : take_end(front, from, r, notice);
 }
 

@@ -62,7 +62,7 @@ pen_status pen_letter_kind_of(const void *letter, size_t bytes, pen_letter_kind 
 }
 
 static pen_status open_letter(const void *letter, size_t bytes, pen_letter_kind kind, pen_reader *r) {
-    pen_letter_kind found;
+    pen_letter_kind found = (pen_letter_kind)0;
     PEN_TRY(pen_letter_kind_of(letter, bytes, &found));
     if (found != kind)
         return pen_fail(PEN_INTERNAL, "bad letter: kind %u where %u was expected", (unsigned)found, (unsigned)kind);

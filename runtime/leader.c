@@ -126,7 +126,8 @@ pen_status pen_leader_create(pen_engine *engine) {
                                      .logit_rows = options->logit_rows,
                                      .context = options->context,
                                      .kv = options->kv,
-                                     .cost = options->cost};
+                                     .cost = options->cost,
+                                     .preempts = options->preempts};
     PEN_TRY(pen_schedule_create(&schedule, leader->cache, &leader->schedule));
     leader->flight_limit = pen_schedule_limit(leader->schedule);
     leader->flights = calloc((size_t)leader->flight_limit, sizeof *leader->flights);
@@ -167,8 +168,10 @@ static pen_status submit_one(pen_leader *leader, const pen_request *request, int
     const pen_sequence_spec spec = {.tokens = added->tokens,
                                     .prompt = request->prompt_count,
                                     .output = request->max_tokens,
+                                    .given = request->given,
                                     .score = request->score,
-                                    .parent = parent};
+                                    .parent = parent,
+                                    .priority = request->priority};
     pen_status status = pen_schedule_add(leader->schedule, &spec, &added->sequence);
     if (status == PEN_OK) {
         *sequence = added->sequence;
@@ -261,7 +264,7 @@ static int make_picks(const pen_live *l, const pen_scheduled_run *run, pen_pick 
         int position = run->position + run->logit_first + i + 1;
         picks[i] = l->request.pick;
         picks[i].position = position;
-        picks[i].target = position < l->request.prompt_count ? l->tokens[position] : -1;
+        picks[i].target = position < l->request.prompt_count + l->request.given ? l->tokens[position] : -1;
     }
     return run->logit_rows;
 }
@@ -466,20 +469,21 @@ void pen_engine_hold(pen_engine *engine, bool hold) {
 static void take_run(pen_engine *engine, const pen_scheduled_run *run, const pen_choice *choices) {
     pen_live *l = pen_live_find(&engine->leader->live, run->sequence);
     if (!l) return;
+    int prompt = l->request.prompt_count, known = prompt + l->request.given;
     for (int i = 0; i < run->logit_rows; i++) {
         int position = run->position + run->logit_first + i + 1;
         if (choices[i].bad_logits) {
             end_request(engine, l, PEN_FINISH_BAD_LOGITS);
             return;
         }
-        if (position >= l->request.prompt_count) {
+        if (position >= known) {
             take_token(engine, l, position, &choices[i]);
             return;
         }
-        if (!report(engine, l, position, &choices[i])) return;
+        /* Among the prompt's tokens that are scored there may be given ones behind it: somebody else told of those. */
+        if (position < prompt && !report(engine, l, position, &choices[i])) return;
     }
-    if (l->request.max_tokens == 0 && run->position + run->rows == l->request.prompt_count)
-        end_request(engine, l, PEN_FINISH_SCORED);
+    if (l->request.max_tokens == 0 && run->position + run->rows == prompt) end_request(engine, l, PEN_FINISH_SCORED);
 }
 
 /* The oldest step in flight came back. */
@@ -699,6 +703,7 @@ pen_engine_counts pen_engine_count(const pen_engine *engine) {
     double scale = engine->options.time_scale > 0 ? engine->options.time_scale : 1;
     pen_engine_counts counts = {.kv = pen_kvcache_counts(leader->cache),
                                 .pauses = pen_schedule_pauses(leader->schedule),
+                                .preemptions = pen_schedule_preemptions(leader->schedule),
                                 .waiting = pen_schedule_waiting(leader->schedule),
                                 .planned_ms = leader->pace.planned_ms,
                                 .full_ms = leader->pace.full_ms / scale,

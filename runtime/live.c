@@ -14,6 +14,11 @@ pen_status pen_live_check(const pen_engine_options *options, const pen_request *
         return pen_fail(PEN_USAGE, "%d tokens cannot be generated", request->max_tokens);
     if (request->choices > 1 && request->max_tokens == 0)
         return pen_fail(PEN_USAGE, "%d completions of no tokens cannot be told apart", request->choices);
+    if (request->given < 0 || (request->given > 0 && request->given >= request->max_tokens))
+        return pen_fail(PEN_USAGE, "%d of %d tokens cannot be given", request->given, request->max_tokens);
+    if (request->given > 0 && request->choices > 1)
+        return pen_fail(PEN_USAGE, "%d completions cannot begin with the same %d tokens", request->choices,
+                        request->given);
     if ((int64_t)request->prompt_count + request->max_tokens > options->context)
         return pen_fail(PEN_USAGE, "a prompt of %d tokens and %d new ones exceed the context of %d",
                         request->prompt_count, request->max_tokens, options->context);
@@ -23,7 +28,7 @@ pen_status pen_live_check(const pen_engine_options *options, const pen_request *
         return pen_fail(PEN_NO_MEMORY, "a request of %d tokens holds %d blocks of KV at a time, and there are %d",
                         positions, pen_kv_blocks_held(options->kv.windows[g], options->rows, positions),
                         options->kv.blocks[g]);
-    for (int i = 0; i < request->prompt_count; i++)
+    for (int i = 0; i < request->prompt_count + request->given; i++)
         if (request->prompt[i] < 0 || request->prompt[i] >= options->vocab)
             return pen_fail(PEN_USAGE, "token %d of the prompt is %d, and the vocabulary has %d", i, request->prompt[i],
                             options->vocab);
@@ -50,9 +55,9 @@ pen_status pen_live_create(const pen_request *request, pen_live **out) {
     size_t tokens = (size_t)request->prompt_count + (size_t)request->max_tokens;
     pen_live *live = malloc(sizeof *live + tokens * sizeof live->tokens[0]);
     if (!live) return pen_fail(PEN_NO_MEMORY, "no memory for a request of %zu tokens", tokens);
-    *live = (pen_live){.request = *request, .rules = rules_of(request)};
+    *live = (pen_live){.request = *request, .output = request->given, .rules = rules_of(request)};
     live->has_rules = pen_history_wants_tokens(&live->rules) || live->rules.bias_count > 0 || live->rules.ban_count > 0;
-    memcpy(live->tokens, request->prompt, (size_t)request->prompt_count * sizeof live->tokens[0]);
+    memcpy(live->tokens, request->prompt, (size_t)(request->prompt_count + request->given) * sizeof live->tokens[0]);
     live->request.prompt = live->tokens;
     *out = live;
     return PEN_OK;

@@ -35,6 +35,7 @@ struct pen_replica {
     pen_replica_load told; /* the last load that was reported, and when */
     int64_t told_ns, heard;
     double speed, planned_ms, full_ms; /* smoothed, as of these counts */
+    double steal_s;
     bool asked_for_metrics, drains, drained, stopped;
 };
 
@@ -133,6 +134,7 @@ static pen_replica_load load_of(const pen_replica *replica) {
                               .busy_s = counts.busy_s * replica->options.busy_share,
                               .planned_ms = counts.planned_ms,
                               .full_ms = counts.full_ms,
+                              .steal_s = replica->steal_s,
                               .heard = replica->heard};
 }
 
@@ -231,7 +233,10 @@ static bool wants_request(const pen_replica *replica, int64_t now_ns) {
     int priority;
     if (!pen_replica_queue_peek(replica->queue, now_ns, &priority)) return false;
     if (pen_engine_open_slots(replica->engine) > 0) return true;
-    return replica->options.preempts && pen_engine_would_preempt(replica->engine, priority);
+    if (!replica->options.preempts) return false;
+    int less_urgent = 0;
+    for (const running *r = replica->running; r; r = r->next) less_urgent += r->entry.priority > priority;
+    return less_urgent > pen_engine_count(replica->engine).waiting;
 }
 
 static pen_status start_requests(pen_replica *replica, int64_t now_ns) {
@@ -268,8 +273,8 @@ static pen_status take_requests(pen_replica *replica, int from, pen_letter_kind 
 
 static pen_status give(pen_replica *replica, int thief, const pen_steal_ask *ask) {
     pen_replica_load load = load_of(replica);
-    int count =
-        pen_replica_queue_give(replica->queue, thief, ask, &load, replica->speed, replica->given, PEN_STEAL_MOST);
+    int count = pen_replica_queue_give(replica->queue, thief, ask, &load, replica->speed, pen_clock_ns(),
+                                       replica->given, PEN_STEAL_MOST);
     pen_blob letter;
     pen_status status = pen_letter_encode_requests(PEN_LETTER_GIVE, replica->given, count, pen_clock_ns(), &letter);
     for (int i = 0; i < count; i++) free(replica->given[i].payload);
@@ -353,7 +358,9 @@ static pen_status read_mail(pen_replica *replica, bool *moved) {
     pen_blob letter;
     PEN_TRY(pen_mail_progress(replica->mail, moved, &from));
     while (!replica->stopped && pen_mail_receive(replica->mail, replica->options.self, &from, &letter)) {
+        int64_t began_ns = pen_clock_ns();
         pen_status status = handle(replica, from, &letter);
+        if (from != PEN_MAIL_FRONT) replica->steal_s += (double)(pen_clock_ns() - began_ns) * 1e-9;
         free(letter.data);
         PEN_TRY(status);
         *moved = true;
@@ -385,7 +392,9 @@ static pen_status steal(pen_replica *replica, int64_t now_ns) {
     pen_replica_load load = load_of(replica);
     int slots = pen_engine_open_slots(replica->engine);
     if (!pen_replica_queue_ask(replica->queue, &load, replica->speed, slots, now_ns, &victim, &ask)) return PEN_OK;
-    return send(replica, victim, PEN_LETTER_ASK, &ask, sizeof ask);
+    PEN_TRY(send(replica, victim, PEN_LETTER_ASK, &ask, sizeof ask));
+    replica->steal_s += (double)(pen_clock_ns() - now_ns) * 1e-9;
+    return PEN_OK;
 }
 
 static pen_status tell_drained(pen_replica *replica) {

@@ -60,6 +60,12 @@ struct pen_session {
 const pen_model *pen_session_model(const pen_session *session) {
     return session->model;
 }
+const pen_config *pen_session_config(const pen_session *session) {
+    return &session->config;
+}
+double pen_session_step_timeout_s(const pen_session *session) {
+    return session->layout.step_timeout_s;
+}
 int pen_session_replicas(const pen_session *session) {
     return pen_world_replicas(session->world);
 }
@@ -598,6 +604,7 @@ static pen_status make_stage(pen_session *session) {
         .kv = options.kv,
         .sequences = want->sequences,
         .cost = session->cost,
+        .preempts = session->config.preempts,
         .step_timeout_s = want->step_timeout_s,
         .trace = session->config.trace[0] ? TRACE_RECORDS : 0,
     };

@@ -53,9 +53,12 @@ const pen_plan *pen_session_solved(const pen_session *session);
 int pen_session_replicas(const pen_session *session);
 int pen_session_slots(const pen_session *session); /* requests that run at a time in a replica */
 
+const pen_config *pen_session_config(const pen_session *session); /* rank 0's, on every rank */
+double pen_session_step_timeout_s(const pen_session *session);    /* after which a silent peer is lost */
+
 /* Rank 0: the plan of a replica. Replicas that are alike have the very same one. */
 const pen_plan *pen_session_solved_of(const pen_session *session, int replica);
-/* What a token costs there: rank 0 knows it of every replica, other leaders of their own. */
+/* What a token costs there; of another replica than its own only rank 0 knows. */
 pen_token_cost pen_session_token_cost(const pen_session *session, int replica);
 
 /* Rank 0: what the plans promise for so many sequences at a time, dealt to the replicas by their speed; `apart` as in
