@@ -374,6 +374,16 @@ static pen_status check_device(pen_options *options) {
     return PEN_OK;
 }
 
+/* Both are read again when the batch goes on. */
+static pen_status check_batch(const pen_options *options) {
+    if (!options->input || !options->output) return pen_fail(PEN_USAGE, "batch needs -i FILE and -o FILE");
+    if (strcmp(options->input, "-") == 0)
+        return pen_fail(PEN_USAGE, "--input - cannot be: a batch must be able to read its input again");
+    if (strcmp(options->output, "-") == 0)
+        return pen_fail(PEN_USAGE, "--output - cannot be: a batch must be able to go on behind its output");
+    return PEN_OK;
+}
+
 static pen_status check(parser *p) {
     pen_options *options = p->options;
     pen_config *config = &options->config;
@@ -392,6 +402,7 @@ static pen_status check(parser *p) {
         return pen_fail(PEN_USAGE, "plan needs a MODEL or --profile FILE");
     if (options->command == PEN_COMMAND_run && !options->prompt && !options->file)
         return pen_fail(PEN_USAGE, "run needs a prompt: -p TEXT or -f FILE");
+    if (options->command == PEN_COMMAND_batch) PEN_TRY(check_batch(options));
     if (options->command == PEN_COMMAND_perplexity && !options->file)
         return pen_fail(PEN_USAGE, "perplexity needs a text: -f FILE");
     if (options->command == PEN_COMMAND_tokenize && !options->prompt && !options->file)

@@ -58,6 +58,9 @@ typedef struct pen_options {
     int tokens;                    /* perplexity: score the first N; 0: all */
     bool token_logprobs;           /* perplexity: also one per token */
 
+    /* batch. */
+    const char *input, *output;
+
     /* bench: the load. */
     int prompt_tokens, output_tokens;
     double length_spread;

@@ -4,7 +4,6 @@
 
 #include <stdbool.h>
 #include <stdlib.h>
-#include <string.h>
 
 enum { SETS = 4096, WAYS = 4 }; /* 16,384 blocks: 262,144 tokens */
 
@@ -14,7 +13,7 @@ typedef struct block {
 } block;
 
 struct pen_prefix_memory {
-    uint64_t now; /* counts prompts */
+    uint64_t now; /* counts blocks that were remembered */
     block sets[SETS][WAYS];
 };
 
@@ -25,10 +24,6 @@ pen_status pen_prefix_memory_create(pen_prefix_memory **memory) {
 
 void pen_prefix_memory_destroy(pen_prefix_memory *memory) {
     free(memory);
-}
-
-void pen_prefix_memory_forget(pen_prefix_memory *memory) {
-    memset(memory, 0, sizeof *memory);
 }
 
 static bool knows(const pen_prefix_memory *memory, uint64_t hash) {
@@ -44,9 +39,8 @@ int pen_prefix_memory_known(const pen_prefix_memory *memory, const uint64_t *has
     return known;
 }
 
-/* From the end on: should a prompt be too long, its beginning is what stays. */
+/* From the end on, so that of a prompt that is too long the beginning stays. */
 void pen_prefix_memory_remember(pen_prefix_memory *memory, const uint64_t *hashes, int count) {
-    memory->now++;
     for (int i = count - 1; i >= 0; i--) {
         block *set = memory->sets[hashes[i] % SETS], *place = set;
         for (int way = 0; way < WAYS; way++) {
@@ -56,6 +50,6 @@ void pen_prefix_memory_remember(pen_prefix_memory *memory, const uint64_t *hashe
             }
             if (set[way].used < place->used) place = &set[way];
         }
-        *place = (block){hashes[i], memory->now};
+        *place = (block){hashes[i], ++memory->now};
     }
 }

@@ -18,6 +18,5 @@ void pen_prefix_memory_destroy(pen_prefix_memory *memory);
 /* How many blocks at the beginning of hashes[count] are known. */
 int pen_prefix_memory_known(const pen_prefix_memory *memory, const uint64_t *hashes, int count);
 void pen_prefix_memory_remember(pen_prefix_memory *memory, const uint64_t *hashes, int count);
-void pen_prefix_memory_forget(pen_prefix_memory *memory); /* all of it */
 
 #endif

@@ -475,6 +475,11 @@ static pen_status lay_out(pen_session *session, const pen_session_need *need) {
     pen_plan_workload workload = pen_replica_plans_workload(config);
     int sequences = at_most(need->sequences, pen_plan_sequences(&workload, stages));
     int64_t blocks = (int64_t)per_sequence * sequences;
+    if (need->typical) {
+        int typical = (config->workload_prompt + config->workload_output + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK;
+        blocks = (int64_t)at_most(typical, per_sequence) * sequences;
+        if (blocks < per_sequence) blocks = per_sequence;
+    }
     if (config->kv_tokens) blocks = config->kv_tokens / PEN_KV_BLOCK;
     if (blocks > INT32_MAX / PEN_KV_BLOCK) return pen_fail(PEN_USAGE, "too many KV tokens");
     /* One sequence must fit; the others wait, or are paused. */

@@ -43,6 +43,7 @@ typedef struct pen_session_need {
     int context;    /* positions of the longest sequence */
     int logit_rows; /* of a microbatch, at most */
     int sequences;  /* at the same time in a replica, as far as --max-num-seqs lets them */
+    bool typical;   /* most are as long as the workload's: KV for as many of those, and at least one of the longest */
 } pen_session_need;
 
 /* `request` is the caller's own outcome on rank 0 so far (a prompt that is too long ends all ranks here). */

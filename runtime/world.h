@@ -33,8 +33,23 @@ pen_status pen_world_create(pen_world **world);
 /* Leaves in an orderly way: all ranks must get here. NULL is allowed. */
 void pen_world_destroy(pen_world *world);
 /* For failures that not all ranks know of: says this thread's last error in a line "penstock: …" on stderr, unless
- * another rank has said what it found, and ends this process and every other rank with the status as exit code, now. */
+ * another rank has said what it found, and ends this process and every other rank with the status as exit code, now.
+ * Where the launcher recovers, its exit code is 1 if this rank is on its node, and 0 otherwise: it will not be told. */
 _Noreturn void pen_world_abort(pen_world *world, pen_status status);
+/* For failures of this rank's replica: says what went wrong, and ends this process only where the launcher recovers.
+ * Elsewhere the same as pen_world_abort. */
+_Noreturn void pen_world_drop_out(pen_world *world, pen_status status);
+/* For rank 0 when all is done and some ranks are lost, so that pen_world_destroy would wait in vain: ends this process
+ * and every other rank, now; the launcher's exit code is 0. */
+_Noreturn void pen_world_finish(pen_world *world);
+
+/* Whether SIGUSR1 has come (mpirun forwards it to all ranks): take nothing new on, finish what runs, and leave. */
+bool pen_world_draining(const pen_world *world);
+/* Whether the launcher lets the others live when a rank is lost (mpirun --enable-recovery). */
+bool pen_world_recovers(const pen_world *world);
+/* A rank of this machine that has ended, each told of once; -1: none. Those of other machines cannot be seen from here:
+ * they fall silent, and MPI says nothing. Costs a microsecond. */
+int pen_world_find_dead(pen_world *world);
 
 int pen_world_rank(const pen_world *world);
 int pen_world_size(const pen_world *world);
