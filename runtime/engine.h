@@ -57,6 +57,7 @@ typedef enum pen_finish {
     PEN_FINISH_BAD_LOGITS, /* the model produced a NaN */
     PEN_FINISH_CANCELLED,
     PEN_FINISH_EXPIRED, /* it had waited for too long: the front end's */
+    PEN_FINISHES
 } pen_finish;
 
 /* A token of the completion `index`, at `position`; in scoring, which the first completion does, the prompt's token at
@@ -107,8 +108,11 @@ pen_status pen_engine_run_until(pen_engine *engine, int64_t deadline_ns);
  * true where that was anything. Turns are due as long as there is work: the last one lets the other stages rest. */
 bool pen_engine_has_work(const pen_engine *engine);
 pen_status pen_engine_turn(pen_engine *engine, bool *moved);
-/* Nothing moved: rests a little, longer where there is no work; fails where a stage does not answer in time. */
-pen_status pen_engine_rest(pen_engine *engine);
+/* Nothing moved: rests a little, longer where there is no work; fails where a stage does not answer in time. With
+ * `expects` the caller has others at work from whom he will hear, so that no rest is long. */
+pen_status pen_engine_rest(pen_engine *engine, bool expects);
+/* Something else moved: where there is no work, the next rests are short again. */
+void pen_engine_stir(pen_engine *engine);
 
 /* While held, no request gets a second token: so that prompts and outputs can be timed apart. Whoever holds lets go
  * from a callback at the latest, or the run does not end. */
@@ -134,6 +138,7 @@ typedef struct pen_engine_counts {
     /* What steps should have taken that came back while the pipeline was full, and what they took (pace.h): how fast
      * the replica is against its profile, whatever its load. Without a table of costs both are 0. */
     double planned_ms, full_ms;
+    double busy_s; /* of the leader's stage */
 } pen_engine_counts;
 pen_engine_counts pen_engine_count(const pen_engine *engine);
 

@@ -40,12 +40,15 @@ pen_status pen_front_submit(pen_front *front, const pen_request *request, int64_
 bool pen_front_has_room(const pen_front *front);
 /* Its completions end with PEN_FINISH_CANCELLED, soon, unless they ended otherwise before that. No more tokens come. */
 void pen_front_cancel(pen_front *front, int64_t id);
+/* The replica that last had to do with it. */
+int pen_front_replica_of(const pen_front *front, int64_t id);
 /* What was predicted when it was admitted: milliseconds to its first token. */
 double pen_front_predicted_ttft_ms(const pen_front *front, int64_t id);
 
-/* Runs until all requests are done, or until the clock says `deadline_ns`. */
+/* Runs until all requests are done; or until the clock says `deadline_ns`, or a callback has said wake. */
 pen_status pen_front_run(pen_front *front);
 pen_status pen_front_run_until(pen_front *front, int64_t deadline_ns);
+void pen_front_wake(pen_front *front);      /* pen_front_run_until returns after this turn */
 int pen_front_open(const pen_front *front); /* requests that are not done */
 
 /* As pen_engine_hold, _lap and _metrics, of all replicas: stages[replicas · stages]. */
@@ -63,6 +66,8 @@ typedef struct pen_replica_state {
     pen_replica_load load; /* its last report */
 } pen_replica_state;
 pen_replica_state pen_front_replica(const pen_front *front, int replica);
+
+int pen_front_waiting(const pen_front *front); /* requests that are not given to a replica yet */
 
 /* Called with every report of a load, and whenever a replica was lost. */
 typedef void pen_front_watch(void *context, int replica);

@@ -19,6 +19,9 @@
 
 enum { HEADERS = 8, TOKEN_BUFFERS = 2 };
 
+/* Rests of a leader without work that hears from others. Simulated ones share their cores with many. */
+static const int64_t SLICE_NS = 100 * 1000, SLICE_SIMULATED_NS = 1000 * 1000;
+
 /* A message on its way to the other stages. */
 typedef struct outgoing {
     void *message;
@@ -569,10 +572,11 @@ bool pen_engine_has_work(const pen_engine *engine) {
 pen_status pen_engine_turn(pen_engine *engine, bool *moved) {
     pen_leader *leader = engine->leader;
     bool here = false;
-    PEN_TRY(pen_engine_progress(engine, &here));
-    PEN_TRY(take_choices(engine, &here));
+    /* Last what has come: the caller can submit what follows from it before the next steps are formed. */
     PEN_TRY(launch_steps(engine, &here));
     PEN_TRY(pen_worker_advance(engine->worker, &here));
+    PEN_TRY(pen_engine_progress(engine, &here));
+    PEN_TRY(take_choices(engine, &here));
     if (here) {
         pen_engine_moved(engine);
         *moved = true;
@@ -584,9 +588,17 @@ pen_status pen_engine_turn(pen_engine *engine, bool *moved) {
     return command(engine, PEN_MESSAGE_REST, NULL, 0);
 }
 
-pen_status pen_engine_rest(pen_engine *engine) {
+pen_status pen_engine_rest(pen_engine *engine, bool expects) {
+    if (expects && !pen_engine_has_work(engine)) {
+        pen_clock_sleep_until(pen_clock_ns() + (engine->options.simulated ? SLICE_SIMULATED_NS : SLICE_NS));
+        return PEN_OK;
+    }
     pen_engine_wait wait = what_for(engine);
     return pen_engine_pause(engine, &wait);
+}
+
+void pen_engine_stir(pen_engine *engine) {
+    if (!pen_engine_has_work(engine)) pen_engine_moved(engine);
 }
 
 pen_status pen_engine_run(pen_engine *engine) {
@@ -598,7 +610,7 @@ pen_status pen_engine_run_until(pen_engine *engine, int64_t deadline_ns) {
     while (pen_engine_has_work(engine) && pen_clock_ns() < deadline_ns) {
         bool moved = false;
         PEN_TRY(pen_engine_turn(engine, &moved));
-        if (!moved && pen_engine_has_work(engine)) PEN_TRY(pen_engine_rest(engine));
+        if (!moved && pen_engine_has_work(engine)) PEN_TRY(pen_engine_rest(engine, false));
     }
     return PEN_OK;
 }
@@ -694,7 +706,8 @@ pen_engine_counts pen_engine_count(const pen_engine *engine) {
                                 .preemptions = pen_schedule_preemptions(leader->schedule),
                                 .waiting = pen_schedule_waiting(leader->schedule),
                                 .planned_ms = leader->pace.planned_ms,
-                                .full_ms = leader->pace.full_ms / scale};
+                                .full_ms = leader->pace.full_ms / scale,
+                                .busy_s = pen_meter_busy_s(&engine->meter) / scale};
     counts.running = leader->live.count - counts.waiting;
     for (int g = 0; g < engine->options.kv.count; g++)
         counts.blocks_held += engine->options.kv.blocks[g] - pen_kvcache_free_blocks(leader->cache, g);

@@ -1,6 +1,8 @@
 /* The wire; see wire.h. */
 #include "wire.h"
 
+#include "bytes.h"
+
 #include <assert.h>
 #include <inttypes.h>
 #include <math.h>
@@ -86,40 +88,16 @@ void pen_step_destroy(pen_step *step) {
     *step = (pen_step){0};
 }
 
-/* ---- Bytes in order --------------------------------------------------------------------------------------------- */
-
-typedef struct writer {
-    unsigned char *at;
-} writer;
-
-static void put(writer *w, const void *data, size_t bytes) {
-    if (bytes > 0) memcpy(w->at, data, bytes);
-    w->at += bytes;
-}
-
-typedef struct reader {
-    const unsigned char *at;
-    size_t left;
-} reader;
-
-static bool get(reader *r, void *data, size_t bytes) {
-    if (bytes > r->left) return false;
-    if (bytes > 0) memcpy(data, r->at, bytes);
-    r->at += bytes;
-    r->left -= bytes;
-    return true;
-}
-
 /* Writes the header of a finished message, now that its length is known. */
-static size_t seal(void *message, const writer *w, pen_message_type type, uint64_t sequence, uint32_t plan_epoch) {
+static size_t seal(void *message, const pen_writer *w, pen_message_type type, uint64_t sequence, uint32_t plan_epoch) {
     size_t length = (size_t)(w->at - (unsigned char *)message);
     pen_header header = {MAGIC, VERSION, (uint16_t)type, (uint32_t)length, plan_epoch, sequence};
     memcpy(message, &header, sizeof header);
     return length;
 }
 
-static writer begin(void *message) {
-    return (writer){(unsigned char *)message + sizeof(pen_header)};
+static pen_writer begin(void *message) {
+    return (pen_writer){(unsigned char *)message + sizeof(pen_header)};
 }
 
 pen_status pen_wire_header(const void *message, size_t bytes, uint32_t plan_epoch, pen_header *header) {
@@ -138,18 +116,18 @@ pen_status pen_wire_header(const void *message, size_t bytes, uint32_t plan_epoc
 }
 
 static pen_status open_message(const void *message, size_t bytes, uint32_t plan_epoch, pen_message_type type,
-                               pen_header *header, reader *r) {
+                               pen_header *header, pen_reader *r) {
     PEN_TRY(pen_wire_header(message, bytes, plan_epoch, header));
     if (header->type != type)
         return pen_fail(PEN_INTERNAL, "bad message: type %u where %u was expected", header->type, (unsigned)type);
-    *r = (reader){(const unsigned char *)message + sizeof *header, bytes - sizeof *header};
+    *r = (pen_reader){(const unsigned char *)message + sizeof *header, bytes - sizeof *header};
     return PEN_OK;
 }
 
 /* ---- Steps ------------------------------------------------------------------------------------------------------ */
 
 size_t pen_wire_encode_step(const pen_step *step, uint32_t plan_epoch, void *message) {
-    writer w = begin(message);
+    pen_writer w = begin(message);
     step_body body = {.completed = step->completed,
                       .table_hash = step->table_hash,
                       .rows = step->rows,
@@ -158,11 +136,11 @@ size_t pen_wire_encode_step(const pen_step *step, uint32_t plan_epoch, void *mes
                       .block_count = step->block_count,
                       .copy_count = step->copy_count,
                       .history_bytes = step->history_bytes};
-    put(&w, &body, sizeof body);
-    put(&w, step->runs, (size_t)step->run_count * sizeof *step->runs);
-    put(&w, step->blocks, (size_t)step->block_count * sizeof *step->blocks);
-    put(&w, step->copies, (size_t)step->copy_count * sizeof *step->copies);
-    put(&w, step->picks, (size_t)step->logit_count * sizeof *step->picks);
+    pen_put(&w, &body, sizeof body);
+    pen_put(&w, step->runs, (size_t)step->run_count * sizeof *step->runs);
+    pen_put(&w, step->blocks, (size_t)step->block_count * sizeof *step->blocks);
+    pen_put(&w, step->copies, (size_t)step->copy_count * sizeof *step->copies);
+    pen_put(&w, step->picks, (size_t)step->logit_count * sizeof *step->picks);
     return seal(message, &w, PEN_MESSAGE_STEP, step->number, plan_epoch);
 }
 
@@ -228,11 +206,12 @@ static pen_status check_picks(const pen_step *step, const pen_wire_limits *limit
 
 pen_status pen_wire_decode_step(const void *message, size_t bytes, const pen_wire_limits *limits, pen_step *step) {
     pen_header header;
-    reader r = {0};
+    pen_reader r = {0};
     step_body body;
     PEN_TRY(open_message(message, bytes, limits->plan_epoch, PEN_MESSAGE_STEP, &header, &r));
-    if (!get(&r, &body, sizeof body) || !within(body.rows, 1, limits->rows) || !within(body.run_count, 1, body.rows) ||
-        !within(body.logit_count, 0, limits->logit_rows) || !within(body.block_count, 0, most_blocks(limits)) ||
+    if (!pen_get(&r, &body, sizeof body) || !within(body.rows, 1, limits->rows) ||
+        !within(body.run_count, 1, body.rows) || !within(body.logit_count, 0, limits->logit_rows) ||
+        !within(body.block_count, 0, most_blocks(limits)) ||
         !within(body.history_bytes, 0, (int64_t)most_history_bytes(limits)) ||
         !within(body.copy_count, 0, most_copies(limits)) || body.completed > header.sequence)
         return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": its sizes are out of bounds", header.sequence);
@@ -245,10 +224,10 @@ pen_status pen_wire_decode_step(const void *message, size_t bytes, const pen_wir
     step->copy_count = body.copy_count;
     step->table_hash = body.table_hash;
     step->history_bytes = body.history_bytes;
-    if (!get(&r, step->runs, (size_t)body.run_count * sizeof *step->runs) ||
-        !get(&r, step->blocks, (size_t)body.block_count * sizeof *step->blocks) ||
-        !get(&r, step->copies, (size_t)body.copy_count * sizeof *step->copies) ||
-        !get(&r, step->picks, (size_t)body.logit_count * sizeof *step->picks) || r.left != 0)
+    if (!pen_get(&r, step->runs, (size_t)body.run_count * sizeof *step->runs) ||
+        !pen_get(&r, step->blocks, (size_t)body.block_count * sizeof *step->blocks) ||
+        !pen_get(&r, step->copies, (size_t)body.copy_count * sizeof *step->copies) ||
+        !pen_get(&r, step->picks, (size_t)body.logit_count * sizeof *step->picks) || r.left != 0)
         return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": %zu bytes do not hold it", header.sequence, bytes);
     PEN_TRY(check_runs(step, limits));
     return check_picks(step, limits);
@@ -263,14 +242,14 @@ uint64_t pen_wire_hash_table(uint64_t hash, const pen_step_run *run, int window,
 
 size_t pen_wire_encode_choices(uint64_t number, const pen_choice *choices, const pen_pick *picks, int count,
                                uint32_t plan_epoch, void *message) {
-    writer w = begin(message);
+    pen_writer w = begin(message);
     for (int i = 0; i < count; i++) {
         const pen_choice *choice = &choices[i];
         size_t top = (size_t)picks[i].top_logprobs;
         choice_body body = {choice->token, choice->logprob, choice->argmax, choice->bad_logits};
-        put(&w, &body, sizeof body);
-        put(&w, choice->top_ids, top * sizeof *choice->top_ids);
-        put(&w, choice->top_logprobs, top * sizeof *choice->top_logprobs);
+        pen_put(&w, &body, sizeof body);
+        pen_put(&w, choice->top_ids, top * sizeof *choice->top_ids);
+        pen_put(&w, choice->top_logprobs, top * sizeof *choice->top_logprobs);
     }
     return seal(message, &w, PEN_MESSAGE_CHOICES, number, plan_epoch);
 }
@@ -278,7 +257,7 @@ size_t pen_wire_encode_choices(uint64_t number, const pen_choice *choices, const
 pen_status pen_wire_decode_choices(const void *message, size_t bytes, const pen_wire_limits *limits, uint64_t number,
                                    const pen_pick *picks, int count, pen_choice *choices) {
     pen_header header;
-    reader r = {0};
+    pen_reader r = {0};
     PEN_TRY(open_message(message, bytes, limits->plan_epoch, PEN_MESSAGE_CHOICES, &header, &r));
     if (header.sequence != number)
         return pen_fail(PEN_INTERNAL, "bad choices: of step %" PRIu64 ", waiting for step %" PRIu64, header.sequence,
@@ -287,8 +266,8 @@ pen_status pen_wire_decode_choices(const void *message, size_t bytes, const pen_
         pen_choice *choice = &choices[i];
         size_t top = (size_t)picks[i].top_logprobs;
         choice_body body;
-        if (!get(&r, &body, sizeof body) || !get(&r, choice->top_ids, top * sizeof *choice->top_ids) ||
-            !get(&r, choice->top_logprobs, top * sizeof *choice->top_logprobs))
+        if (!pen_get(&r, &body, sizeof body) || !pen_get(&r, choice->top_ids, top * sizeof *choice->top_ids) ||
+            !pen_get(&r, choice->top_logprobs, top * sizeof *choice->top_logprobs))
             return pen_fail(PEN_INTERNAL, "bad choices of step %" PRIu64 ": too short for %d", number, count);
         if (!body.bad_logits &&
             (!within(body.token, 0, limits->vocab - 1) || !within(body.argmax, 0, limits->vocab - 1)))
@@ -313,25 +292,15 @@ size_t pen_wire_told_bytes(const pen_told *told, int count) {
 }
 
 size_t pen_wire_encode_history(uint64_t number, const pen_told *told, int count, uint32_t plan_epoch, void *message) {
-    writer w = begin(message);
+    pen_writer w = begin(message);
     for (const pen_told *t = told; t < told + count; t++) {
         told_body body = {t->sequence, t->epoch, t->first, t->count, t->rules};
-        put(&w, &body, sizeof body);
-        put(&w, t->biases, (size_t)t->rules.bias_count * sizeof *t->biases);
-        put(&w, t->bans, (size_t)t->rules.ban_count * sizeof *t->bans);
-        put(&w, t->tokens, (size_t)t->count * sizeof *t->tokens);
+        pen_put(&w, &body, sizeof body);
+        pen_put(&w, t->biases, (size_t)t->rules.bias_count * sizeof *t->biases);
+        pen_put(&w, t->bans, (size_t)t->rules.ban_count * sizeof *t->bans);
+        pen_put(&w, t->tokens, (size_t)t->count * sizeof *t->tokens);
     }
     return seal(message, &w, PEN_MESSAGE_HISTORY, number, plan_epoch);
-}
-
-/* The next `count` elements, where they are; NULL where the message ends before. */
-static const void *take(reader *r, int32_t count, size_t size) {
-    const void *at = r->at;
-    size_t bytes = (size_t)count * size;
-    if (bytes > r->left) return NULL;
-    r->at += bytes;
-    r->left -= bytes;
-    return at;
 }
 
 static bool ids_within(const int32_t *ids, int32_t count, int vocab) {
@@ -360,23 +329,23 @@ static bool check_told_lists(const pen_told *t, int vocab) {
 pen_status pen_wire_decode_history(const void *message, size_t bytes, const pen_wire_limits *limits, uint64_t number,
                                    pen_told *told, int *count) {
     pen_header header;
-    reader r = {0};
+    pen_reader r = {0};
     PEN_TRY(open_message(message, bytes, limits->plan_epoch, PEN_MESSAGE_HISTORY, &header, &r));
     if (header.sequence != number)
         return pen_fail(PEN_INTERNAL, "bad histories: of step %" PRIu64 ", not of step %" PRIu64, header.sequence,
                         number);
     for (*count = 0; r.left > 0; ++*count) {
         told_body body;
-        if (*count == limits->rows || !get(&r, &body, sizeof body))
+        if (*count == limits->rows || !pen_get(&r, &body, sizeof body))
             return pen_fail(PEN_INTERNAL, "bad histories of step %" PRIu64 ": %zu bytes do not hold them", number,
                             bytes);
         pen_told *t = &told[*count];
         *t = (pen_told){body.sequence, body.epoch, body.first, body.count, body.rules, NULL, NULL, NULL};
         bool good = check_told(t, limits);
         if (good) {
-            t->biases = take(&r, t->rules.bias_count, sizeof *t->biases);
-            t->bans = take(&r, t->rules.ban_count, sizeof *t->bans);
-            t->tokens = take(&r, t->count, sizeof *t->tokens);
+            t->biases = pen_take(&r, t->rules.bias_count, sizeof *t->biases);
+            t->bans = pen_take(&r, t->rules.ban_count, sizeof *t->bans);
+            t->tokens = pen_take(&r, t->count, sizeof *t->tokens);
         }
         if (!good || !check_told_lists(t, limits->vocab))
             return pen_fail(PEN_INTERNAL, "bad histories of step %" PRIu64 ": number %d, of sequence %d", number,
@@ -389,19 +358,19 @@ pen_status pen_wire_decode_history(const void *message, size_t bytes, const pen_
 
 size_t pen_wire_encode_plain(pen_message_type type, uint64_t sequence, uint32_t plan_epoch, const void *body,
                              size_t body_bytes, void *message) {
-    writer w = begin(message);
-    put(&w, body, body_bytes);
+    pen_writer w = begin(message);
+    pen_put(&w, body, body_bytes);
     return seal(message, &w, type, sequence, plan_epoch);
 }
 
 pen_status pen_wire_decode_plain(const void *message, size_t bytes, pen_message_type type, uint32_t plan_epoch,
                                  void *body, size_t body_bytes) {
     pen_header header;
-    reader r = {0};
+    pen_reader r = {0};
     PEN_TRY(open_message(message, bytes, plan_epoch, type, &header, &r));
     if (r.left != body_bytes)
         return pen_fail(PEN_INTERNAL, "bad message: type %u with %zu bytes where %zu were expected", header.type,
                         r.left, body_bytes);
-    get(&r, body, body_bytes);
+    pen_get(&r, body, body_bytes);
     return PEN_OK;
 }

@@ -7,19 +7,24 @@
 #include "world.h"
 
 #include "clock.h"
+#include "launcher.h"
 #include "log.h"
 #include "wait.h"
 
 #include <mpi.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum { TAG_LENGTH = 1, TAG_DATA, TAG_BEAT, TAG_HUSH, TAG_CLOCK };
 
-enum { WATCHDOG_S = 60, ABORT_S = 5, HUSH_MS = 10 };
+enum { WATCHDOG_S = 60, ABORT_S = 5, HUSH_MS = 10, DRAIN_MS = 500 };
 static const int64_t BEAT_NS = 1000 * 1000 * 1000;
 static const uint64_t BLOB_MAX = 1u << 30;
 
@@ -27,13 +32,15 @@ struct pen_world {
     bool mpi;       /* MPI was started */
     MPI_Comm talk;  /* for this file's conversations */
     MPI_Comm links; /* for the links; duplicates, so that no tags can meet */
+    MPI_Comm mail;  /* for the mail between leaders */
     int rank, size, replicas, stages;
     double patience_s;
     pen_place *places; /* [size] */
     pen_share share;
-    int64_t beat_ns;    /* of the last beat */
-    MPI_Request *beats; /* [size] of sent beats; one outstanding each */
-    int64_t *heard_ns;  /* [size] when something last came from a rank */
+    int64_t beat_ns;     /* of the last beat */
+    MPI_Request *beats;  /* [size] of sent beats; one outstanding each */
+    int64_t *heard_ns;   /* [size] when something last came from a rank */
+    struct pollfd *ends; /* [size] that tell of the end of a rank of this machine; -1 for the others */
     pen_wait wait;
 };
 
@@ -62,19 +69,23 @@ static void leave_on_signal(int number) {
     _exit(PEN_INTERRUPTED);
 }
 
+static volatile sig_atomic_t draining;
+
+static void drain_on_signal(int number) {
+    (void)number;
+    draining = 1;
+}
+
+bool pen_world_draining(const pen_world *world) {
+    (void)world;
+    return draining;
+}
+
 /* ---- Start ------------------------------------------------------------------------------------------------------ */
 
 static const char *env_or_null(const char *name) {
     const char *value = getenv(name);
     return value && *value ? value : NULL;
-}
-
-/* Whether a launcher that speaks to MPI started us. */
-static bool launched(void) {
-    static const char *const signs[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_FD", "MPI_LOCALNRANKS"};
-    for (size_t i = 0; i < sizeof signs / sizeof *signs; i++)
-        if (env_or_null(signs[i])) return true;
-    return false;
 }
 
 /* Open MPI sends messages up to the eager limit without asking the receiver, so they travel while both sides compute.
@@ -105,9 +116,11 @@ static pen_status start_mpi(pen_world *world) {
     world->mpi = true;
     PEN_TRY(mpi_status(MPI_Comm_dup(MPI_COMM_WORLD, &world->talk), "starting"));
     PEN_TRY(mpi_status(MPI_Comm_dup(MPI_COMM_WORLD, &world->links), "starting"));
+    PEN_TRY(mpi_status(MPI_Comm_dup(MPI_COMM_WORLD, &world->mail), "starting"));
     alarm(0);
     MPI_Comm_set_errhandler(world->talk, MPI_ERRORS_RETURN);
     MPI_Comm_set_errhandler(world->links, MPI_ERRORS_RETURN);
+    MPI_Comm_set_errhandler(world->mail, MPI_ERRORS_RETURN);
     MPI_Comm_rank(world->talk, &world->rank);
     MPI_Comm_size(world->talk, &world->size);
     signal(SIGTERM, leave_on_signal);
@@ -124,6 +137,16 @@ static pen_status check_slurm(pen_world *world) {
         PEN_USAGE, "Slurm started %s tasks but MPI sees one: use mpirun, or srun with an --mpi that MPI speaks", tasks);
 }
 
+/* How messages speak of the ranks: of replicas only where there are several. */
+static void name_places(pen_world *world) {
+    for (pen_place *p = world->places; p < world->places + world->size; p++) {
+        char replica[32] = "";
+        if (world->replicas > 1) snprintf(replica, sizeof replica, "replica %d, ", p->replica);
+        snprintf(p->name, sizeof p->name, "rank %d (%sstage %d%s%s)", p->rank, replica, p->stage,
+                 p->host[0] ? " on " : "", p->host);
+    }
+}
+
 static pen_status meet(pen_world *world);
 
 pen_status pen_world_create(pen_world **out) {
@@ -132,15 +155,22 @@ pen_status pen_world_create(pen_world **out) {
     *out = world;
     world->size = world->replicas = world->stages = 1;
     world->patience_s = 60;
-    if (launched()) PEN_TRY(start_mpi(world));
+    signal(SIGUSR1, drain_on_signal); /* before MPI_Init, which takes its time */
+    if (pen_launcher_present()) PEN_TRY(start_mpi(world));
     PEN_TRY(check_slurm(world));
     size_t size = (size_t)world->size;
     world->places = calloc(size, sizeof *world->places);
     world->heard_ns = calloc(size, sizeof *world->heard_ns);
     world->beats = malloc(size * sizeof *world->beats);
-    if (!world->places || !world->heard_ns || !world->beats) return pen_fail(PEN_NO_MEMORY, "no memory for the world");
-    for (size_t r = 0; r < size; r++) world->beats[r] = MPI_REQUEST_NULL;
+    world->ends = calloc(size, sizeof *world->ends);
+    if (!world->places || !world->heard_ns || !world->beats || !world->ends)
+        return pen_fail(PEN_NO_MEMORY, "no memory for the world");
+    for (size_t r = 0; r < size; r++) {
+        world->beats[r] = MPI_REQUEST_NULL;
+        world->ends[r] = (struct pollfd){.fd = -1, .events = POLLIN};
+    }
     for (int r = 0; r < world->size; r++) world->places[r] = (pen_place){.rank = r, .stage = r};
+    name_places(world);
     pen_wait_init(&world->wait, false);
     return meet(world);
 }
@@ -156,12 +186,16 @@ void pen_world_destroy(pen_world *world) {
             if (world->beats[r] != MPI_REQUEST_NULL) MPI_Wait(&world->beats[r], MPI_STATUS_IGNORE);
         MPI_Comm_free(&world->talk);
         MPI_Comm_free(&world->links);
+        MPI_Comm_free(&world->mail);
         MPI_Finalize();
         alarm(0);
     }
+    for (int r = 0; world->ends && r < world->size; r++)
+        if (world->ends[r].fd >= 0) close(world->ends[r].fd);
     free(world->places);
     free(world->heard_ns);
     free(world->beats);
+    free(world->ends);
     free(world);
 }
 
@@ -181,19 +215,67 @@ static bool may_speak(pen_world *world) {
     return true;
 }
 
+/* A rank that is lost tells nobody; so neither it nor a launcher that is at a loss may keep us from leaving. */
+static void bound_the_end(void) {
+    signal(SIGALRM, SIG_DFL);
+    alarm(ABORT_S);
+}
+
+static _Noreturn void wait_for_the_end(pen_status status) {
+    pen_clock_sleep_until(pen_clock_ns() + (int64_t)ABORT_S * 1000 * 1000 * 1000);
+    _exit((int)status);
+}
+
 void pen_world_abort(pen_world *world, pen_status status) {
     bool others = world->mpi && world->size > 1;
-    signal(SIGALRM, SIG_DFL); /* should anything below block */
-    alarm(ABORT_S);
+    bound_the_end();
     fflush(stdout);
-    if (!others || may_speak(world)) {
-        fprintf(stderr, "penstock: %s\n", pen_last_error());
-        /* Through the launcher this reaches ranks that hang or are stopped, too. */
-        if (others) MPI_Abort(world->talk, (int)status);
-    } else {
-        pen_clock_sleep_until(pen_clock_ns() + (int64_t)ABORT_S * 1000 * 1000 * 1000);
-    }
+    if (others && !may_speak(world)) wait_for_the_end(status);
+    fprintf(stderr, "penstock: %s\n", pen_last_error());
+    if (others && pen_world_recovers(world) && pen_launcher_end(false)) wait_for_the_end(status);
+    /* Through the launcher this reaches ranks that hang or are stopped, too. */
+    if (others) MPI_Abort(world->talk, (int)status);
     _exit((int)status);
+}
+
+void pen_world_drop_out(pen_world *world, pen_status status) {
+    if (!pen_world_recovers(world)) pen_world_abort(world, status);
+    fprintf(stderr, "penstock: %s\n", pen_last_error());
+    _exit((int)status);
+}
+
+/* What we have printed and the launcher has not read yet it might not read any more when it is told to end. */
+static void drain_output(int file) {
+    int left = 0;
+    for (int i = 0; i < DRAIN_MS; i++) {
+        if (ioctl(file, isatty(file) ? TIOCOUTQ : FIONREAD, &left) != 0 || left == 0) return;
+        pen_clock_sleep_until(pen_clock_ns() + 1000 * 1000);
+    }
+}
+
+void pen_world_finish(pen_world *world) {
+    bound_the_end();
+    fflush(stdout);
+    drain_output(STDOUT_FILENO);
+    drain_output(STDERR_FILENO);
+    if (pen_launcher_end(true)) wait_for_the_end(PEN_OK);
+    MPI_Abort(world->talk, PEN_OK);
+    _exit(PEN_OK);
+}
+
+bool pen_world_recovers(const pen_world *world) {
+    return world->mpi && pen_launcher_recovers();
+}
+
+int pen_world_find_dead(pen_world *world) {
+    if (poll(world->ends, (nfds_t)world->size, 0) <= 0) return -1;
+    for (int r = 0; r < world->size; r++) {
+        if (!world->ends[r].revents) continue;
+        close(world->ends[r].fd);
+        world->ends[r].fd = -1;
+        return r;
+    }
+    return -1;
 }
 
 int pen_world_rank(const pen_world *world) {
@@ -208,8 +290,14 @@ const pen_place *pen_world_place(const pen_world *world, int rank) {
 const pen_share *pen_world_share(const pen_world *world) {
     return &world->share;
 }
+int pen_world_replicas(const pen_world *world) {
+    return world->replicas;
+}
 int pen_world_stages(const pen_world *world) {
     return world->stages;
+}
+int pen_world_replica(const pen_world *world) {
+    return world->rank / world->stages;
 }
 int pen_world_stage(const pen_world *world) {
     return world->rank % world->stages;
@@ -223,6 +311,9 @@ void pen_world_set_threads(pen_world *world, int threads) {
 int pen_world_links_handle(const pen_world *world) {
     return MPI_Comm_c2f(world->links);
 }
+int pen_world_mail_handle(const pen_world *world) {
+    return MPI_Comm_c2f(world->mail);
+}
 
 pen_status pen_world_arrange(pen_world *world, int replicas, int stages) {
     if (replicas < 1 || stages < 1 || (int64_t)replicas * stages != world->size)
@@ -233,6 +324,7 @@ pen_status pen_world_arrange(pen_world *world, int replicas, int stages) {
         world->places[r].replica = r / stages;
         world->places[r].stage = r % stages;
     }
+    name_places(world);
     return PEN_OK;
 }
 
@@ -263,8 +355,7 @@ static void listen(pen_world *world) {
 }
 
 static pen_status lost(const pen_world *world, int rank, const char *what, const char *why) {
-    return pen_fail(PEN_PEER_LOST, "lost rank %d (stage %d%s%s) while %s: %s", rank, world->places[rank].stage,
-                    world->places[rank].host[0] ? " on " : "", world->places[rank].host, what, why);
+    return pen_fail(PEN_PEER_LOST, "lost %s while %s: %s", world->places[rank].name, what, why);
 }
 
 /* Polls `request`, a message to or from `rank`, until it is done or the rank has been silent for too long. */
@@ -291,9 +382,8 @@ static pen_status await(pen_world *world, int rank, const char *what, MPI_Reques
             return lost(world, rank, what, why);
         }
         if (pen_wait_tells(&world->wait))
-            PEN_DEBUG("rank %d has waited %.1f s for rank %d (stage %d%s%s) while %s", world->rank,
-                      pen_wait_seconds(&world->wait), rank, world->places[rank].stage,
-                      world->places[rank].host[0] ? " on " : "", world->places[rank].host, what);
+            PEN_DEBUG("rank %d has waited %.1f s for %s while %s", world->rank, pen_wait_seconds(&world->wait),
+                      world->places[rank].name, what);
         pen_wait_pause(&world->wait, true, 0);
     }
 }
@@ -333,6 +423,12 @@ static pen_status receive_blob(pen_world *world, int rank, const char *what, pen
 pen_status pen_world_broadcast(pen_world *world, const char *what, pen_blob *blob) {
     if (world->rank != 0) return receive_blob(world, 0, what, blob);
     for (int r = 1; r < world->size; r++) PEN_TRY(send_blob(world, r, what, blob->data, blob->bytes));
+    return PEN_OK;
+}
+
+pen_status pen_world_scatter(pen_world *world, const char *what, const pen_blob *blobs, pen_blob *blob) {
+    if (world->rank != 0) return receive_blob(world, 0, what, blob);
+    for (int r = 1; r < world->size; r++) PEN_TRY(send_blob(world, r, what, blobs[r].data, blobs[r].bytes));
     return PEN_OK;
 }
 
@@ -429,10 +525,29 @@ pen_status pen_world_agree(pen_world *world, const char *what, pen_status status
 
 /* ---- Who is where ----------------------------------------------------------------------------------------------- */
 
+/* A process, for others to watch. */
+typedef struct process {
+    int32_t pid;
+    uint64_t space; /* in which the number means something */
+} process;
+
+static process this_process(void) {
+    struct stat space = {0};
+    if (stat("/proc/self/ns/pid", &space) != 0) return (process){0};
+    return (process){.pid = getpid(), .space = space.st_ino};
+}
+
+/* What a rank tells rank 0. */
+typedef struct arrival {
+    pen_machine machine;
+    process process;
+} arrival;
+
 /* What rank 0 tells a rank about itself and all others. */
 typedef struct seat {
     pen_place place;
     pen_share share;
+    process process;
 } seat;
 
 static void warn_if_bound(const pen_machine *const *machines, const pen_share *shares, int ranks) {
@@ -454,10 +569,11 @@ static pen_status seat_all(const pen_blob *blobs, int size, seat *seats) {
         if (seats[first].place.node >= 0) continue;
         int count = 0;
         for (int r = first; r < size; r++) {
-            const pen_machine *machine = blobs[r].data;
-            if (machine->id != ((const pen_machine *)blobs[first].data)->id) continue;
+            const arrival *other = blobs[r].data;
+            if (other->machine.id != ((const arrival *)blobs[first].data)->machine.id) continue;
+            seats[r].process = other->process;
             members[count] = r;
-            machines[count++] = machine;
+            machines[count++] = &other->machine;
         }
         pen_machine_divide(machines, count, shares);
         warn_if_bound(machines, shares, count);
@@ -475,18 +591,29 @@ static pen_status seat_all(const pen_blob *blobs, int size, seat *seats) {
     return memory ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for %d ranks", size);
 }
 
+/* Opens what tells of the end of the other ranks of this machine, where their numbers are ours (in one container). */
+static void watch(pen_world *world, const seat *seats) {
+    const seat *self = &seats[world->rank];
+    for (int r = 0; r < world->size; r++) {
+        const seat *other = &seats[r];
+        bool seen = other->place.node == self->place.node && other->process.space == self->process.space;
+        if (r != world->rank && seen && other->process.pid > 0)
+            world->ends[r].fd = (int)syscall(SYS_pidfd_open, other->process.pid, 0);
+    }
+}
+
 static pen_status meet(pen_world *world) {
     static const char what[] = "meeting the other ranks";
     size_t size = (size_t)world->size;
-    pen_machine machine;
-    pen_machine_look(&machine);
-    if (world->rank != 0) PEN_TRY(pen_world_gather(world, what, &machine, sizeof machine, NULL));
+    arrival self = {.process = this_process()};
+    pen_machine_look(&self.machine);
+    if (world->rank != 0) PEN_TRY(pen_world_gather(world, what, &self, sizeof self, NULL));
     pen_blob seats = {0};
     if (world->rank == 0) {
         pen_blob *blobs = calloc(size, sizeof *blobs);
         seats = (pen_blob){calloc(size, sizeof(seat)), size * sizeof(seat)};
         if (!blobs || !seats.data) return pen_fail(PEN_NO_MEMORY, "no memory for %zu ranks", size);
-        PEN_TRY(pen_world_gather(world, what, &machine, sizeof machine, blobs));
+        PEN_TRY(pen_world_gather(world, what, &self, sizeof self, blobs));
         pen_status status = seat_all(blobs, world->size, seats.data);
         for (size_t r = 0; r < size; r++) free(blobs[r].data);
         free(blobs);
@@ -496,7 +623,9 @@ static pen_status meet(pen_world *world) {
     if (seats.bytes != size * sizeof(seat)) return pen_fail(PEN_INTERNAL, "rank 0 is of another build");
     const seat *all = seats.data;
     for (size_t r = 0; r < size; r++) world->places[r] = all[r].place;
+    name_places(world);
     world->share = all[world->rank].share;
+    watch(world, all);
     free(seats.data);
     return PEN_OK;
 }
