@@ -383,7 +383,7 @@ static pen_status run_with_cancels(stage_play *all) {
         if (moved)
             cancel_some(all, 100);
         else
-            PEN_TRY(pen_engine_rest(all->engine));
+            PEN_TRY(pen_engine_rest(all->engine, false));
     }
     return PEN_OK;
 }
