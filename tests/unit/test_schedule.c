@@ -25,7 +25,7 @@ typedef struct model {
     int chosen;     /* tokens so far, with the given ones */
     int priority;
     int next;    /* position that must come next, or 0 or what is found again where it was paused */
-    int reached; /* the furthest position that a microbatch before this one came to */
+    int reached; /* the furthest position that it has come to before this microbatch, or begins it with */
     int asked;   /* last position whose logits were wanted */
     bool done;
     int slot;
@@ -69,6 +69,7 @@ static void check_microbatch(const pen_schedule_options *options, pen_kvcache *c
         assert_in_range(run->slot, 0, options->sequences - 1);
         if (run->position != s->next || run->slot != s->slot) check_beginning(cache, models, s, m, i);
         s->slot = run->slot;
+        if (run->position > s->reached) s->reached = run->position;
         for (int k = 0; k < i; k++) {
             assert_int_not_equal(m->runs[k].sequence, run->sequence);
             assert_int_not_equal(m->runs[k].slot, run->slot);
