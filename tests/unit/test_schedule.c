@@ -130,8 +130,10 @@ static void land(pen_schedule *schedule, model *models, flights *f) {
 
 /* Of the sequence before, or of the same parent: also of one that has ended, and of a child. */
 static void become_child(model *s, const model *models, int before) {
-    s->parent = models[before].parent >= 0 && rand() % 4 ? models[before].parent : before;
-    const model *parent = &models[s->parent];
+    int64_t of = models[before].parent >= 0 && rand() % 4 ? models[before].parent : before;
+    const model *parent = &models[of];
+    if (parent->given > 0) return; /* such a one is alone */
+    s->parent = of;
     s->prompt = parent->prompt;
     s->priority = parent->priority;
     s->given = s->chosen = 0;
