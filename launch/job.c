@@ -158,7 +158,8 @@ static pen_status lead(const pen_session *session, const pen_job *job, pen_front
     return pen_front_stop(front);
 }
 
-static pen_status make_front(const pen_session *session, pen_mail *mail, pen_replica *local, pen_front **front) {
+static pen_status make_front(pen_world *world, const pen_session *session, pen_mail *mail, pen_replica *local,
+                             pen_front **front) {
     int replicas = pen_session_replicas(session);
     const pen_config *config = pen_session_config(session);
     pen_token_cost *costs = calloc((size_t)replicas, sizeof *costs);
@@ -176,7 +177,7 @@ static pen_status make_front(const pen_session *session, pen_mail *mail, pen_rep
                                  .patience_s = PATIENCE * pen_session_step_timeout_s(session),
                                  .costs = costs,
                                  .slots = slots};
-    if (status == PEN_OK) status = pen_front_create(mail, local, &options, front);
+    if (status == PEN_OK) status = pen_front_create(world, mail, local, &options, front);
     free(costs);
     free(slots);
     return status;
@@ -198,21 +199,25 @@ static pen_status make_replica(pen_world *world, pen_session *session, pen_mail 
                                    .cost = pen_session_token_cost(session, pen_world_replica(world)),
                                    .busy_share = first_ms > 0 ? plan->score.max_ms / first_ms : 1,
                                    .measured_ms = ms};
-    if (status == PEN_OK) status = pen_replica_create(mail, pen_session_engine(session), &options, replica);
+    if (status == PEN_OK) status = pen_replica_create(world, mail, pen_session_engine(session), &options, replica);
     free(ms);
     return status;
 }
 
-static pen_status take_part_as_leader(pen_world *world, pen_session *session, const pen_job *job) {
+static pen_status take_part_as_leader(pen_world *world, pen_session *session, const pen_job *job, int *lost) {
     pen_mail *mail = NULL;
     pen_replica *replica = NULL;
     pen_front *front = NULL;
     pen_status status = pen_mail_create(world, &mail);
     if (status == PEN_OK) status = make_replica(world, session, mail, &replica);
-    if (status == PEN_OK && pen_world_rank(world) > 0) status = pen_replica_serve(replica);
+    if (status == PEN_OK && pen_world_rank(world) > 0) {
+        status = pen_replica_serve(replica);
+        if (status != PEN_OK) pen_replica_give_up(replica);
+    }
     if (status == PEN_OK && pen_world_rank(world) == 0) {
-        status = make_front(session, mail, replica, &front);
+        status = make_front(world, session, mail, replica, &front);
         if (status == PEN_OK) status = lead(session, job, front);
+        if (status == PEN_OK) *lost = pen_front_lost(front);
     }
     pen_front_destroy(front);
     pen_replica_destroy(replica);
@@ -220,9 +225,10 @@ static pen_status take_part_as_leader(pen_world *world, pen_session *session, co
     return status;
 }
 
-static pen_status take_part(pen_world *world, pen_session *session, const pen_job *job) {
+/* *lost: replicas that did not live to see the end, which the others have done without. Rank 0 knows. */
+static pen_status take_part(pen_world *world, pen_session *session, const pen_job *job, int *lost) {
     if (pen_world_stage(world) > 0) return pen_engine_serve(pen_session_engine(session));
-    return take_part_as_leader(world, session, job);
+    return take_part_as_leader(world, session, job, lost);
 }
 
 /* The run, with a trace of it where one is wanted. */
@@ -230,7 +236,12 @@ static pen_status run_stages(pen_world *world, pen_session *session, const pen_j
     const pen_trace *trace = pen_engine_trace(pen_session_engine(session));
     pen_tracer *tracer = NULL;
     pen_status status = trace ? pen_tracer_begin(world, &tracer) : PEN_OK;
-    if (status == PEN_OK) status = take_part(world, session, job);
+    int lost = 0;
+    if (status == PEN_OK) status = take_part(world, session, job, &lost);
+    if (status == PEN_OK && lost > 0) {
+        if (trace) PEN_WARN("no trace is written: lost ranks took theirs with them");
+        pen_world_finish(world);
+    }
     if (status == PEN_OK && trace) status = pen_tracer_end(tracer, trace, trace_file);
     pen_tracer_destroy(tracer);
     return status;
@@ -302,6 +313,8 @@ pen_status pen_job_run(const pen_options *options, const pen_job *job) {
         together = false;
         status = run_stages(world, session, job, trace_file);
     }
+    if (status != PEN_OK && world && !together && pen_world_replica(world) > 0)
+        pen_world_drop_out(world, status); /* the other replicas may go on */
     if (status != PEN_OK && world && (!together || status == PEN_PEER_LOST))
         pen_world_abort(world, status); /* the others do not know */
     if (trace_file) fclose(trace_file); /* what is in it was flushed */

@@ -40,6 +40,7 @@ typedef struct replica_record {
 } replica_record;
 
 struct pen_front {
+    pen_world *world;
     pen_mail *mail;
     pen_replica *local;
     pen_front_options options;
@@ -80,6 +81,12 @@ void pen_front_set_watch(pen_front *front, pen_front_watch *watch, void *context
 void pen_front_measured(const pen_front *front, double *ms) {
     memcpy(ms, front->measured_ms,
            (size_t)front->options.replicas * (size_t)front->options.stages * sizeof *front->measured_ms);
+}
+
+int pen_front_lost(const pen_front *front) {
+    int lost = 0;
+    for (int r = 0; r < front->options.replicas; r++) lost += !pen_distributor_alive(front->distributor, r);
+    return lost;
 }
 
 pen_replica_state pen_front_replica(const pen_front *front, int replica) {
@@ -375,8 +382,8 @@ static pen_status take_notices(pen_front *front, int from, const pen_blob *lette
 
 /* A replica is gone, for a reason that pen_last_error says. */
 static pen_status lose(pen_front *front, int replica) {
-    if (!front->options.recovers || replica == 0) return PEN_PEER_LOST;
     if (!is_alive(front, replica)) return PEN_OK;
+    if (!pen_world_recovers(front->world) || replica == 0) return PEN_PEER_LOST;
     pen_replica_account account = pen_distributor_account(front->distributor, replica);
     PEN_WARN("%s: replica %d is lost, and the %d requests that it had go to others", pen_last_error(), replica,
              account.requests);
@@ -396,6 +403,15 @@ static pen_status take_load(pen_front *front, int from, const pen_blob *letter) 
     return PEN_OK;
 }
 
+static pen_status take_death(pen_front *front, int from, const pen_blob *letter) {
+    int32_t rank;
+    PEN_TRY(pen_letter_decode(letter->data, letter->bytes, PEN_LETTER_DEAD, &rank, sizeof rank));
+    if (rank < 0 || rank >= pen_world_size(front->world)) return pen_fail(PEN_INTERNAL, "bad letter: rank %d", rank);
+    const pen_place *place = pen_world_place(front->world, rank);
+    pen_fail(PEN_PEER_LOST, "%s has %s", place->name, place->replica == from ? "given up" : "ended");
+    return lose(front, place->replica);
+}
+
 static pen_status handle(pen_front *front, int from, const pen_blob *letter) {
     pen_letter_kind kind;
     const void *data = letter->data;
@@ -410,6 +426,7 @@ static pen_status handle(pen_front *front, int from, const pen_blob *letter) {
                                  stages * sizeof(double));
     case PEN_LETTER_NOTICES: return take_notices(front, from, letter);
     case PEN_LETTER_LOAD: return take_load(front, from, letter);
+    case PEN_LETTER_DEAD: return take_death(front, from, letter);
     case PEN_LETTER_MOVED: {
         pen_move move;
         PEN_TRY(pen_letter_decode(data, bytes, kind, &move, sizeof move));
@@ -454,8 +471,8 @@ static pen_status check_silence(pen_front *front) {
     for (int r = 1; r < front->options.replicas; r++) {
         double silent_s = (double)(now_ns - front->replicas[r].heard_ns) * 1e-9;
         if (silent_s < front->options.patience_s || !is_alive(front, r)) continue;
-        pen_fail(PEN_PEER_LOST, "rank %d (leader of replica %d) has said nothing for %.1f s", r * front->options.stages,
-                 r, silent_s);
+        pen_fail(PEN_PEER_LOST, "%s has said nothing for %.1f s",
+                 pen_world_place(front->world, r * front->options.stages)->name, silent_s);
         PEN_TRY(lose(front, r));
     }
     return PEN_OK;
@@ -572,9 +589,11 @@ static pen_status make(pen_front *front) {
     return await_all(front, offsetof(replica_record, ready));
 }
 
-pen_status pen_front_create(pen_mail *mail, pen_replica *local, const pen_front_options *options, pen_front **out) {
+pen_status pen_front_create(pen_world *world, pen_mail *mail, pen_replica *local, const pen_front_options *options,
+                            pen_front **out) {
     pen_front *front = calloc(1, sizeof *front);
     if (!front) return pen_fail(PEN_NO_MEMORY, "no memory for the front end");
+    front->world = world;
     front->mail = mail;
     front->local = local;
     front->options = *options;

@@ -3,7 +3,8 @@
  * sends them there, and calls back with what comes of them. To a command, R replicas look like one engine.
  *
  * It keeps every request's payload until its end, so that another replica can go on where a lost one was: behind the
- * prompt and the tokens that had come.
+ * prompt and the tokens that had come. A replica is lost when one of its ranks is seen to have ended, or its leader has
+ * been silent for too long; where the launcher does not let the others live that is the end of the run.
  *
  * Owner: the caller keeps world, mail and rank 0's replica alive. Callbacks come from within pen_front_run*.
  */
@@ -22,14 +23,14 @@ typedef struct pen_front_options {
     const char *policy;
     int max_queue;
     double queue_timeout_s;      /* of every request; 0: none */
-    bool recovers;               /* a lost replica does not end the run */
     double patience_s;           /* silence after which a replica counts as lost */
     const pen_token_cost *costs; /* [replicas] */
     const int *slots;            /* [replicas] */
 } pen_front_options;
 
 /* `local` is rank 0's own replica. Waits until every leader is ready. */
-pen_status pen_front_create(pen_mail *mail, pen_replica *local, const pen_front_options *options, pen_front **front);
+pen_status pen_front_create(pen_world *world, pen_mail *mail, pen_replica *local, const pen_front_options *options,
+                            pen_front **front);
 void pen_front_destroy(pen_front *front);
 int pen_front_replicas(const pen_front *front);
 int pen_front_stages(const pen_front *front); /* of a replica */
@@ -65,6 +66,7 @@ typedef struct pen_replica_state {
     pen_replica_account account;
     pen_replica_load load; /* its last report */
 } pen_replica_state;
+int pen_front_lost(const pen_front *front); /* replicas; where the launcher recovers, the run goes on without them */
 pen_replica_state pen_front_replica(const pen_front *front, int replica);
 
 int pen_front_waiting(const pen_front *front); /* requests that are not given to a replica yet */

@@ -26,6 +26,7 @@ typedef enum pen_letter_kind {
     PEN_LETTER_LAP,       /* front → leader */
     PEN_LETTER_REPORT,    /* front → leader: send the metrics of your stages' last lap */
     PEN_LETTER_METRICS,   /* leader → front: pen_metrics[stages] */
+    PEN_LETTER_DEAD,      /* leader → front: int32_t, a rank that is gone */
     PEN_LETTER_LOST,      /* front → leader: int32_t, a replica that is gone */
     PEN_LETTER_DRAIN,     /* front → leader: all requests have ended */
     PEN_LETTER_DRAINED,   /* leader → front: pen_queue_counts */

@@ -8,6 +8,8 @@
 
 /* A load is reported when it changed and the last report is so old, and anyway from time to time. */
 static const int64_t LOAD_NS = 50 * 1000 * 1000, BEAT_NS = 500 * 1000 * 1000;
+static const int64_t LOOK_NS = 100 * 1000 * 1000;     /* for dead ranks, so often */
+static const int64_t GIVE_UP_NS = 1000 * 1000 * 1000; /* for the last message, at most */
 
 /* A request in the engine. */
 typedef struct running running;
@@ -23,6 +25,7 @@ struct running {
 };
 
 struct pen_replica {
+    pen_world *world;
     pen_mail *mail;
     pen_engine *engine;
     pen_replica_options options;
@@ -33,16 +36,17 @@ struct pen_replica {
     pen_status failure;    /* of a callback, kept for the turn that it happened in */
     pen_queued *given;     /* [PEN_QUEUE_MOST] scratch */
     pen_replica_load told; /* the last load that was reported, and when */
-    int64_t told_ns, heard;
+    int64_t told_ns, looked_ns, heard;
     double speed, planned_ms, full_ms; /* smoothed, as of these counts */
     double steal_s;
     bool asked_for_metrics, drains, drained, stopped;
 };
 
-pen_status pen_replica_create(pen_mail *mail, pen_engine *engine, const pen_replica_options *options,
+pen_status pen_replica_create(pen_world *world, pen_mail *mail, pen_engine *engine, const pen_replica_options *options,
                               pen_replica **out) {
     pen_replica *replica = calloc(1, sizeof *replica);
     if (!replica) return pen_fail(PEN_NO_MEMORY, "no memory for a replica");
+    replica->world = world;
     replica->mail = mail;
     replica->engine = engine;
     replica->options = *options;
@@ -397,6 +401,29 @@ static pen_status steal(pen_replica *replica, int64_t now_ns) {
     return PEN_OK;
 }
 
+/* A rank of this machine is gone: a stage of this replica, which cannot go on without it, or of another one. */
+static pen_status look_for_dead(pen_replica *replica, int64_t now_ns) {
+    if (now_ns - replica->looked_ns < LOOK_NS || !pen_world_recovers(replica->world)) return PEN_OK;
+    replica->looked_ns = now_ns;
+    for (int32_t rank; (rank = pen_world_find_dead(replica->world)) >= 0;) {
+        const pen_place *place = pen_world_place(replica->world, rank);
+        if (place->replica == replica->options.self) return pen_fail(PEN_PEER_LOST, "%s has ended", place->name);
+        PEN_TRY(send(replica, PEN_MAIL_FRONT, PEN_LETTER_DEAD, &rank, sizeof rank));
+    }
+    return PEN_OK;
+}
+
+void pen_replica_give_up(pen_replica *replica) {
+    int32_t rank = pen_world_rank(replica->world);
+    int64_t deadline_ns = pen_clock_ns() + GIVE_UP_NS;
+    pen_status status = send(replica, PEN_MAIL_FRONT, PEN_LETTER_DEAD, &rank, sizeof rank);
+    bool moved;
+    int peer;
+    while (status == PEN_OK && pen_clock_ns() < deadline_ns &&
+           pen_mail_unsent(replica->mail, replica->options.self, PEN_MAIL_FRONT) > 0)
+        status = pen_mail_progress(replica->mail, &moved, &peer);
+}
+
 static pen_status tell_drained(pen_replica *replica) {
     if (!replica->drains || replica->drained) return PEN_OK;
     if (replica->running_count > 0 || !pen_replica_queue_is_still(replica->queue)) return PEN_OK;
@@ -421,6 +448,7 @@ pen_status pen_replica_turn(pen_replica *replica, bool *moved) {
     PEN_TRY(report_load(replica, now_ns));
     PEN_TRY(steal(replica, now_ns));
     PEN_TRY(send_metrics(replica));
+    PEN_TRY(look_for_dead(replica, now_ns));
     return tell_drained(replica);
 }
 

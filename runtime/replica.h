@@ -23,7 +23,8 @@ typedef struct pen_replica_options {
     const double *measured_ms; /* [stages] for the front end to know; only read while it is made */
 } pen_replica_options;
 
-pen_status pen_replica_create(pen_mail *mail, pen_engine *engine, const pen_replica_options *options,
+/* `world`: ranks of this machine that die are told of, where the launcher lets the others live. */
+pen_status pen_replica_create(pen_world *world, pen_mail *mail, pen_engine *engine, const pen_replica_options *options,
                               pen_replica **replica);
 void pen_replica_destroy(pen_replica *replica);
 pen_engine *pen_replica_engine(pen_replica *replica);
@@ -37,5 +38,7 @@ bool pen_replica_is_stopped(const pen_replica *replica); /* the front end said s
 
 /* Serves until the front end says stop. */
 pen_status pen_replica_serve(pen_replica *replica);
+/* The replica has failed: tells the front end, so that others go on with its requests. */
+void pen_replica_give_up(pen_replica *replica);
 
 #endif
