@@ -15,6 +15,7 @@
 typedef struct sequence {
     int64_t number; /* −1: the slot is free */
     pen_sequence_spec spec;
+    int raised;          /* priority when it starts: of the most urgent one for whom it was put aside */
     int known;           /* tokens: the prompt, and what was appended */
     int next;            /* first position whose row was not scheduled since it was started */
     int asked;           /* last position whose logits were wanted, ever; −1: none */
@@ -176,8 +177,11 @@ pen_status pen_schedule_add(pen_schedule *schedule, const pen_sequence_spec *spe
     assert(spec->given == 0 || (spec->given < spec->output && spec->parent < 0));
     assert(spec->parent < schedule->next_sequence && !(spec->parent >= 0 && spec->score));
     int known = spec->prompt + spec->given;
-    const sequence s = {
-        .number = schedule->next_sequence, .spec = *spec, .known = known, .asked = spec->score ? -1 : known - 2};
+    const sequence s = {.number = schedule->next_sequence,
+                        .spec = *spec,
+                        .raised = spec->priority,
+                        .known = known,
+                        .asked = spec->score ? -1 : known - 2};
     if (!join_queue(schedule, &s)) return pen_fail(PEN_NO_MEMORY, "no memory to queue another sequence");
     schedule->exhausted = false;
     *number = schedule->next_sequence++;
@@ -262,6 +266,7 @@ static void start(pen_schedule *schedule, int slot, const sequence *waiting) {
     int parent = parent_slot(schedule, waiting);
     *s = *waiting;
     s->spec.parent = -1; /* should it be paused, it begins again like any other */
+    s->spec.priority = s->raised;
     if (parent >= 0) {
         s->next = s->spec.prompt - 1;
         pen_kvcache_fork(schedule->cache, parent, slot, s->next);
@@ -298,8 +303,10 @@ static bool preempt_for(pen_schedule *schedule, const sequence *s) {
     do {
         if (kept == 0 || schedule->slots[schedule->order[kept - 1]].spec.priority <= priority) return false;
     } while (!has_room(schedule, s, --kept));
-    for (; schedule->running > kept; schedule->preemptions++)
+    for (; schedule->running > kept; schedule->preemptions++) {
+        schedule->slots[schedule->order[schedule->running - 1]].raised = priority;
         if (!put_aside(schedule, schedule->running - 1)) return false;
+    }
     return true;
 }
 

@@ -10,7 +10,8 @@
  * when a slot and KV for what it has are free, the most urgent first. Where KV runs out the least urgent that runs is
  * *paused*: it gives its blocks up, waits before all less urgent ones and computes again what is not found in the
  * cache. Nothing that it has chosen is lost or chosen twice. With `preempts`, one that waits *preempts* those of higher
- * priority numbers, the least urgent first, where that lets it start: they are put aside in the same way.
+ * priority numbers, the least urgent first, where that lets it start: they are put aside in the same way. Once one of
+ * them runs again, it has the priority of whom it had made way for: so it is not put aside again and again.
  *
  * Several sequences of one prompt compute it once: all but the first name it as their parent. A child starts when the
  * parent's prompt has been scheduled but for its last row, shares the parent's blocks, and computes that row itself.
