@@ -20,20 +20,19 @@ __device__ static int dot4(const unsigned codes[4], int4 q, int i) {
 
 /* p += 32 values of the lane's row times those of an activation row. */
 template <int TYPE>
-__device__ float add_block(const unsigned codes[8], const factors &f, const int4 *q, const pen_cuda_factor &x,
-                           float p) {
+__device__ float add_block(const lane_weights<TYPE> &w, const int4 q[2], const pen_cuda_factor &x, float p) {
     constexpr weight_traits t = traits_of<TYPE>::traits;
-    int lower = dot4(codes, q[0], 0) - t.code_zero() * x.sums[0];
-    int upper = dot4(codes + 4, q[1], 0) - t.code_zero() * x.sums[1];
+    int lower = dot4(w.words, q[0], 0) - t.code_zero() * x.sums[0];
+    int upper = dot4(w.words + 4, q[1], 0) - t.code_zero() * x.sums[1];
     if constexpr (t.share == 32) {
-        p = fmaf((float)(lower + upper), f.d[0] * x.scale, p);
-        if constexpr (t.minima()) p = fmaf(f.m[0], x.scale * (float)(x.sums[0] + x.sums[1]), p);
+        p = fmaf((float)(lower + upper), w.f.d[0] * x.scale, p);
+        if constexpr (t.minima()) p = fmaf(w.f.m[0], x.scale * (float)(x.sums[0] + x.sums[1]), p);
         return p;
     }
-    float both = fmaf((float)upper, f.d[1], (float)lower * f.d[0]);
+    float both = fmaf((float)upper, w.f.d[1], (float)lower * w.f.d[0]);
     if constexpr (t.minima()) {
-        both = fmaf(f.m[0], (float)x.sums[0], both);
-        both = fmaf(f.m[1], (float)x.sums[1], both);
+        both = fmaf(w.f.m[0], (float)x.sums[0], both);
+        both = fmaf(w.f.m[1], (float)x.sums[1], both);
     }
     return fmaf(both, x.scale, p);
 }
@@ -51,29 +50,23 @@ __device__ void dot_span(const pen_cuda_product_args &args, const unsigned char 
                          const unsigned char *const x[ROWS], int span, int lane, float p[ROWS]) {
     int end = min((span + 1) * SPAN_TILES, args.w.cols / PEN_CUDA_BLOCK);
     for (int tile = span * SPAN_TILES; tile < end; tile++) {
+        lane_weights<TYPE> w(group, tile, lane);
         if constexpr (!F32 && traits_of<TYPE>::traits.quantised()) {
-            unsigned codes[8];
-            load_codes<TYPE>(tile_at<TYPE>(group, tile), lane, codes);
-            factors f = load_factors<TYPE>(group, tile, lane);
 #pragma unroll
             for (int r = 0; r < ROWS; r++) {
-                int4 q[2] = {reinterpret_cast<const int4 *>(x[r])[2 * tile],
-                             reinterpret_cast<const int4 *>(x[r])[2 * tile + 1]};
-                p[r] = add_block<TYPE>(codes, f, q, reinterpret_cast<const pen_cuda_factor *>(x[r] + args.w.cols)[tile],
-                                       p[r]);
+                const int4 *q = reinterpret_cast<const int4 *>(x[r]) + 2 * tile;
+                p[r] = add_block(w, q, reinterpret_cast<const pen_cuda_factor *>(x[r] + args.w.cols)[tile], p[r]);
             }
         } else {
-            float w[32];
-            load_values<TYPE>(group, tile, lane, w);
 #pragma unroll
             for (int four = 0; four < 8; four++)
 #pragma unroll
                 for (int r = 0; r < ROWS; r++) {
                     float4 v = x_values<F32>(x[r], args.w.cols, tile, four);
-                    p[r] = fmaf(w[4 * four], v.x, p[r]);
-                    p[r] = fmaf(w[4 * four + 1], v.y, p[r]);
-                    p[r] = fmaf(w[4 * four + 2], v.z, p[r]);
-                    p[r] = fmaf(w[4 * four + 3], v.w, p[r]);
+                    p[r] = fmaf(w.at(4 * four), v.x, p[r]);
+                    p[r] = fmaf(w.at(4 * four + 1), v.y, p[r]);
+                    p[r] = fmaf(w.at(4 * four + 2), v.z, p[r]);
+                    p[r] = fmaf(w.at(4 * four + 3), v.w, p[r]);
                 }
         }
     }
@@ -129,8 +122,8 @@ struct product_call {
         int rows = args.tokens * args.parts;
         if (rows == 1)
             launch_rows<TYPE, F32, 1>(stream, args);
-        else if (rows == 2)
-            launch_rows<TYPE, F32, 2>(stream, args);
+        else if (rows == 2 && !F32) /* a fine row */
+            launch_rows<TYPE, false, 2>(stream, args);
         else
             launch_rows<TYPE, F32, 8>(stream, args);
     }
@@ -151,21 +144,19 @@ void pen_cuda_launch_product(cudaStream_t stream, const pen_cuda_product_args *a
 /* A thread does the 32 values of a tile. */
 enum { EMBED_THREADS = 64 };
 
-template <int TYPE>
-static __device__ void read_tile(const pen_cuda_matrix &table, int row, int tile, float values[PEN_CUDA_BLOCK]) {
-    load_values<TYPE>(table.data + table.group_bytes * (row / WARP), tile, row % WARP, values);
+template <int TYPE> static __device__ lane_weights<TYPE> tile_of(const pen_cuda_matrix &table, int row, int tile) {
+    return lane_weights<TYPE>(table.data + table.group_bytes * (row / WARP), tile, row % WARP);
 }
 
 template <int TYPE> static __global__ void __launch_bounds__(EMBED_THREADS) embed_kernel(pen_cuda_embed_args args) {
     int cols = args.table.cols, row = blockIdx.x;
     for (int tile = threadIdx.x; tile < cols / PEN_CUDA_BLOCK; tile += EMBED_THREADS) {
-        float values[PEN_CUDA_BLOCK];
-        read_tile<TYPE>(args.table, args.token[row], tile, values);
+        lane_weights<TYPE> w = tile_of<TYPE>(args.table, args.token[row], tile);
         float4 *x = reinterpret_cast<float4 *>(args.x + (size_t)row * cols + PEN_CUDA_BLOCK * tile);
 #pragma unroll
         for (int i = 0; i < PEN_CUDA_BLOCK; i += 4)
-            x[i / 4] = make_float4(args.scale * values[i], args.scale * values[i + 1], args.scale * values[i + 2],
-                                   args.scale * values[i + 3]);
+            x[i / 4] = make_float4(args.scale * w.at(i), args.scale * w.at(i + 1), args.scale * w.at(i + 2),
+                                   args.scale * w.at(i + 3));
     }
 }
 
@@ -174,10 +165,10 @@ template <int TYPE>
 static __global__ void __launch_bounds__(EMBED_THREADS) add_positions_kernel(pen_cuda_embed_args args) {
     int cols = args.table.cols, row = blockIdx.x;
     for (int tile = threadIdx.x; tile < cols / PEN_CUDA_BLOCK; tile += EMBED_THREADS) {
-        float values[PEN_CUDA_BLOCK], *x = args.x + (size_t)row * cols + PEN_CUDA_BLOCK * tile;
-        read_tile<TYPE>(args.positions, args.position[row], tile, values);
+        float *x = args.x + (size_t)row * cols + PEN_CUDA_BLOCK * tile;
+        lane_weights<TYPE> w = tile_of<TYPE>(args.positions, args.position[row], tile);
 #pragma unroll
-        for (int i = 0; i < PEN_CUDA_BLOCK; i++) x[i] += values[i];
+        for (int i = 0; i < PEN_CUDA_BLOCK; i++) x[i] += w.at(i);
     }
 }
 

@@ -170,35 +170,37 @@ template <int TYPE> __device__ factors load_factors(const unsigned char *group, 
 
 /* ---- Values ---------------------------------------------------------------------------------------------------- */
 
-/* The lane's 32 weights of a tile, with the bits of pen_type_dequantize_row. */
-template <int TYPE> __device__ void load_values(const unsigned char *group, int tile, int lane, float values[32]) {
-    constexpr weight_traits t = traits_of<TYPE>::traits;
-    const unsigned char *data = tile_at<TYPE>(group, tile);
-    if constexpr (t.quantised()) {
-        unsigned codes[8];
-        load_codes<TYPE>(data, lane, codes);
-        factors f = load_factors<TYPE>(group, tile, lane);
-#pragma unroll
-        for (int i = 0; i < 32; i++) {
-            int half = t.share == 16 ? i / 16 : 0;
-            int code = (int)(signed char)(codes[i / 4] >> 8 * (i % 4)) - t.code_zero();
-            values[i] = f.d[half] * (float)code;
-            if constexpr (t.minima()) values[i] += f.m[half];
-        }
-    } else {
-        unsigned words[t.plain_words()];
-        load_words<t.plain_words()>(data, lane, words);
-#pragma unroll
-        for (int i = 0; i < 32; i++) {
-            if (TYPE == PEN_TYPE_F32)
-                values[i] = __uint_as_float(words[i % t.plain_words()]);
-            else if (TYPE == PEN_TYPE_BF16)
-                values[i] = __uint_as_float(words[i / 2] >> 16 * (i % 2) << 16);
-            else
-                values[i] = __half2float(__ushort_as_half((unsigned short)(words[i / 2] >> 16 * (i % 2))));
+/* The lane's 32 weights of a tile: what was loaded of them, and each with the bits of pen_type_dequantize_row. */
+template <int TYPE> struct lane_weights {
+    static constexpr weight_traits t = traits_of<TYPE>::traits;
+    unsigned words[t.quantised() ? 8 : t.plain_words()];
+    factors f;
+
+    __device__ lane_weights(const unsigned char *group, int tile, int lane) : f() {
+        const unsigned char *data = tile_at<TYPE>(group, tile);
+        if constexpr (t.quantised()) {
+            load_codes<TYPE>(data, lane, words);
+            f = load_factors<TYPE>(group, tile, lane);
+        } else {
+            load_words<t.plain_words()>(data, lane, words);
         }
     }
-}
+
+    __device__ float at(int i) const {
+        if constexpr (t.quantised()) {
+            int half = t.share == 16 ? i / 16 : 0,
+                code = (int)(signed char)(words[i / 4] >> 8 * (i % 4)) - t.code_zero();
+            float value = f.d[half] * (float)code;
+            return t.minima() ? value + f.m[half] : value;
+        } else if constexpr (TYPE == PEN_TYPE_F32) {
+            return __uint_as_float(words[i]);
+        } else if constexpr (TYPE == PEN_TYPE_BF16) {
+            return __uint_as_float(words[i / 2] >> 16 * (i % 2) << 16);
+        } else {
+            return __half2float(__ushort_as_half((unsigned short)(words[i / 2] >> 16 * (i % 2))));
+        }
+    }
+};
 
 /* Calls call.template run<TYPE>() for the type. */
 template <class Call> void for_type(pen_type type, Call call) {
