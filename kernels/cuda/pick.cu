@@ -98,6 +98,7 @@ __device__ static int draw(const row_of_logits &row, const pen_cuda_pick_args &p
     number own = 0, before = 0;
     for (int i = begin; i < end; i++) own += kept_mass(row, pick, floor, i);
     masses[threadIdx.x] = own;
+    if (threadIdx.x == 0) chosen = 0; /* where nothing is kept */
     number total = reduce_block<THREADS>(sum(), own);
     number target = (number)(pick.uniform * (double)total);
     if (target >= total) target = total - 1;

@@ -142,31 +142,50 @@ void start(fiber *f, unsigned number) {
     f->index.z = number / blockDim.x / blockDim.y;
 }
 
-/* Runs every thread up to where it waits; returns how many are not done. */
+/* Runs every warp up to a barrier, one after the other: as far apart as they may get. Returns how many threads are not
+ * done. */
 unsigned run_all(const std::vector<unsigned> &order) {
-    unsigned ready = 0, left = 0, waiting = 0;
-    for (unsigned number : order) {
-        fiber *f = &fibers[number];
-        if (f->state == READY) {
-            ready++;
-            resume(f);
+    unsigned resumed = 0, left = 0, waiting = 0;
+    for (size_t first = 0; first < order.size(); first += LANES)
+        for (bool again = true; again;) {
+            again = false;
+            for (size_t i = first; i < first + LANES; i++) {
+                if (fibers[order[i]].state != READY) continue;
+                resume(&fibers[order[i]]);
+                again = true;
+                resumed++;
+            }
         }
-    }
     for (unsigned number : order) {
         left += fibers[number].state != DONE;
         waiting += fibers[number].state == AT_BARRIER;
     }
     if (waiting == order.size())
         for (unsigned number : order) fibers[number].state = READY;
-    else if (left > 0 && ready == 0)
+    else if (left > 0 && resumed == 0)
         die("threads wait for others that do not come");
     return left;
 }
 
-void run_block(std::vector<unsigned> &order) {
+/* Puts the warps, and the lanes of each, in the order that is asked for. */
+void arrange(std::vector<unsigned> &order) {
     static std::mt19937 generator(5);
-    for (unsigned i = 0; i < order.size(); i++) order[i] = thread_order == 1 ? (unsigned)order.size() - 1 - i : i;
-    if (thread_order > 1) std::shuffle(order.begin(), order.end(), generator);
+    unsigned threads = (unsigned)order.size(), lane[LANES];
+    std::vector<unsigned> leaders;
+    for (unsigned i = 0; i < threads; i += LANES) leaders.push_back(i);
+    for (unsigned i = 0; i < LANES; i++) lane[i] = i;
+    if (thread_order == 1) {
+        std::reverse(leaders.begin(), leaders.end());
+        std::reverse(lane, lane + LANES);
+    } else if (thread_order > 1) {
+        std::shuffle(leaders.begin(), leaders.end(), generator);
+        std::shuffle(lane, lane + LANES, generator);
+    }
+    for (unsigned i = 0; i < threads; i++) order[i] = leaders[i / LANES] + lane[i % LANES];
+}
+
+void run_block(std::vector<unsigned> &order) {
+    arrange(order);
     for (warp &w : warps) w = {};
     for (unsigned i = 0; i < order.size(); i++) start(&fibers[i], i);
     while (run_all(order) > 0) continue;
