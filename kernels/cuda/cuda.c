@@ -234,6 +234,7 @@ static void event_record(pen_event *base) {
     pen_cuda_event *event = (pen_cuda_event *)base;
     pen_cuda_device *device = pen_cuda(base->device);
     event->reads = pen_cuda_staging_reads(device->reads);
+    pen_cuda_check(device, cudaGetLastError(), "a launch");
     pen_cuda_check(device, cudaEventRecord(event->event, device->stream), "recording an event");
 }
 
