@@ -75,27 +75,31 @@ void pen_cuda_weight_destroy(pen_weight *base) {
 /* ---- Packing --------------------------------------------------------------------------------------------------- */
 
 /* `words` 32-bit words of a row in a plane that holds pieces of 16 bytes at most of ROWS rows. */
-static void put_words(unsigned char *plane, int row, int count, const uint32_t *words) {
+static inline void put_words(unsigned char *plane, int row, int count, const uint32_t *words) {
     int piece = count < 4 ? count : 4;
     for (int w = 0; w < count; w += piece)
         memcpy(plane + ((size_t)(w / piece * ROWS + row) * (size_t)piece) * sizeof *words, words + w,
                (size_t)piece * sizeof *words);
 }
 
+/* The plane of `width` bits, from bit `from` of 32 codes; a constant width makes it quick. Returns the plane behind. */
+static inline unsigned char *put_plane(unsigned char *plane, int row, int width, int from, const uint8_t *q) {
+    uint32_t words[8] = {0};
+    for (int v = 0; v < TILE / 4; v++) {
+        uint32_t four;
+        memcpy(&four, q + 4 * v, sizeof four); /* little-endian, as the GPU is */
+        words[v % width] |= (four >> from & 0x01010101U * ((1U << width) - 1)) << width * (v / width);
+    }
+    put_words(plane, row, width, words);
+    return plane + ROWS * 4 * width;
+}
+
 /* The planes of 32 codes: the widest one holds the lowest bits. */
 static void put_codes(const pen_quant *quant, const uint8_t *q, int row, unsigned char *data) {
-    for (int width = 8, from = 0; width > 0; width /= 2) {
-        if (!(quant->bits & width)) continue;
-        uint32_t words[8] = {0};
-        for (int i = 0; i < TILE; i++) {
-            int v = i / 4;
-            uint32_t code = (uint32_t)q[i] >> from & ((1U << width) - 1);
-            words[v % width] |= code << (width * (v / width) + 8 * (i % 4));
-        }
-        put_words(data, row, width, words);
-        data += ROWS * 4 * width;
-        from += width;
-    }
+    if (quant->bits & 8) data = put_plane(data, row, 8, 0, q);
+    if (quant->bits & 4) data = put_plane(data, row, 4, 0, q);
+    if (quant->bits & 2) data = put_plane(data, row, 2, quant->bits & 4, q);
+    if (quant->bits & 1) put_plane(data, row, 1, quant->bits & 6, q);
 }
 
 static void put_half(unsigned char *halves, int row, const unsigned char *block, int at) {
