@@ -148,6 +148,13 @@ static json_t *json_phases(const pen_load_log *log) {
     return phases;
 }
 
+static json_t *json_whole(const pen_load_whole *w) {
+    return json_pack("{s:f, s:f, s:o, s:o, s:o, s:o}", "seconds", w->seconds, "total_tokens_per_s",
+                     w->total_tokens_per_s, "ttft_ms", json_statistics(&w->ttft), "e2el_ms", json_statistics(&w->e2el),
+                     "predicted_ttft_ms", json_statistics(&w->predicted_ttft), "prediction_error_ms",
+                     json_statistics(&w->prediction_error));
+}
+
 static void add_speeds(json_t *object, const pen_load_summary *s) {
     json_object_set_new(object, "prompt_tokens_per_s", json_real(s->prompt_tokens_per_s));
     json_object_set_new(object, "decode_tokens_per_s", json_real(s->decode_tokens_per_s));
@@ -170,6 +177,7 @@ static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, cons
                         json_pack("{s:f, s:f}", "prompt_tokens_per_s", forecast->prompt_tokens_per_s,
                                   "decode_tokens_per_s", forecast->decode_tokens_per_s));
     add_speeds(run, s);
+    json_object_set_new(run, "whole", json_whole(&s->whole));
     json_object_set_new(run, "stages", json_stages(stages, log->replicas * log->stages));
     json_object_set_new(run, "replicas", json_replicas(balance, log->replicas));
     json_object_set_new(run, "load_balance_factor", json_factor(balance->factor));

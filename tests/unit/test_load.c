@@ -203,6 +203,28 @@ static void test_steady_state_counts_what_ends_in_it(void **state) {
     near(s.efficiency.split, 0.1 / 0.15, 1e-12);
     near(s.efficiency.schedule, 0.75, 1e-12);
     near(s.efficiency.pipeline, 0.5, 1e-12);
+    near(s.whole.seconds, 0.4, 1e-12);
+    near(s.whole.total_tokens_per_s, (4 * 10 + 4 * 3) / 0.4, 1e-9);
+    near(s.whole.ttft.mean, (60 + 60 + 50 + 50) / 4.0, 1e-9);
+    near(s.whole.e2el.mean, (100 + 150 + 200 + 200) / 4.0, 1e-9);
+}
+
+static void test_predictions_are_compared_one_by_one(void **state) {
+    (void)state;
+    hand_log hand;
+    pen_load_summary s;
+    write_log(&hand, 3, (int[]){0, 50, 60}, (const int[][OUTPUTS]){{60, 80, 100}, {110, 150, 200}, {150, 220, 300}});
+    span(&hand, 0, 0, 300, 0.15, 0.05);
+    hand.requests[0].predicted_ttft_ms = 50; /* measured: 60 */
+    hand.requests[1].predicted_ttft_ms = 80; /* 60 */
+    hand.requests[2].predicted_ttft_ms = 1000;
+    hand.requests[2].expired = true;
+    hand.requests[2].token_ns[OUTPUTS - 1] = 0;
+    assert_int_equal(pen_load_summarise(&hand.log, &s), PEN_OK);
+    near(s.whole.predicted_ttft.mean, 65, 1e-9);
+    near(s.whole.prediction_error.mean, 15, 1e-9);
+    near(s.whole.total_tokens_per_s, 2 * 13 / 0.2, 1e-9);
+    assert_int_equal(s.expired, 1);
 }
 
 static void test_requests_one_by_one_have_speeds_of_their_own(void **state) {
@@ -347,6 +369,7 @@ int main(void) {
         cmocka_unit_test(test_lengths_are_log_normal),
         cmocka_unit_test(test_lengths_are_alike_without_a_spread),
         cmocka_unit_test(test_steady_state_counts_what_ends_in_it),
+        cmocka_unit_test(test_predictions_are_compared_one_by_one),
         cmocka_unit_test(test_requests_one_by_one_have_speeds_of_their_own),
         cmocka_unit_test(test_phases_are_timed_apart),
         cmocka_unit_test(test_simulated_one_by_one),
