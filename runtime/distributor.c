@@ -265,28 +265,32 @@ static pen_urgency urgency_of(const request *r) {
     return (pen_urgency){r->admission.priority, r->admitted_ns, r->stamp.id};
 }
 
+/* Nanoseconds to the first token of a request at a replica where it is, or may go. Each of those that are `alive` takes
+ * its share of what waits here, no prompt of which is looked up: that takes time. */
+static double ttft_ns_at(const pen_distributor *distributor, const request *r, int replica_number, int alive) {
+    const replica *at = &distributor->replicas[replica_number];
+    bool is_there = r->owner == replica_number;
+    double before = at->requests - is_there, before_ns = (double)(at->outstanding_ns - is_there * charge(r, at));
+    for (const request *w = distributor->buffer; w && !is_there; w = w->next_in_buffer) {
+        if (!pen_more_urgent(urgency_of(w), urgency_of(r), r->admitted_ns)) continue;
+        int64_t tokens = w->admission.prompt + w->delivered;
+        before += 1.0 / alive;
+        before_ns += (double)(tokens * at->prompt_ns + output_ns_at(w, at)) / alive;
+    }
+    double ahead = before - at->slots + 1; /* must end before this one starts */
+    double waits_ns = ahead > 0 ? before_ns * fmin(ahead / before, 1) : 0;
+    return (waits_ns + (double)(is_there ? r->prompt_ns : prompt_ns_at(r, at))) / at->weight.speed;
+}
+
 double pen_distributor_predict_ttft(const pen_distributor *distributor, int64_t id) {
     const request *r = find(distributor, id);
     if (!r) return 0;
     int alive = 0;
     for (int i = 0; i < distributor->replica_count; i++) alive += distributor->replicas[i].alive;
     double best_ns = INFINITY;
-    for (int i = 0; i < distributor->replica_count; i++) {
-        const replica *at = &distributor->replicas[i];
-        bool is_owner = i == r->owner;
-        if (!at->alive || (r->owner != NOBODY && !is_owner)) continue;
-        double before = at->requests - is_owner, before_ns = (double)(at->outstanding_ns - is_owner * charge(r, at));
-        /* Each replica takes its share of those that wait here. */
-        for (const request *w = distributor->buffer; w && !is_owner; w = w->next_in_buffer) {
-            if (!pen_more_urgent(urgency_of(w), urgency_of(r), r->admitted_ns)) continue;
-            before += 1.0 / alive;
-            before_ns += (double)(prompt_ns_at(w, at) + output_ns_at(w, at)) / alive;
-        }
-        double prompt_ns = (double)(is_owner ? r->prompt_ns : prompt_ns_at(r, at));
-        double ahead = before - at->slots + 1; /* must end before this one starts */
-        double waits_ns = ahead > 0 ? before_ns * fmin(ahead / before, 1) : 0;
-        best_ns = fmin(best_ns, (waits_ns + prompt_ns) / at->weight.speed);
-    }
+    for (int i = 0; i < distributor->replica_count; i++)
+        if (distributor->replicas[i].alive && (r->owner == NOBODY || r->owner == i))
+            best_ns = fmin(best_ns, ttft_ns_at(distributor, r, i, alive));
     return isinf(best_ns) ? 0 : best_ns * 1e-6;
 }
 
@@ -427,7 +431,7 @@ bool pen_distributor_progressed(pen_distributor *distributor, int leader, pen_st
     replica *at = &distributor->replicas[leader];
     at->outstanding_ns -= charge(r, at);
     r->delivered += tokens;
-    r->prompt_ns = 0;
+    if (tokens > 0) r->prompt_ns = 0;
     at->outstanding_ns += charge(r, at);
     return true;
 }

@@ -82,9 +82,10 @@ class Batch(unittest.TestCase):
         self.input.write_text("".join(line(i, **body) + "\n" for i, body in enumerate(bodies)))
         self.batch()
         one = answers(self.output)
-        self.output.unlink()
-        self.batch(ranks=2)
-        self.assertEqual(answers(self.output), one)
+        for replicas in (1, 2):
+            self.output.unlink()
+            self.batch("--dp", replicas, ranks=2)
+            self.assertEqual(answers(self.output), one)
         self.assertEqual(len(one), len(bodies))
         for i, body in enumerate(bodies):
             options = ["-p", PROMPTS[i], "-n", body["max_tokens"], "--temperature", body.get("temperature", 1)]
@@ -216,10 +217,10 @@ class Batch(unittest.TestCase):
         self.output.unlink()
         return time.monotonic() - began
 
-    def start_marked(self):
+    def start_marked(self, *more):
         """A job of two ranks and mpirun, in a process group of its own."""
         mark = uuid.uuid4().hex
-        process = self.job.start(*self.arguments(), ranks=2, mark=mark, stdin=subprocess.DEVNULL,
+        process = self.job.start(*self.arguments(*more), ranks=2, mark=mark, stdin=subprocess.DEVNULL,
                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
         return process, mark
 
@@ -241,7 +242,7 @@ class Batch(unittest.TestCase):
         draw = random.Random(6)
         kills = progress = 0
         while kills < KILLS:
-            process, mark = self.start_marked()
+            process, mark = self.start_marked("--dp", draw.choice([1, 2]))  # which changes nothing
             before = self.output.stat().st_size if self.output.exists() else 0
             # Some die while they start, most a moment after they have written something.
             patience = time.monotonic() + (draw.uniform(0, 0.5) if draw.random() < 0.25 else 20)

@@ -261,6 +261,7 @@ static void test_what_came_back_costs_no_more(void **state) {
     assert_true(a.cost_ms == 100 + 400 && a.prompt_ms == 100);
     assert_true(outstanding(d, 0) == 500);
     pen_distributor_started(d, 0, a.stamp);
+    assert_true(pen_distributor_progressed(d, 0, a.stamp, 0));
     assert_true(outstanding(d, 0) == 500);
     assert_true(pen_distributor_progressed(d, 0, a.stamp, 1));
     assert_true(outstanding(d, 0) == 390); /* with the first token the prompt is done */
