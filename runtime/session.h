@@ -37,7 +37,7 @@ void pen_session_close(pen_session *session);
 
 const pen_model *pen_session_model(const pen_session *session);
 pen_world *pen_session_world(const pen_session *session); /* for pen_world_beat in what takes long */
-int pen_session_max_len(const pen_session *session); /* longest sequence allowed */
+int pen_session_max_len(const pen_session *session);      /* longest sequence allowed */
 
 /* What the requests of this run need; counts on rank 0 only. */
 typedef struct pen_session_need {

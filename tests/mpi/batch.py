@@ -195,7 +195,8 @@ class Batch(unittest.TestCase):
 
     def finish(self, expected, **how):
         """Goes on until it is done, and compares with what an undisturbed run says."""
-        self.batch(**how)
+        if self.journal.exists():
+            self.batch(**how)
         self.assertFalse(self.journal.exists())
         lines = self.output.read_text().splitlines()
         self.assertEqual(sorted(json.loads(text)["id"] for text in lines), expected["ids"])
@@ -263,6 +264,7 @@ class Batch(unittest.TestCase):
                 continue
             progress += self.output.exists() and self.output.stat().st_size > before
         self.assertGreater(progress, KILLS // 4)
+        self.settle(mark)  # ranks that outlive mpirun may even get to the end
         self.finish(self.expected, ranks=2)
 
     def settle(self, mark):
@@ -289,6 +291,27 @@ class Batch(unittest.TestCase):
             full += self.output.exists() and self.output.stat().st_size > 0
         self.assertEqual(full, 4)
         self.finish(self.expected)
+
+    def test_full_file_system(self):
+        """A real one, where we may make it."""
+        mount = self.folder / "mount"
+        mount.mkdir()
+        def system(*line):
+            return subprocess.run(line, capture_output=True).returncode
+        if system("mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", mount):
+            self.skipTest("nothing can be mounted")
+        self.addCleanup(system, "umount", mount)
+        self.requests(30)
+        self.undisturbed(ranks=2)
+        self.output, self.journal = mount / "out.jsonl", mount / "out.jsonl.journal"
+        outcome = self.batch(ranks=2, code=IO)
+        self.assertEqual(len(outcome.complaints), 1, outcome.err)
+        self.assertIn("the same command goes on", outcome.complaints[0])
+        self.assertGreater(self.output.stat().st_size, 1000)
+        self.assertEqual(system("mount", "-o", "remount,size=10m", mount), 0)
+        self.assertIn("going on", self.job.run(*self.arguments(), ranks=2).err)
+        self.assertEqual(self.contents(), self.expected["contents"])
+        self.assertFalse(self.journal.exists())
 
 
 if __name__ == "__main__":
