@@ -101,7 +101,8 @@ static void fail_order(order *o, pen_status status) {
 /* Writes what became of the order, which then is no more. */
 static pen_status finish_order(order *o) {
     batch *b = o->batch;
-    const char *path = b->options->config.model, *slash = strrchr(path, '/');
+    const pen_config *config = &b->options->config;
+    const char *path = config->model[0] ? config->model : config->device, *slash = strrchr(path, '/');
     pen_batch_origin origin = {b->name, o->number};
     char *text = NULL;
     size_t length;

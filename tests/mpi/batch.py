@@ -195,7 +195,7 @@ class Batch(unittest.TestCase):
 
     def finish(self, expected, **how):
         """Goes on until it is done, and compares with what an undisturbed run says."""
-        if self.journal.exists():
+        if self.journal.exists() or not self.output.exists():
             self.batch(**how)
         self.assertFalse(self.journal.exists())
         lines = self.output.read_text().splitlines()
@@ -242,8 +242,10 @@ class Batch(unittest.TestCase):
         self.assertEqual(len(self.expected["ids"]), lines)
         draw = random.Random(6)
         kills = progress = 0
+        marks = []
         while kills < KILLS:
             process, mark = self.start_marked("--dp", draw.choice([1, 2]))  # which changes nothing
+            marks.append(mark)
             before = self.output.stat().st_size if self.output.exists() else 0
             # Some die while they start, most a moment after they have written something.
             patience = time.monotonic() + (draw.uniform(0, 0.5) if draw.random() < 0.25 else 20)
@@ -258,19 +260,20 @@ class Batch(unittest.TestCase):
             _, err = process.communicate()
             # Done in between: once more from the beginning.
             if process.returncode == 0 or (self.output.exists() and not self.journal.exists()):
-                self.settle(mark)
+                self.settle(*marks)
                 self.assertEqual(self.contents(), self.expected["contents"], err)
                 self.output.unlink()
                 continue
             progress += self.output.exists() and self.output.stat().st_size > before
         self.assertGreater(progress, KILLS // 4)
-        self.settle(mark)  # ranks that outlive mpirun may even get to the end
+        self.settle(*marks)  # ranks that outlive mpirun may even get to the end
         self.finish(self.expected, ranks=2)
 
-    def settle(self, mark):
+    def settle(self, *marks):
         deadline = time.monotonic() + 2 * GONE_S
-        while processes_with(mark) and time.monotonic() < deadline:
+        while (left := [pid for mark in marks for pid in processes_with(mark)]) and time.monotonic() < deadline:
             time.sleep(0.02)
+        self.assertEqual(left, [])
 
     def test_full_disk(self):
         self.requests(30)
