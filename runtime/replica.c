@@ -3,6 +3,7 @@
 
 #include "clock.h"
 #include "front_wire.h"
+#include "replica_weight.h"
 
 #include <stdlib.h>
 
@@ -37,7 +38,7 @@ struct pen_replica {
     pen_queued *given;     /* [PEN_QUEUE_MOST] scratch */
     pen_replica_load told; /* the last load that was reported, and when */
     int64_t told_ns, looked_ns, heard;
-    double speed, planned_ms, full_ms; /* smoothed, as of these counts */
+    pen_replica_weight weight; /* how fast it has been lately */
     double steal_s;
     bool asked_for_metrics, drains, drained, stopped;
 };
@@ -51,7 +52,7 @@ pen_status pen_replica_create(pen_world *world, pen_mail *mail, pen_engine *engi
     replica->engine = engine;
     replica->options = *options;
     replica->options.measured_ms = NULL;
-    replica->speed = 1;
+    replica->weight = pen_replica_weight_at_first();
     replica->given = calloc(PEN_STEAL_MOST, sizeof *replica->given);
     pen_status status = replica->given ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for a replica");
     if (status == PEN_OK)
@@ -142,15 +143,6 @@ static pen_replica_load load_of(const pen_replica *replica) {
                               .heard = replica->heard};
 }
 
-/* Half of what a second of full work says, and half of what was known before. */
-static void learn_speed(pen_replica *replica, const pen_replica_load *load) {
-    double full_ms = load->full_ms - replica->full_ms, planned_ms = load->planned_ms - replica->planned_ms;
-    if (full_ms < 1000 || planned_ms <= 0) return;
-    replica->speed = (replica->speed + planned_ms / full_ms) / 2;
-    replica->full_ms = load->full_ms;
-    replica->planned_ms = load->planned_ms;
-}
-
 static pen_status report_load(pen_replica *replica, int64_t now_ns) {
     if (now_ns - replica->told_ns < LOAD_NS) return PEN_OK;
     bool changed = pen_replica_queue_length(replica->queue) != replica->told.queued ||
@@ -158,7 +150,7 @@ static pen_status report_load(pen_replica *replica, int64_t now_ns) {
     if (!changed && now_ns - replica->told_ns < BEAT_NS) return PEN_OK;
     replica->told = load_of(replica);
     replica->told_ns = now_ns;
-    learn_speed(replica, &replica->told);
+    pen_replica_weight_learn(&replica->weight, &replica->told, now_ns);
     int peers = replica->options.steals ? replica->options.replicas : 0;
     for (int to = PEN_MAIL_FRONT; to < peers; to++) {
         /* One report under way to each; who has not got the last one gets the next one. */
@@ -277,7 +269,7 @@ static pen_status take_requests(pen_replica *replica, int from, pen_letter_kind 
 
 static pen_status give(pen_replica *replica, int thief, const pen_steal_ask *ask) {
     pen_replica_load load = load_of(replica);
-    int count = pen_replica_queue_give(replica->queue, thief, ask, &load, replica->speed, pen_clock_ns(),
+    int count = pen_replica_queue_give(replica->queue, thief, ask, &load, replica->weight.speed, pen_clock_ns(),
                                        replica->given, PEN_STEAL_MOST);
     pen_blob letter;
     pen_status status = pen_letter_encode_requests(PEN_LETTER_GIVE, replica->given, count, pen_clock_ns(), &letter);
@@ -395,7 +387,8 @@ static pen_status steal(pen_replica *replica, int64_t now_ns) {
     pen_steal_ask ask;
     pen_replica_load load = load_of(replica);
     int slots = pen_engine_open_slots(replica->engine);
-    if (!pen_replica_queue_ask(replica->queue, &load, replica->speed, slots, now_ns, &victim, &ask)) return PEN_OK;
+    if (!pen_replica_queue_ask(replica->queue, &load, replica->weight.speed, slots, now_ns, &victim, &ask))
+        return PEN_OK;
     PEN_TRY(send(replica, victim, PEN_LETTER_ASK, &ask, sizeof ask));
     replica->steal_s += (double)(pen_clock_ns() - now_ns) * 1e-9;
     return PEN_OK;
