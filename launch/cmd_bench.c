@@ -2,6 +2,7 @@
  * `penstock bench`: speed, latencies and how busy the stages are under a load that is made up, for one or several
  * numbers of requests at a time. See load.h for the load and load_summary.h for what is measured.
  */
+#include "balance.h"
 #include "command.h"
 #include "job.h"
 #include "load_simulate.h"
@@ -9,6 +10,7 @@
 #include "plan_json.h"
 
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,8 +21,8 @@ enum { REQUESTS_PER_STREAM = 8 };
 typedef struct bench_state {
     const pen_options *options;
     const pen_session *session;
-    json_t *runs; /* --json */
-    FILE *stages; /* else: lines of the table of the stages, for later */
+    json_t *runs;           /* --json */
+    FILE *stages, *balance; /* else: lines of the tables of stages and replicas, for later */
 } bench_state;
 
 static int largest(const pen_int_list *list) {
@@ -103,10 +105,22 @@ static json_t *json_stages(const pen_metrics *stages, int count) {
     return list;
 }
 
-/* There is one replica: nobody to take from, and nobody to be compared with. */
-static json_t *json_replicas(const pen_load_summary *summary) {
-    return json_pack("[{s:f, s:i, s:i}]", "utilisation", summary->utilisation, "requests", summary->requests, "stolen",
-                     0);
+static json_t *json_replicas(const pen_balance *balance, int replicas) {
+    json_t *list = json_array();
+    for (int r = 0; r < replicas; r++) {
+        const pen_replica_summary *s = &balance->replicas[r];
+        json_array_append_new(list,
+                              json_pack("{s:f, s:i, s:I, s:f, s:f, s:i, s:o, s:f}", "utilisation", s->utilisation,
+                                        "requests", s->requests, "stolen", (json_int_t)s->stolen, "busy_s", s->busy_s,
+                                        "queue_mean", s->queue_mean, "queue_most", s->queue_most, "e2el_ms",
+                                        json_statistics(&s->e2el), "steal_core_share", s->steal_share));
+    }
+    return list;
+}
+
+/* JSON knows no infinity. */
+static json_t *json_factor(double factor) {
+    return isfinite(factor) ? json_real(factor) : json_null();
 }
 
 static json_t *json_phases(const pen_load_log *log) {
@@ -137,8 +151,8 @@ static void add_speeds(json_t *object, const pen_load_summary *s) {
     json_object_set_new(object, "pipeline_efficiency", json_real(s->efficiency.pipeline));
 }
 
-static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, const pen_forecast *forecast,
-                        json_t *simulated, const pen_metrics *stages) {
+static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, const pen_balance *balance,
+                        const pen_forecast *forecast, json_t *simulated, const pen_metrics *stages) {
     json_t *run = json_pack("{s:i, s:i, s:f, s:b}", "concurrency", log->load.concurrency, "requests",
                             log->load.requests, "seconds", s->seconds, "steady", log->steady);
     if (!run) return NULL;
@@ -146,9 +160,13 @@ static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, cons
                         json_pack("{s:f, s:f}", "prompt_tokens_per_s", forecast->prompt_tokens_per_s,
                                   "decode_tokens_per_s", forecast->decode_tokens_per_s));
     add_speeds(run, s);
-    json_object_set_new(run, "stages", json_stages(stages, log->stages));
-    json_object_set_new(run, "replicas", json_replicas(s));
-    json_object_set_new(run, "load_balance_factor", json_real(1));
+    json_object_set_new(run, "stages", json_stages(stages, log->replicas * log->stages));
+    json_object_set_new(run, "replicas", json_replicas(balance, log->replicas));
+    json_object_set_new(run, "load_balance_factor", json_factor(balance->factor));
+    json_object_set_new(run, "worst_window_factor",
+                        balance->windows ? json_factor(balance->worst_factor) : json_null());
+    json_object_set_new(run, "windows", json_integer(balance->windows));
+    json_object_set_new(run, "expired", json_integer(s->expired));
     if (log->load.phases) json_object_set_new(run, "phases", json_phases(log));
     if (simulated) json_object_set_new(run, "simulated", simulated);
     return run;
@@ -160,6 +178,8 @@ static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, cons
 static void print_title(const bench_state *bench, int stages) {
     const pen_options *options = bench->options;
     const pen_config *config = &options->config;
+    int replicas = pen_session_replicas(bench->session);
+    if (replicas > 1) printf("%d replicas of ", replicas);
     printf("%s, %d stage%s, prompts of %d tokens, outputs of %d%s%s\n\n",
            config->model[0] ? config->model : config->device, stages, stages == 1 ? "" : "s", options->prompt_tokens,
            options->output_tokens, options->length_spread > 0 ? " on average" : "",
@@ -180,13 +200,34 @@ static void print_run(const pen_load_log *log, const pen_load_summary *s, const 
 
 /* Where the stages' time went; below all runs, so it is kept until then. */
 static void keep_stages(bench_state *bench, const pen_load_log *log, const pen_metrics *stages) {
-    for (int s = 0; s < log->stages; s++) {
+    for (int s = 0; s < log->replicas * log->stages; s++) {
         const pen_metrics *m = &stages[s];
         fprintf(bench->stages, "| %7d | %5d | %8.3f | %8.3f | %12.3f | %9.3f | %8.3f | %8llu | %8llu |\n",
                 log->load.concurrency, s, m->seconds[PEN_BUSY], m->busy_cpu_s, m->seconds[PEN_WAIT_RECEIVE],
                 m->seconds[PEN_WAIT_SEND], m->seconds[PEN_IDLE], (unsigned long long)m->steps,
                 (unsigned long long)m->rows);
     }
+}
+
+/* What each replica did, and how even that was. */
+static void keep_replicas(bench_state *bench, const pen_load_log *log, const pen_balance *balance) {
+    for (int r = 0; r < log->replicas; r++) {
+        const pen_replica_summary *s = &balance->replicas[r];
+        fprintf(bench->balance, "| %7d | %7d | %8d | %6llu | %11.3f | %10.2f/%4d | %8.0f/%8.0f |\n",
+                log->load.concurrency, r, s->requests, (unsigned long long)s->stolen, s->utilisation, s->queue_mean,
+                s->queue_most, s->e2el.mean, s->e2el.p99);
+    }
+    fprintf(bench->balance, "%d streams: load-balance factor %.3f", log->load.concurrency, balance->factor);
+    if (balance->windows)
+        fprintf(bench->balance, ", at most %.3f in the %d windows of 5 s with requests waiting", balance->worst_factor,
+                balance->windows);
+    fputc('\n', bench->balance);
+}
+
+static void print_replicas(const char *kept) {
+    printf("\n| streams | replica | requests | stolen | utilisation | queue mean/max | latency ms mean/p99 |\n"
+           "|--------:|--------:|---------:|-------:|------------:|---------------:|--------------------:|\n%s",
+           kept);
 }
 
 static void print_stages(const char *kept) {
@@ -230,46 +271,58 @@ static json_t *json_simulated(const bench_state *bench, const pen_load_log *log)
     return object;
 }
 
-static pen_status report(bench_state *bench, const pen_load_log *log) {
-    pen_load_summary summary;
-    PEN_TRY(pen_load_summarise(log, &summary));
-    pen_metrics *stages = calloc((size_t)log->stages, sizeof *stages);
-    if (!stages) return pen_fail(PEN_NO_MEMORY, "no memory for %d stages", log->stages);
-    pen_load_total(log, stages);
-    check_busy(stages, log->stages);
+/* `summary` and `balance` are the log's. */
+static void report_log(bench_state *bench, const pen_load_log *log, const pen_load_summary *summary,
+                       const pen_balance *balance, const pen_metrics *stages) {
     bool apart = log->load.phases || pen_load_is_serial(&log->load);
-    pen_forecast forecast =
-        pen_session_forecast(bench->session, least(log->load.concurrency, bench->options->config.max_num_seqs), apart);
+    pen_forecast forecast = pen_session_forecast(bench->session, log->load.concurrency, apart);
     if (bench->runs) {
-        json_array_append_new(bench->runs, json_run(log, &summary, &forecast, json_simulated(bench, log), stages));
+        json_t *simulated = log->replicas == 1 ? json_simulated(bench, log) : NULL;
+        json_array_append_new(bench->runs, json_run(log, summary, balance, &forecast, simulated, stages));
     } else {
-        print_run(log, &summary, &forecast);
+        print_run(log, summary, &forecast);
         keep_stages(bench, log, stages);
+        if (log->replicas > 1) keep_replicas(bench, log, balance);
     }
-    free(stages);
-    return PEN_OK;
 }
 
-static pen_status run_once(bench_state *bench, pen_engine *engine, int run) {
+static pen_status report(bench_state *bench, const pen_load_log *log) {
+    int count = log->replicas * log->stages;
+    pen_load_summary summary;
+    pen_balance balance = {0};
+    pen_metrics *stages = calloc((size_t)count, sizeof *stages);
+    pen_status status = stages ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for %d stages", count);
+    if (status == PEN_OK) status = pen_load_summarise(log, &summary);
+    if (status == PEN_OK) status = pen_balance_of(log, &balance);
+    if (status == PEN_OK) {
+        pen_load_total(log, stages);
+        check_busy(stages, count);
+        report_log(bench, log, &summary, &balance, stages);
+    }
+    pen_balance_free(&balance);
+    free(stages);
+    return status;
+}
+
+static pen_status run_once(bench_state *bench, pen_front *front, int run) {
     pen_load load = load_of(bench->options, run);
     pen_load_log log;
-    pen_status status = pen_load_run(&load, engine, pen_session_solved(bench->session)->stage_count,
-                                     pen_model_hparams(pen_session_model(bench->session))->vocab, &log);
+    pen_status status = pen_load_run(&load, front, pen_model_hparams(pen_session_model(bench->session))->vocab, &log);
     if (status == PEN_OK) status = report(bench, &log);
     pen_load_log_free(&log);
     return status;
 }
 
-static pen_status run_all(bench_state *bench, pen_engine *engine) {
-    for (int run = 0; run < bench->options->concurrency.count; run++) PEN_TRY(run_once(bench, engine, run));
+static pen_status run_all(bench_state *bench, pen_front *front) {
+    for (int run = 0; run < bench->options->concurrency.count; run++) PEN_TRY(run_once(bench, front, run));
     return PEN_OK;
 }
 
-static pen_status work_as_json(bench_state *bench, pen_engine *engine) {
+static pen_status work_as_json(bench_state *bench, pen_front *front) {
     const pen_options *options = bench->options;
     char *plan;
     bench->runs = json_array();
-    PEN_TRY(run_all(bench, engine));
+    PEN_TRY(run_all(bench, front));
     PEN_TRY(pen_plan_to_json(pen_session_solved(bench->session), &plan));
     json_t *object = json_pack("{s:i, s:i, s:f, s:o, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
                                options->output_tokens, "length_spread", options->length_spread, "plan",
@@ -281,18 +334,25 @@ static pen_status work_as_json(bench_state *bench, pen_engine *engine) {
     return written ? PEN_OK : pen_fail(PEN_IO, "standard output cannot be written");
 }
 
-static pen_status work(void *context, pen_engine *engine) {
+static pen_status work(void *context, pen_front *front) {
     bench_state *bench = context;
-    if (bench->options->json) return work_as_json(bench, engine);
-    char *kept = NULL;
+    if (bench->options->json) return work_as_json(bench, front);
+    char *stages = NULL, *balance = NULL;
     size_t length;
-    bench->stages = open_memstream(&kept, &length);
-    if (!bench->stages) return pen_fail(PEN_NO_MEMORY, "no memory for a table");
-    print_title(bench, pen_session_solved(bench->session)->stage_count);
-    pen_status status = run_all(bench, engine);
-    fclose(bench->stages);
-    if (status == PEN_OK) print_stages(kept);
-    free(kept);
+    pen_status status = PEN_OK;
+    bench->stages = open_memstream(&stages, &length);
+    bench->balance = open_memstream(&balance, &length);
+    if (!bench->stages || !bench->balance) status = pen_fail(PEN_NO_MEMORY, "no memory for a table");
+    if (status == PEN_OK) {
+        print_title(bench, pen_session_solved(bench->session)->stage_count);
+        status = run_all(bench, front);
+    }
+    if (bench->stages) fclose(bench->stages);
+    if (bench->balance) fclose(bench->balance);
+    if (status == PEN_OK) print_stages(stages);
+    if (status == PEN_OK && balance[0]) print_replicas(balance);
+    free(stages);
+    free(balance);
     PEN_TRY(status);
     return fflush(stdout) == 0 && !ferror(stdout) ? PEN_OK : pen_fail(PEN_IO, "standard output cannot be written");
 }

@@ -81,7 +81,7 @@ static pen_status write_result(const score_state *score) {
     return written && fflush(stdout) == 0 ? PEN_OK : pen_fail(PEN_IO, "standard output cannot be written");
 }
 
-static pen_status work(void *context, pen_engine *engine) {
+static pen_status work(void *context, pen_front *front) {
     score_state *score = context;
     pen_request request = {
         .prompt = score->tokens.ids,
@@ -91,9 +91,9 @@ static pen_status work(void *context, pen_engine *engine) {
         .on_done = on_done,
         .context = score,
     };
-    PEN_TRY(pen_engine_submit(engine, &request));
+    PEN_TRY(pen_front_submit(front, &request, NULL));
     int64_t start = pen_clock_ns();
-    PEN_TRY(pen_engine_run(engine));
+    PEN_TRY(pen_front_run(front));
     double seconds = (double)(pen_clock_ns() - start) / 1e9;
     if (score->finish == PEN_FINISH_BAD_LOGITS)
         return pen_fail(PEN_BAD_INPUT, "%s: the model's output is not a number", score->options->config.model);

@@ -77,7 +77,7 @@ static pen_status plan_model(const pen_options *given, pen_plan **plan) {
     pen_plan_model_options options = {.workload = {.prompt_tokens = config->workload_prompt,
                                                    .output_tokens = config->workload_output,
                                                    .max_num_seqs = config->max_num_seqs},
-                                      .stages = given->stages > 0 ? given->stages : 1,
+                                      .stages = config->pipeline_parallel > 0 ? config->pipeline_parallel : 1,
                                       .rows = rows,
                                       .context = pen_config_max_len(config, pen_model_hparams(model)->context),
                                       .positions = config->workload_prompt + config->workload_output,
@@ -100,7 +100,7 @@ static pen_status print_json(const pen_plan *plan) {
 
 static pen_status solve_and_show(const pen_options *options, pen_plan *plan) {
     const pen_config *config = &options->config;
-    pen_plan_options wanted = {.stages = options->stages,
+    pen_plan_options wanted = {.stages = config->pipeline_parallel,
                                .method = config->method,
                                .layers = config->layers[0] ? config->layers : NULL,
                                .memory = config->memory,

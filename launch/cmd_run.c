@@ -5,8 +5,8 @@
  */
 #include "clock.h"
 #include "command.h"
+#include "completion.h"
 #include "job.h"
-#include "stopper.h"
 
 #include <jansson.h>
 
@@ -15,41 +15,18 @@
 /* Rows of logits at a time: 128 × vocabulary floats. */
 enum { LOGIT_ROWS_MOST = 128 };
 
-typedef struct completion {
-    pen_tokens output;
-    pen_detokenizer *detokenizer;
-    pen_stopper *stopper;
-    FILE *kept; /* writes `text`, what was said and not shown */
-    char *text;
-    size_t length;
-    json_t *logprobs; /* a list per token, where wanted */
-    pen_finish finish;
-    bool stopped; /* at a stop string */
-    bool done;
-} completion;
-
 typedef struct run_state {
     const pen_options *options;
     pen_tokenizer *tokenizer;
     pen_tokens prompt;
-    completion *completions; /* [options->choices] */
-    int shown;               /* the one whose text is streamed */
-    int32_t *stop_ids;
-    int stop_count;
+    pen_completion **completions; /* [options->choices] */
+    int shown;                    /* the one whose text is streamed … */
+    size_t said;                  /* … of which so many bytes are out */
+    pen_tokens end_ids;
     json_t *prompt_logprobs; /* where wanted */
     int64_t start_ns, first_ns, last_ns;
     bool broken; /* stdout cannot be written */
 } run_state;
-
-static pen_status find_stop_ids(run_state *run) {
-    int vocab = pen_tokenizer_vocab_size(run->tokenizer);
-    for (int32_t id = 0; id < vocab; id++) run->stop_count += pen_tokenizer_is_end(run->tokenizer, id);
-    run->stop_ids = calloc((size_t)run->stop_count + 1, sizeof *run->stop_ids);
-    if (!run->stop_ids) return pen_fail(PEN_NO_MEMORY, "no memory for the end tokens");
-    for (int32_t id = 0, n = 0; id < vocab; id++)
-        if (pen_tokenizer_is_end(run->tokenizer, id)) run->stop_ids[n++] = id;
-    return PEN_OK;
-}
 
 static pen_status check_biases(const run_state *run, int vocab) {
     const pen_option_biases *biases = &run->options->logit_bias;
@@ -60,34 +37,19 @@ static pen_status check_biases(const run_state *run, int vocab) {
     return PEN_OK;
 }
 
-/* Flushed, `kept` has a text, though an empty one. */
-static pen_status make_completion(const run_state *run, completion *c) {
-    const pen_options *options = run->options;
-    PEN_TRY(pen_detokenizer_create(run->tokenizer, PEN_DECODE_CONTINUED, &c->detokenizer));
-    PEN_TRY(pen_stopper_create(options->stop.list, options->stop.count, &c->stopper));
-    c->output.ids = calloc((size_t)options->max_tokens + 1, sizeof *c->output.ids);
-    c->kept = open_memstream(&c->text, &c->length);
-    if (!c->output.ids || !c->kept || fflush(c->kept) != 0)
-        return pen_fail(PEN_NO_MEMORY, "no memory for %d tokens", options->max_tokens);
-    if (options->logprobs) c->logprobs = json_array();
-    return PEN_OK;
-}
-
 static pen_status make_completions(run_state *run) {
-    run->completions = calloc((size_t)run->options->choices, sizeof *run->completions);
-    if (!run->completions) return pen_fail(PEN_NO_MEMORY, "no memory for %d completions", run->options->choices);
-    for (int i = 0; i < run->options->choices; i++) PEN_TRY(make_completion(run, &run->completions[i]));
-    if (run->options->prompt_logprobs) run->prompt_logprobs = json_pack("[n]"); /* the first token has none */
+    const pen_options *options = run->options;
+    pen_completion_options wanted = {.stop = options->stop.list,
+                                     .stop_count = options->stop.count,
+                                     .max_tokens = options->max_tokens,
+                                     .min_tokens = options->min_tokens,
+                                     .keeps_choices = options->logprobs > 0};
+    run->completions = calloc((size_t)options->choices, sizeof *run->completions);
+    if (!run->completions) return pen_fail(PEN_NO_MEMORY, "no memory for %d completions", options->choices);
+    for (int i = 0; i < options->choices; i++)
+        PEN_TRY(pen_completion_create(run->tokenizer, &wanted, &run->completions[i]));
+    if (options->prompt_logprobs) run->prompt_logprobs = json_pack("[n]"); /* the first token has none */
     return PEN_OK;
-}
-
-static void free_completion(completion *c) {
-    if (c->kept) fclose(c->kept);
-    free(c->text);
-    pen_detokenizer_destroy(c->detokenizer);
-    pen_stopper_destroy(c->stopper);
-    pen_tokens_free(&c->output);
-    json_decref(c->logprobs);
 }
 
 static int least(int a, int b) {
@@ -111,7 +73,7 @@ static pen_status prepare(void *context, const pen_session *session, pen_tokeniz
                         "the prompt has %zu tokens and %d are to follow, but the longest sequence allowed is %d tokens"
                         " (the model's context is %d)",
                         run->prompt.count, room, max_len, pen_model_hparams(pen_session_model(session))->context);
-    PEN_TRY(find_stop_ids(run));
+    PEN_TRY(pen_completion_end_ids(tokenizer, &run->end_ids));
     PEN_TRY(check_biases(run, pen_model_hparams(pen_session_model(session))->vocab));
     int rows = run->options->prompt_logprobs ? LOGIT_ROWS_MOST : least(run->options->choices, LOGIT_ROWS_MOST);
     *need = (pen_session_need){
@@ -121,33 +83,13 @@ static pen_status prepare(void *context, const pen_session *session, pen_tokeniz
 
 /* ---- Text -------------------------------------------------------------------------------------------------------- */
 
-static bool is_shown(const run_state *run, const completion *c) {
-    return !run->options->json && c == &run->completions[run->shown];
-}
-
-static void emit(run_state *run, completion *c, const char *text, size_t length) {
-    if (length == 0) return;
-    FILE *out = is_shown(run, c) ? stdout : c->kept;
-    if (fwrite(text, 1, length, out) < length || fflush(out) != 0) run->broken = true;
-}
-
-/* Shows the part of the text that no stop string can begin in; none ends in the first min_tokens tokens. */
-static void push_text(run_state *run, completion *c, pen_text text) {
-    bool armed = c->output.count > (size_t)run->options->min_tokens;
-    pen_stopper_text shown = pen_stopper_push(c->stopper, text, armed);
-    emit(run, c, shown.held.data, shown.held.length);
-    emit(run, c, shown.fresh.data, shown.fresh.length);
-    c->stopped = shown.stopped;
-}
-
-static void finish_text(run_state *run, completion *c) {
-    if (!c->stopped) push_text(run, c, pen_detokenizer_finish(c->detokenizer));
-    if (c->stopped) {
-        c->finish = PEN_FINISH_STOP;
-        return;
-    }
-    pen_text rest = pen_stopper_finish(c->stopper);
-    emit(run, c, rest.data, rest.length);
+/* Shows what the shown one has said since. */
+static void show(run_state *run) {
+    const pen_completion *c = run->completions[run->shown];
+    size_t fresh = c->length - run->said;
+    if (run->options->json || fresh == 0) return;
+    if (fwrite(c->text + run->said, 1, fresh, stdout) < fresh || fflush(stdout) != 0) run->broken = true;
+    run->said = c->length;
 }
 
 /* Whoever reads several is told which. */
@@ -159,12 +101,14 @@ static void show_heading(const run_state *run) {
 
 /* Goes on from what has been said to the end to what is still being said. */
 static void show_next(run_state *run) {
-    while (run->completions[run->shown].done) {
-        emit(run, &run->completions[run->shown], "\n", 1);
+    show(run);
+    while (run->completions[run->shown]->done) {
+        if (fputc('\n', stdout) == EOF || fflush(stdout) != 0) run->broken = true;
         if (run->shown + 1 == run->options->choices) return;
-        completion *c = &run->completions[++run->shown];
+        run->shown++;
+        run->said = 0;
         show_heading(run);
-        emit(run, c, c->text, c->length);
+        show(run);
     }
 }
 
@@ -188,27 +132,21 @@ static json_t *prompt_token_logprobs(const pen_choice *choice, int count) {
 
 static bool on_token(void *context, int index, int position, const pen_choice *choice) {
     run_state *run = context;
-    completion *c = &run->completions[index];
     if ((size_t)position < run->prompt.count) {
         json_array_append_new(run->prompt_logprobs, prompt_token_logprobs(choice, run->options->prompt_logprobs));
         return true;
     }
     run->last_ns = pen_clock_ns();
     if (!run->first_ns) run->first_ns = run->last_ns;
-    c->output.ids[c->output.count++] = choice->token; /* room for all was made */
-    if (c->logprobs) json_array_append_new(c->logprobs, best_logprobs(choice, run->options->logprobs));
-    push_text(run, c, pen_detokenizer_push(c->detokenizer, choice->token));
-    return !run->broken && !c->stopped;
+    bool goes_on = pen_completion_push(run->completions[index], choice);
+    if (index == run->shown) show(run);
+    return goes_on && !run->broken;
 }
 
 static void on_done(void *context, int index, pen_finish finish) {
     run_state *run = context;
-    completion *c = &run->completions[index];
-    c->finish = finish;
-    c->done = true;
-    if (finish == PEN_FINISH_BAD_LOGITS || run->broken) return;
-    finish_text(run, c);
-    if (!run->options->json) show_next(run);
+    pen_completion_finish(run->completions[index], finish);
+    if (finish != PEN_FINISH_BAD_LOGITS && !run->broken && !run->options->json) show_next(run);
 }
 
 /* ---- The result -------------------------------------------------------------------------------------------------- */
@@ -223,18 +161,23 @@ static json_t *id_list(const pen_tokens *tokens) {
     return list;
 }
 
-static json_t *describe(const completion *c, int index) {
+static json_t *describe(const run_state *run, int index) {
+    const pen_completion *c = run->completions[index];
     json_t *object =
         json_pack("{s:i, s:o, s:o, s:s}", "index", index, "output_ids", id_list(&c->output), "text",
-                  json_stringn(c->text, c->length), "finish_reason", c->finish == PEN_FINISH_STOP ? "stop" : "length");
-    if (object && c->logprobs) json_object_set(object, "logprobs", c->logprobs);
+                  json_stringn(c->text ? c->text : "", c->length), "finish_reason", pen_completion_reason(c));
+    if (!c->choices) return object;
+    json_t *logprobs = json_array();
+    for (size_t i = 0; i < c->output.count; i++)
+        json_array_append_new(logprobs, best_logprobs(&c->choices[i], run->options->logprobs));
+    json_object_set_new(object, "logprobs", logprobs);
     return object;
 }
 
 static json_t *describe_all(const run_state *run) {
     json_t *list = json_array();
     for (int i = 0; i < run->options->choices; i++) {
-        if (json_array_append_new(list, describe(&run->completions[i], i)) == 0) continue;
+        if (json_array_append_new(list, describe(run, i)) == 0) continue;
         json_decref(list);
         return NULL;
     }
@@ -265,8 +208,9 @@ static int larger(int a, int b) {
 static pen_status write_result(run_state *run) {
     size_t tokens = 0;
     for (int i = 0; i < run->options->choices; i++) {
-        const completion *c = &run->completions[i];
+        const pen_completion *c = run->completions[i];
         tokens += c->output.count;
+        if (c->failed) return pen_fail(PEN_NO_MEMORY, "no memory for the text of %zu tokens", c->output.count);
         if (c->finish == PEN_FINISH_BAD_LOGITS)
             return pen_fail(PEN_BAD_INPUT, "%s: the model's output is not a number after %zu tokens",
                             run->options->config.model, c->output.count);
@@ -282,7 +226,7 @@ static pen_status write_result(run_state *run) {
     return PEN_OK;
 }
 
-static pen_status work(void *context, pen_engine *engine) {
+static pen_status work(void *context, pen_front *front) {
     run_state *run = context;
     const pen_options *options = run->options;
     pen_request request = {
@@ -298,8 +242,8 @@ static pen_status work(void *context, pen_engine *engine) {
                  .target = -1,
                  .top_logprobs = larger(options->logprobs, options->prompt_logprobs)},
         .choices = options->choices,
-        .stop_ids = options->config.ignore_eos ? NULL : run->stop_ids,
-        .stop_count = options->config.ignore_eos ? 0 : run->stop_count,
+        .stop_ids = options->config.ignore_eos ? NULL : run->end_ids.ids,
+        .stop_count = options->config.ignore_eos ? 0 : (int)run->end_ids.count,
         .min_tokens = options->min_tokens,
         .repetition_penalty = options->repetition_penalty,
         .presence_penalty = options->presence_penalty,
@@ -311,10 +255,10 @@ static pen_status work(void *context, pen_engine *engine) {
         .context = run,
     };
     if (!options->json) fputs("\n", stderr);
-    PEN_TRY(pen_engine_submit(engine, &request));
+    PEN_TRY(pen_front_submit(front, &request, NULL));
     show_heading(run);
     run->start_ns = pen_clock_ns();
-    PEN_TRY(pen_engine_run(engine));
+    PEN_TRY(pen_front_run(front));
     return write_result(run);
 }
 
@@ -322,10 +266,10 @@ pen_status pen_cmd_run(const pen_options *options) {
     run_state run = {.options = options};
     pen_job job = {.prepare = prepare, .work = work, .context = &run};
     pen_status status = pen_job_run(options, &job);
-    for (int i = 0; run.completions && i < options->choices; i++) free_completion(&run.completions[i]);
+    for (int i = 0; run.completions && i < options->choices; i++) pen_completion_destroy(run.completions[i]);
     free(run.completions);
     json_decref(run.prompt_logprobs);
     pen_tokens_free(&run.prompt);
-    free(run.stop_ids);
+    pen_tokens_free(&run.end_ids);
     return status;
 }

@@ -1,13 +1,14 @@
 /*
  * A job: what every command that runs a model has in common. It joins the world, starts a session, shows the plan and
- * what the stages really take, lets the leader do the command's own work while the other ranks serve, and says how
- * busy the stages were.
+ * what the stages really take, lets rank 0 do the command's own work with the front end while all ranks serve, and says
+ * how busy the stages were.
  *
  * On stdout nothing; everything here goes to stderr, from rank 0.
  */
 #ifndef PEN_JOB_H
 #define PEN_JOB_H
 
+#include "front.h"
 #include "options.h"
 #include "session.h"
 #include "tokenizer.h"
@@ -18,8 +19,8 @@
 typedef struct pen_job {
     /* Reads the request and says what it needs. */
     pen_status (*prepare)(void *context, const pen_session *session, pen_tokenizer *tokenizer, pen_session_need *need);
-    /* Submits to the engine, runs it, writes the result. */
-    pen_status (*work)(void *context, pen_engine *engine);
+    /* Submits to the front end, runs it, writes the result. */
+    pen_status (*work)(void *context, pen_front *front);
     void *context;
     bool shows_metrics; /* itself */
 } pen_job;

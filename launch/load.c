@@ -10,15 +10,16 @@ enum { LONGEST = 4 }; /* times the mean: a tail without end would want KV withou
 
 typedef struct runner runner;
 
-/* What the engine's callbacks get. */
+/* What the front end's callbacks get. */
 typedef struct stream {
     runner *runner;
     pen_load_request *request;
+    int64_t id; /* the front end's */
 } stream;
 
 struct runner {
     const pen_load *load;
-    pen_engine *engine;
+    pen_front *front;
     pen_load_log *log;
     int vocab;
     stream *streams;   /* [load.requests] */
@@ -27,6 +28,7 @@ struct runner {
     int64_t begin_ns;
     int submitted, started, finished; /* requests that were admitted, that have a token, that ended */
     bool open;                        /* the steady state has begun, and not ended */
+    bool outputs;                     /* the second phase has begun */
     pen_status status;                /* of what a callback did */
 };
 
@@ -81,23 +83,23 @@ void pen_load_arrivals(double request_rate, uint64_t seed, int64_t *arrivals, in
 
 /* A span begins now, and what came before it does not count. */
 static pen_status begin_span(runner *r, int span) {
-    PEN_TRY(pen_engine_lap(r->engine));
+    PEN_TRY(pen_front_lap(r->front));
     r->log->spans[span].begin_ns = pen_clock_ns();
     return PEN_OK;
 }
 
 static pen_status end_span(runner *r, int span) {
     r->log->spans[span].end_ns = pen_clock_ns();
-    return pen_engine_lap(r->engine);
+    return pen_front_lap(r->front);
 }
 
 /* All prompts are through, and all requests held: nothing is under way. */
 static pen_status turn_to_outputs(runner *r) {
+    r->outputs = true;
     PEN_TRY(end_span(r, PEN_LOAD_PROMPTS));
-    PEN_TRY(pen_engine_metrics(r->engine, r->log->spans[PEN_LOAD_PROMPTS].stages));
+    PEN_TRY(pen_front_metrics(r->front, r->log->spans[PEN_LOAD_PROMPTS].stages));
     PEN_TRY(begin_span(r, PEN_LOAD_OUTPUTS));
-    pen_engine_hold(r->engine, false);
-    return PEN_OK;
+    return pen_front_hold(r->front, false);
 }
 
 /* ---- Requests ---------------------------------------------------------------------------------------------------- */
@@ -128,7 +130,8 @@ static pen_request_done on_done;
 
 static pen_status submit_due(runner *r) {
     const pen_load *load = r->load;
-    for (int wanted = due(r); r->submitted < wanted; r->submitted++) {
+    /* What finds no room is submitted when others have ended. */
+    for (int wanted = due(r); r->submitted < wanted && pen_front_has_room(r->front); r->submitted++) {
         stream *s = &r->streams[r->submitted];
         bool is_open = load->request_rate > 0;
         s->request->arrived_ns = is_open ? r->begin_ns + r->arrivals[r->submitted] : pen_clock_ns();
@@ -140,7 +143,8 @@ static pen_status submit_due(runner *r) {
                                .on_token = on_token,
                                .on_done = on_done,
                                .context = s};
-        PEN_TRY(pen_engine_submit(r->engine, &request));
+        PEN_TRY(pen_front_submit(r->front, &request, &s->id));
+        s->request->predicted_ttft_ms = pen_front_predicted_ttft_ms(r->front, s->id);
     }
     if (r->open && r->submitted == load->requests) {
         r->open = false;
@@ -153,7 +157,7 @@ static pen_status take_token(runner *r, pen_load_request *request) {
     request->token_ns[request->tokens++] = pen_clock_ns();
     if (request->tokens > 1) return request == &r->log->requests[0] ? submit_due(r) : PEN_OK;
     r->started++;
-    if (r->load->phases && r->started == r->load->requests) return turn_to_outputs(r);
+    if (r->load->phases && r->started == r->load->requests) pen_front_wake(r->front);
     return submit_due(r);
 }
 
@@ -169,8 +173,11 @@ bool pen_load_is_steady(const pen_load *load, int submitted) {
     return load->requests - submitted >= load->concurrency;
 }
 
-static pen_status take_end(runner *r, pen_finish finish, const pen_load_request *request) {
-    if (finish != PEN_FINISH_LENGTH)
+static pen_status take_end(runner *r, pen_finish finish, stream *s) {
+    pen_load_request *request = s->request;
+    request->replica = pen_front_replica_of(r->front, s->id);
+    request->expired = finish == PEN_FINISH_EXPIRED;
+    if (finish != PEN_FINISH_LENGTH && !request->expired)
         return pen_fail(PEN_BAD_INPUT, "the model's output is not a number after %d tokens", request->tokens);
     if (r->finished++ == 0 && pen_load_is_steady(r->load, r->submitted)) {
         r->open = r->log->steady = true;
@@ -182,7 +189,39 @@ static pen_status take_end(runner *r, pen_finish finish, const pen_load_request 
 static void on_done(void *context, int index, pen_finish finish) {
     (void)index;
     stream *s = context;
-    if (s->runner->status == PEN_OK) s->runner->status = take_end(s->runner, finish, s->request);
+    if (s->runner->status == PEN_OK) s->runner->status = take_end(s->runner, finish, s);
+}
+
+/* ---- Replicas ---------------------------------------------------------------------------------------------------- */
+
+/* What all replicas have stolen so far, for the log to say what they stole in this run. */
+static void note_steals(const runner *r, int sign) {
+    pen_load_log *log = r->log;
+    for (int i = 0; i < log->replicas; i++) {
+        pen_replica_state state = pen_front_replica(r->front, i);
+        log->stolen[i] += (uint64_t)sign * state.account.stolen;
+        log->steal_s[i] += sign * state.load.steal_s;
+    }
+}
+
+static void on_report(void *context, int replica) {
+    runner *r = context;
+    pen_load_log *log = r->log;
+    if (log->sample_count == log->sample_capacity) {
+        int capacity = log->sample_capacity ? 2 * log->sample_capacity : 1024;
+        pen_load_sample *grown = realloc(log->samples, (size_t)capacity * sizeof *grown);
+        if (!grown) return; /* the sample is lost, and no more than that */
+        log->samples = grown;
+        log->sample_capacity = capacity;
+    }
+    int waiting = pen_front_waiting(r->front);
+    for (int i = 0; i < log->replicas; i++) waiting += pen_front_replica(r->front, i).account.waiting;
+    pen_replica_load load = pen_front_replica(r->front, replica).load;
+    log->samples[log->sample_count++] = (pen_load_sample){.time_ns = pen_clock_ns(),
+                                                          .replica = replica,
+                                                          .queued = load.queued,
+                                                          .waiting = waiting,
+                                                          .busy_s = load.busy_s};
 }
 
 /* ---- The run ----------------------------------------------------------------------------------------------------- */
@@ -190,9 +229,10 @@ static void on_done(void *context, int index, pen_finish finish) {
 static pen_status run(runner *r) {
     const pen_load *load = r->load;
     pen_load_log *log = r->log;
-    pen_engine_hold(r->engine, load->phases);
+    PEN_TRY(pen_front_hold(r->front, load->phases));
     PEN_TRY(begin_span(r, 0));
     r->begin_ns = log->spans[0].begin_ns;
+    note_steals(r, -1);
     while (r->finished < load->requests) {
         PEN_TRY(submit_due(r));
         bool more = load->request_rate > 0 && r->submitted < load->requests;
@@ -200,11 +240,13 @@ static pen_status run(runner *r) {
         if (r->submitted == r->finished)
             pen_clock_sleep_until(next_ns);
         else
-            PEN_TRY(pen_engine_run_until(r->engine, next_ns));
+            PEN_TRY(pen_front_run_until(r->front, next_ns));
         PEN_TRY(r->status);
+        if (load->phases && r->started == load->requests && !r->outputs) PEN_TRY(turn_to_outputs(r));
     }
     if (!log->steady) PEN_TRY(end_span(r, log->span_count - 1));
-    return pen_engine_metrics(r->engine, log->spans[log->span_count - 1].stages);
+    note_steals(r, 1);
+    return pen_front_metrics(r->front, log->spans[log->span_count - 1].stages);
 }
 
 /* Times as they would be without --time-scale. */
@@ -218,20 +260,23 @@ static void unscale(pen_load_log *log) {
         for (int t = 0; t < request->tokens; t++)
             request->token_ns[t] = (int64_t)((double)(request->token_ns[t] - begin_ns) / scale);
     }
+    for (int i = 0; i < log->sample_count; i++)
+        log->samples[i].time_ns = (int64_t)((double)(log->samples[i].time_ns - begin_ns) / scale);
     for (int i = 0; i < log->span_count; i++) {
         pen_load_span *span = &log->spans[i];
         span->begin_ns = (int64_t)((double)(span->begin_ns - begin_ns) / scale);
         span->end_ns = (int64_t)((double)(span->end_ns - begin_ns) / scale);
-        for (int s = 0; s < log->stages; s++) {
+        for (int s = 0; s < log->replicas * log->stages; s++) {
             for (int a = 0; a < PEN_ACTIVITIES; a++) span->stages[s].seconds[a] /= scale;
             span->stages[s].work_s /= scale;
         }
     }
 }
 
-pen_status pen_load_log_create(const pen_load *load, int stages, pen_load_log *log) {
+pen_status pen_load_log_create(const pen_load *load, int replicas, int stages, pen_load_log *log) {
     size_t requests = (size_t)load->requests, outputs = 0;
-    *log = (pen_load_log){.load = *load, .stages = stages, .span_count = load->phases ? PEN_LOAD_SPANS : 1};
+    *log = (pen_load_log){
+        .load = *load, .replicas = replicas, .stages = stages, .span_count = load->phases ? PEN_LOAD_SPANS : 1};
     log->requests = calloc(requests, sizeof *log->requests);
     for (size_t i = 0; log->requests && i < requests; i++) {
         pen_load_request *request = &log->requests[i];
@@ -240,8 +285,11 @@ pen_status pen_load_log_create(const pen_load *load, int stages, pen_load_log *l
     }
     log->token_memory = calloc(outputs + 1, sizeof *log->token_memory);
     for (int i = 0; i < PEN_LOAD_SPANS; i++)
-        log->spans[i].stages = calloc((size_t)stages, sizeof *log->spans[i].stages);
-    if (!log->requests || !log->token_memory || !log->spans[0].stages || !log->spans[1].stages)
+        log->spans[i].stages = calloc((size_t)replicas * (size_t)stages, sizeof *log->spans[i].stages);
+    log->stolen = calloc((size_t)replicas, sizeof *log->stolen);
+    log->steal_s = calloc((size_t)replicas, sizeof *log->steal_s);
+    bool made = log->requests && log->token_memory && log->stolen && log->steal_s;
+    if (!made || !log->spans[0].stages || !log->spans[1].stages)
         return pen_fail(PEN_NO_MEMORY, "no memory for a load of %d requests", load->requests);
     int64_t *token_ns = log->token_memory;
     for (size_t i = 0; i < requests; i++) {
@@ -261,17 +309,19 @@ static pen_status prepare(runner *r) {
     r->prompt = calloc((size_t)longest, sizeof *r->prompt);
     if (!r->streams || !r->arrivals || !r->prompt)
         return pen_fail(PEN_NO_MEMORY, "no memory for a load of %d requests", load->requests);
-    for (int i = 0; i < load->requests; i++) r->streams[i] = (stream){r, &r->log->requests[i]};
+    for (int i = 0; i < load->requests; i++) r->streams[i] = (stream){.runner = r, .request = &r->log->requests[i]};
     if (load->request_rate > 0)
         pen_load_arrivals(load->request_rate / load->time_scale, load->seed, r->arrivals, load->requests);
     return PEN_OK;
 }
 
-pen_status pen_load_run(const pen_load *load, pen_engine *engine, int stages, int vocab, pen_load_log *log) {
-    runner r = {.load = load, .engine = engine, .log = log, .vocab = vocab, .status = PEN_OK};
-    pen_status status = pen_load_log_create(load, stages, log);
+pen_status pen_load_run(const pen_load *load, pen_front *front, int vocab, pen_load_log *log) {
+    runner r = {.load = load, .front = front, .log = log, .vocab = vocab, .status = PEN_OK};
+    pen_status status = pen_load_log_create(load, pen_front_replicas(front), pen_front_stages(front), log);
     if (status == PEN_OK) status = prepare(&r);
+    pen_front_set_watch(front, on_report, &r);
     if (status == PEN_OK) status = run(&r);
+    pen_front_set_watch(front, NULL, NULL);
     if (status == PEN_OK) unscale(log);
     free(r.streams);
     free(r.arrivals);
@@ -282,6 +332,9 @@ pen_status pen_load_run(const pen_load *load, pen_engine *engine, int stages, in
 void pen_load_log_free(pen_load_log *log) {
     free(log->requests);
     free(log->token_memory);
+    free(log->samples);
+    free(log->stolen);
+    free(log->steal_s);
     for (int i = 0; i < PEN_LOAD_SPANS; i++) free(log->spans[i].stages);
     *log = (pen_load_log){0};
 }

@@ -1,6 +1,6 @@
 /*
- * The load generator of `bench`: requests of exact lengths, made up by a seed, for the engine, and a log of when their
- * tokens came back. It lives on rank 0.
+ * The load generator of `bench`: requests of exact lengths, made up by a seed, for the front end, and a log of when
+ * their tokens came back. It lives on rank 0.
  *
  * All requests are equally long, or their lengths spread: log-normal around the same means, as those of people are.
  *
@@ -12,7 +12,7 @@
 #ifndef PEN_LOAD_H
 #define PEN_LOAD_H
 
-#include "engine.h"
+#include "front.h"
 
 typedef struct pen_load {
     int prompt_tokens, output_tokens; /* of every request, or on average */
@@ -34,22 +34,38 @@ typedef struct pen_load_request {
     int64_t arrived_ns; /* when it was due, also where the engine could only take it later */
     int64_t *token_ns;  /* [output_tokens] */
     int prompt_tokens, output_tokens;
-    int tokens; /* that came */
+    int tokens;   /* that came */
+    bool expired; /* it waited for too long, and none came */
+    int replica;  /* that has done it */
+    double predicted_ttft_ms;
 } pen_load_request;
+
+/* What a replica reported of itself during the run. */
+typedef struct pen_load_sample {
+    int64_t time_ns;
+    int replica;
+    int queued;    /* requests that waited at its leader */
+    int waiting;   /* … anywhere, as far as rank 0 knew */
+    double busy_s; /* of its slowest stage, since the program's start */
+} pen_load_sample;
 
 /* A stretch of time, and what the stages did in it. */
 typedef struct pen_load_span {
     int64_t begin_ns, end_ns;
-    pen_metrics *stages; /* [stages] */
+    pen_metrics *stages; /* [replicas][stages] */
 } pen_load_span;
 
 enum { PEN_LOAD_PROMPTS, PEN_LOAD_OUTPUTS, PEN_LOAD_SPANS };
 
 typedef struct pen_load_log {
     pen_load load;
-    int stages;
+    int replicas, stages;       /* stages of a replica */
     pen_load_request *requests; /* [load.requests] */
     int64_t *token_memory;
+    pen_load_sample *samples; /* [sample_count], as they came */
+    int sample_count, sample_capacity;
+    uint64_t *stolen; /* [replicas] requests that it took from others */
+    double *steal_s;  /* [replicas] time that it spent on that */
     /* With phases both; else one: the steady state, from the first completion to the last admission, or, where there
      * is none (too few requests) or need be none (they come one after the other), the whole run. */
     pen_load_span spans[PEN_LOAD_SPANS];
@@ -57,12 +73,13 @@ typedef struct pen_load_log {
     bool steady;
 } pen_load_log;
 
-/* Runs the load on an engine without other work. All times in the log are before --time-scale. Free it in any case. */
-pen_status pen_load_run(const pen_load *load, pen_engine *engine, int stages, int vocab, pen_load_log *log);
+/* Runs the load on a front end without other work. All times in the log are before --time-scale. Free it in any case.
+ */
+pen_status pen_load_run(const pen_load *load, pen_front *front, int vocab, pen_load_log *log);
 void pen_load_log_free(pen_load_log *log);
 
 /* For those who write a log: room for the load's requests, whose lengths are filled in. */
-pen_status pen_load_log_create(const pen_load *load, int stages, pen_load_log *log);
+pen_status pen_load_log_create(const pen_load *load, int replicas, int stages, pen_load_log *log);
 /* Whether the load has a steady state, now that its first request is done and `submitted` have been admitted. */
 bool pen_load_is_steady(const pen_load *load, int submitted);
 /* How many requests of a closed load should be admitted when so many are done. */

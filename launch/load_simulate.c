@@ -61,7 +61,7 @@ pen_status pen_load_simulate(const pen_load *load, pen_load_simulator *simulator
                              pen_load_log *log) {
     assert(!load->phases);
     twin t = {.log = log};
-    pen_status status = pen_load_log_create(load, stages, log);
+    pen_status status = pen_load_log_create(load, 1, stages, log);
     size_t count = (size_t)load->requests;
     int64_t *arrivals = calloc(count, sizeof *arrivals);
     t.requests = calloc(count, sizeof *t.requests);

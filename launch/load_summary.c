@@ -16,7 +16,7 @@ static bool within(const pen_load_log *log, int64_t time_ns) {
 }
 
 void pen_load_total(const pen_load_log *log, pen_metrics *stages) {
-    for (int s = 0; s < log->stages; s++) {
+    for (int s = 0; s < log->replicas * log->stages; s++) {
         stages[s] = log->spans[0].stages[s];
         for (int i = 1; i < log->span_count; i++) {
             const pen_metrics *more = &log->spans[i].stages[s];
@@ -106,10 +106,12 @@ static void latencies(const pen_load_request *const *ended, double *values, pen_
 
 static void stages_of(const pen_load_log *log, pen_metrics *stages, pen_load_summary *summary) {
     pen_load_total(log, stages);
-    summary->efficiency = pen_metrics_efficiency(stages, log->stages);
-    for (int s = 0; s < log->stages; s++) {
-        double share = per_second(stages[s].seconds[PEN_BUSY], summary->seconds);
-        if (share > summary->utilisation) summary->utilisation = share;
+    pen_efficiency *mean = &summary->efficiency;
+    for (int r = 0; r < log->replicas; r++) {
+        pen_efficiency e = pen_metrics_efficiency(stages + r * log->stages, log->stages);
+        mean->split += e.split / log->replicas;
+        mean->schedule += e.schedule / log->replicas;
+        mean->pipeline += e.pipeline / log->replicas;
     }
 }
 
@@ -119,7 +121,7 @@ pen_status pen_load_summarise(const pen_load_log *log, pen_load_summary *summary
     for (size_t i = 0; i < requests; i++) outputs += (size_t)log->requests[i].output_tokens;
     const pen_load_request **ended = calloc(requests, sizeof *ended);
     double *values = calloc(outputs, sizeof *values);
-    pen_metrics *stages = calloc((size_t)log->stages, sizeof *stages);
+    pen_metrics *stages = calloc((size_t)log->replicas * (size_t)log->stages, sizeof *stages);
     *summary = (pen_load_summary){0};
     pen_status status = PEN_OK;
     if (!ended || !values || !stages) {
@@ -134,6 +136,7 @@ pen_status pen_load_summarise(const pen_load_log *log, pen_load_summary *summary
             all_together(log, summary);
         for (int i = 0; i < load->requests; i++)
             if (within(log, last_ns(&log->requests[i]))) ended[summary->requests++] = &log->requests[i];
+        for (int i = 0; i < load->requests; i++) summary->expired += log->requests[i].expired;
         latencies(ended, values, summary);
         stages_of(log, stages, summary);
     }

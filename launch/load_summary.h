@@ -8,18 +8,18 @@
 typedef struct pen_load_summary {
     double seconds; /* of the spans */
     int requests;   /* that ended in them: whose latencies these are */
+    int expired;    /* that waited for too long */
     /* With requests one after the other: prompt tokens ÷ time to the first token, and later tokens ÷ later time. In
      * phases: of each phase. Else tokens ÷ time. */
     double prompt_tokens_per_s, decode_tokens_per_s, total_tokens_per_s;
     /* Milliseconds: to the first token; per later token of a request; between two tokens; to the last token. */
     pen_statistics ttft, tpot, itl, e2el;
-    pen_efficiency efficiency;
-    double utilisation; /* the busiest stage's busy time ÷ time */
+    pen_efficiency efficiency; /* the replicas' average */
 } pen_load_summary;
 
 pen_status pen_load_summarise(const pen_load_log *log, pen_load_summary *summary);
 
-/* The stages' metrics in all spans together: stages[log->stages]. */
+/* The stages' metrics in all spans together: stages[log->replicas][log->stages]. */
 void pen_load_total(const pen_load_log *log, pen_metrics *stages);
 
 #endif

@@ -19,7 +19,7 @@ const pen_command_info pen_command_table[PEN_COMMAND_COUNT] = {
 #define ON(command) (1U << PEN_COMMAND_##command)
 #define ALL         (~0U)
 #define COMMANDS    (ALL & ~ON(none))
-#define MODELS      (ON(run) | ON(perplexity) | ON(bench))
+#define MODELS      (ON(run) | ON(batch) | ON(perplexity) | ON(bench))
 #define PLANS       (MODELS | ON(plan))
 #define TEXTS       (ON(run) | ON(perplexity) | ON(tokenize))
 

@@ -30,6 +30,7 @@ typedef enum pen_option_type {
     X(SAMPLING, "Sampling")                                                                                            \
     X(LOAD, "Load")                                                                                                    \
     X(PLAN, "Plan")                                                                                                    \
+    X(REPLICAS, "Replicas")                                                                                            \
     X(MACHINE, "Machine")                                                                                              \
     X(OUTPUT, "Output")                                                                                                \
     X(GENERAL, "General")
@@ -61,7 +62,7 @@ typedef struct pen_command_info {
     const char *name, *usage, *about;
 } pen_command_info;
 
-enum { PEN_OPTIONS_MAX = 64, PEN_ENVIRONMENT_NAME = 64 };
+enum { PEN_OPTIONS_MAX = 80, PEN_ENVIRONMENT_NAME = 64 };
 
 extern const pen_option pen_option_table[];
 extern const int pen_option_count;

@@ -195,6 +195,8 @@ static pen_status set_value(const pen_option *option, const char *spelled, const
 /* ---- The command line -------------------------------------------------------------------------------------------- */
 
 /* The option whose long name or alias is the first `length` characters of `name`, whatever command takes it. */
+enum { QUEUE_TIMEOUT_S = 30 }; /* of requests that arrive by themselves, as people's do */
+
 static const pen_option *find_long(const char *name, size_t length) {
     for (int i = 0; i < pen_option_count; i++) {
         const char *names[] = {pen_option_table[i].name, pen_option_table[i].alias};
@@ -346,7 +348,10 @@ static pen_status plan_for_load(parser *p) {
     int most = 0;
     for (int i = 0; i < options->concurrency.count; i++)
         if (options->concurrency.values[i] > most) most = options->concurrency.values[i];
-    if (!is_given(p, "max-num-seqs")) config->max_num_seqs = most;
+    int replicas = config->data_parallel > 0 ? config->data_parallel : 1;
+    if (options->phases) replicas = 1; /* wherever they go: all run at a time */
+    if (!is_given(p, "max-num-seqs")) config->max_num_seqs = (most + replicas - 1) / replicas;
+    if (!is_given(p, "queue-timeout") && options->request_rate > 0) config->queue_timeout_s = QUEUE_TIMEOUT_S;
     if (options->phases && most > config->max_num_seqs)
         return pen_fail(PEN_USAGE, "--phases needs all %d requests to run at a time, and --max-num-seqs is %d", most,
                         config->max_num_seqs);
@@ -369,6 +374,16 @@ static pen_status check_device(pen_options *options) {
     return PEN_OK;
 }
 
+/* Both are read again when the batch goes on. */
+static pen_status check_batch(const pen_options *options) {
+    if (!options->input || !options->output) return pen_fail(PEN_USAGE, "batch needs -i FILE and -o FILE");
+    if (strcmp(options->input, "-") == 0)
+        return pen_fail(PEN_USAGE, "--input - cannot be: a batch must be able to read its input again");
+    if (strcmp(options->output, "-") == 0)
+        return pen_fail(PEN_USAGE, "--output - cannot be: a batch must be able to go on behind its output");
+    return PEN_OK;
+}
+
 static pen_status check(parser *p) {
     pen_options *options = p->options;
     pen_config *config = &options->config;
@@ -387,6 +402,7 @@ static pen_status check(parser *p) {
         return pen_fail(PEN_USAGE, "plan needs a MODEL or --profile FILE");
     if (options->command == PEN_COMMAND_run && !options->prompt && !options->file)
         return pen_fail(PEN_USAGE, "run needs a prompt: -p TEXT or -f FILE");
+    if (options->command == PEN_COMMAND_batch) PEN_TRY(check_batch(options));
     if (options->command == PEN_COMMAND_perplexity && !options->file)
         return pen_fail(PEN_USAGE, "perplexity needs a text: -f FILE");
     if (options->command == PEN_COMMAND_tokenize && !options->prompt && !options->file)

@@ -58,6 +58,9 @@ typedef struct pen_options {
     int tokens;                    /* perplexity: score the first N; 0: all */
     bool token_logprobs;           /* perplexity: also one per token */
 
+    /* batch. */
+    const char *input, *output;
+
     /* bench: the load. */
     int prompt_tokens, output_tokens;
     double length_spread;
@@ -69,9 +72,7 @@ typedef struct pen_options {
     /* tokenize. */
     bool no_bos, no_parse_special;
 
-    /* Planning. */
-    int stages;      /* 0: the world's size, or the devices of the profile */
-    const char *svg; /* file to draw the plan to; NULL: none */
+    const char *svg; /* plan: file to draw it to; NULL: none */
 
     bool json;
     bool help, version;

@@ -13,7 +13,7 @@ enum { PROBES = 64 };
 typedef struct writer {
     FILE *out;
     const pen_trace_track *tracks;
-    int stages;
+    int replicas, stages;
     int64_t zero_ns; /* the first record: times count from there */
 } writer;
 
@@ -26,21 +26,25 @@ static void put_time(const writer *w, const char *name, int64_t ns) {
     fprintf(w->out, ",\"%s\":%" PRId64 ".%03d", name, ns / 1000, (int)(ns % 1000));
 }
 
-/* Opens an event of stage s at `time_ns`, our clock. */
-static void put_event(const writer *w, const char *kind, int s, int64_t time_ns) {
-    fprintf(w->out, ",\n{\"ph\":\"%s\",\"pid\":0,\"tid\":%d", kind, s);
+/* Opens an event of track t at `time_ns`, our clock. */
+static void put_event(const writer *w, const char *kind, int t, int64_t time_ns) {
+    fprintf(w->out, ",\n{\"ph\":\"%s\",\"pid\":%d,\"tid\":%d", kind, t / w->stages, t % w->stages);
     put_time(w, "ts", time_ns - w->zero_ns);
 }
 
 static void put_names(const writer *w) {
-    fputs("{\"ph\":\"M\",\"pid\":0,\"name\":\"process_name\",\"args\":{\"name\":\"replica 0\"}}", w->out);
-    for (int s = 0; s < w->stages; s++) {
-        fprintf(w->out,
-                ",\n{\"ph\":\"M\",\"pid\":0,\"tid\":%d,\"name\":\"thread_name\",\"args\":{\"name\":\"stage %d\"}}", s,
-                s);
-        fprintf(w->out,
-                ",\n{\"ph\":\"M\",\"pid\":0,\"tid\":%d,\"name\":\"thread_sort_index\",\"args\":{\"sort_index\":%d}}", s,
-                s);
+    for (int r = 0; r < w->replicas; r++) {
+        fprintf(w->out, "%s{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",\"args\":{\"name\":\"replica %d\"}}",
+                r > 0 ? ",\n" : "", r, r);
+        for (int s = 0; s < w->stages; s++) {
+            fprintf(w->out,
+                    ",\n{\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"name\":\"thread_name\",\"args\":{\"name\":\"stage %d\"}}",
+                    r, s, s);
+            fprintf(
+                w->out,
+                ",\n{\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"name\":\"thread_sort_index\",\"args\":{\"sort_index\":%d}}",
+                r, s, s);
+        }
     }
 }
 
@@ -50,11 +54,12 @@ static const pen_trace_slice *find(const pen_trace_records *records, uint64_t st
     return i < records->slice_count ? &records->slices[i] : NULL;
 }
 
-static void put_slice(const writer *w, int s, const pen_trace_slice *slice) {
-    const pen_trace_track *track = &w->tracks[s];
+static void put_slice(const writer *w, int t, const pen_trace_slice *slice) {
+    const pen_trace_track *track = &w->tracks[t];
+    int s = t % w->stages;
     int64_t begin = ours(track, slice->begin_ns), end = ours(track, slice->end_ns);
     const char *kind = slice->decode_rows == 0 ? "prompt" : slice->decode_rows == slice->rows ? "decode" : "mixed";
-    put_event(w, "X", s, begin);
+    put_event(w, "X", t, begin);
     put_time(w, "dur", end - begin);
     fprintf(w->out,
             ",\"name\":\"%s\",\"args\":{\"step\":%" PRIu64
@@ -62,48 +67,48 @@ static void put_slice(const writer *w, int s, const pen_trace_slice *slice) {
             kind, slice->step, slice->rows, slice->rows - slice->decode_rows, slice->decode_rows, slice->context);
 
     /* An arrow ends at the slice that begins at that very time, and begins inside the one that sent it. */
-    uint64_t flow = slice->step * (uint64_t)w->stages + (uint64_t)s;
-    if (s + 1 < w->stages && find(&w->tracks[s + 1].records, slice->step)) {
-        put_event(w, "s", s, end > begin ? end - 1 : begin);
+    uint64_t flow = slice->step * (uint64_t)w->replicas * (uint64_t)w->stages + (uint64_t)t;
+    if (s + 1 < w->stages && find(&w->tracks[t + 1].records, slice->step)) {
+        put_event(w, "s", t, end > begin ? end - 1 : begin);
         fprintf(w->out, ",\"cat\":\"link\",\"name\":\"activations\",\"id\":%" PRIu64 "}", flow);
     }
-    if (s > 0 && find(&w->tracks[s - 1].records, slice->step)) {
-        put_event(w, "f", s, begin);
+    if (s > 0 && find(&w->tracks[t - 1].records, slice->step)) {
+        put_event(w, "f", t, begin);
         fprintf(w->out, ",\"bp\":\"e\",\"cat\":\"link\",\"name\":\"activations\",\"id\":%" PRIu64 "}", flow - 1);
     }
 }
 
-static void put_sample(const writer *w, const pen_trace_sample *sample) {
-    int64_t time_ns = ours(&w->tracks[0], sample->time_ns);
-    put_event(w, "C", 0, time_ns);
+static void put_sample(const writer *w, int t, const pen_trace_sample *sample) {
+    int64_t time_ns = ours(&w->tracks[t], sample->time_ns);
+    put_event(w, "C", t, time_ns);
     fprintf(w->out, ",\"name\":\"requests\",\"args\":{\"waiting\":%d,\"running\":%d}}", sample->waiting,
             sample->running);
-    put_event(w, "C", 0, time_ns);
+    put_event(w, "C", t, time_ns);
     fprintf(w->out, ",\"name\":\"free KV\",\"args\":{\"blocks\":%d}}", sample->free_blocks);
 }
 
 /* Counts come first in a microbatch's life, and clocks of several machines err: nothing may lie before zero. */
-static int64_t earliest(const pen_trace_track *tracks, int stages) {
+static int64_t earliest(const pen_trace_track *tracks, int count) {
     int64_t first = INT64_MAX;
-    for (int s = 0; s < stages; s++) {
-        const pen_trace_records *records = &tracks[s].records;
-        if (records->slice_count > 0 && ours(&tracks[s], records->slices[0].begin_ns) < first)
-            first = ours(&tracks[s], records->slices[0].begin_ns);
-        if (records->sample_count > 0 && ours(&tracks[s], records->samples[0].time_ns) < first)
-            first = ours(&tracks[s], records->samples[0].time_ns);
+    for (int t = 0; t < count; t++) {
+        const pen_trace_records *records = &tracks[t].records;
+        if (records->slice_count > 0 && ours(&tracks[t], records->slices[0].begin_ns) < first)
+            first = ours(&tracks[t], records->slices[0].begin_ns);
+        if (records->sample_count > 0 && ours(&tracks[t], records->samples[0].time_ns) < first)
+            first = ours(&tracks[t], records->samples[0].time_ns);
     }
     return first;
 }
 
-pen_status pen_trace_write(FILE *out, const pen_trace_track *tracks, int stages) {
-    const writer w = {out, tracks, stages, earliest(tracks, stages)};
+pen_status pen_trace_write(FILE *out, const pen_trace_track *tracks, int replicas, int stages) {
+    const writer w = {out, tracks, replicas, stages, earliest(tracks, replicas * stages)};
     uint64_t forgotten = 0;
     fputs("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n", out);
     put_names(&w);
-    for (int s = 0; s < stages; s++) {
-        const pen_trace_records *records = &tracks[s].records;
-        for (size_t i = 0; i < records->slice_count; i++) put_slice(&w, s, &records->slices[i]);
-        for (size_t i = 0; i < records->sample_count; i++) put_sample(&w, &records->samples[i]);
+    for (int t = 0; t < replicas * stages; t++) {
+        const pen_trace_records *records = &tracks[t].records;
+        for (size_t i = 0; i < records->slice_count; i++) put_slice(&w, t, &records->slices[i]);
+        for (size_t i = 0; i < records->sample_count; i++) put_sample(&w, t, &records->samples[i]);
         forgotten += records->forgotten;
     }
     fprintf(out, "\n],\"otherData\":{\"program\":\"penstock\",\"forgotten\":%" PRIu64 "}}\n", forgotten);
@@ -162,7 +167,8 @@ static pen_status write_all(const pen_tracer *tracer, const pen_blob *blobs, FIL
         forgotten += tracks[r].records.forgotten;
     }
     if (forgotten > 0) PEN_WARN("the trace has no room for the first %" PRIu64 " records of the run", forgotten);
-    if (status == PEN_OK) status = pen_trace_write(out, tracks, size);
+    if (status == PEN_OK)
+        status = pen_trace_write(out, tracks, pen_world_replicas(tracer->world), pen_world_stages(tracer->world));
     free(tracks);
     return status;
 }

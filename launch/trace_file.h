@@ -1,7 +1,7 @@
 /*
  * The file of `--trace`: what all stages did when, on rank 0's clock, in the JSON that chrome://tracing and
- * ui.perfetto.dev open. A track per stage, a slice per microbatch, an arrow where its rows went on, counters for
- * waiting and running requests and for free KV.
+ * ui.perfetto.dev open. A process per replica, a track per stage, a slice per microbatch, an arrow where its rows went
+ * on, counters for waiting and running requests and for free KV.
  */
 #ifndef PEN_TRACE_FILE_H
 #define PEN_TRACE_FILE_H
@@ -17,8 +17,8 @@ typedef struct pen_trace_track {
     pen_clock_map clock;
 } pen_trace_track;
 
-/* Pure. tracks[stages]; the first is the leader's. PEN_IO where `out` cannot be written. */
-pen_status pen_trace_write(FILE *out, const pen_trace_track *tracks, int stages);
+/* Pure. tracks[replicas · stages]; the first of each replica is its leader's. PEN_IO where `out` cannot be written. */
+pen_status pen_trace_write(FILE *out, const pen_trace_track *tracks, int replicas, int stages);
 
 /* What it takes on a running world: clocks compared at both ends of the run, the traces of all ranks brought together.
  * Every rank calls the same, with its own trace; the file counts on rank 0 only and stays open. */

@@ -19,11 +19,15 @@ typedef struct pen_config {
     int threads;               /* per rank; 0: this rank's share of the allowed cores */
     char link[16];             /* auto, local, mpi */
 
+    /* How the ranks are arranged. 0: data_parallel 1; pipeline_parallel what follows from the world's size. */
+    int data_parallel;     /* replicas of the model */
+    int pipeline_parallel; /* stages of a replica */
+
     /* The plan. */
     uint64_t memory;                      /* bytes per rank; 0: the machine's */
     int64_t kv_tokens;                    /* KV capacity in tokens; 0: what the requested sequences need */
     int workload_prompt, workload_output; /* --workload P:G */
-    int max_num_seqs;                     /* 0: 16 per stage */
+    int max_num_seqs;                     /* of a replica; 0: 16 per stage */
     char method[16];                      /* dp, uniform, parameters, greedy, equal-time, custom */
     char layers[PEN_LAYERS_MAX];          /* --layers 10,10,12: units… of a custom split, as given */
     char profile[PEN_PATH_MAX];           /* read instead of measured; "" */
@@ -35,6 +39,10 @@ typedef struct pen_config {
                                  */
     double step_timeout_s;      /* 0: max(30 s, 20 × predicted) */
     bool ignore_eos;
+    char policy[24];          /* of the distributor: one of policy.h */
+    bool steals, preempts;    /* leaders take requests from each other; put running ones aside for more urgent ones */
+    int max_queue;            /* requests that wait for a replica at most */
+    double queue_timeout_s;   /* one that has not started after so long ends; 0: never */
     char trace[PEN_PATH_MAX]; /* written by rank 0; "": nothing is recorded */
     int log_level;
 } pen_config;

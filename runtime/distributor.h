@@ -12,10 +12,17 @@
  * Cost. What a replica has yet to do is the sum of its requests' costs, which the ledger knows at any time: what was
  * sent counts from that moment, and no report can erase it. A request costs its prompt, as far as the replica has not
  * computed the same beginning lately, and its output, each token so many milliseconds of the slowest stage; what came
- * back costs no more, and what has ended costs nothing.
+ * back costs no more, and what has ended costs nothing. All of this is counted in whole nanoseconds, so that what goes
+ * to an account leaves it to the last one.
  *
  * Weight. How much work a replica deserves: how fast it is against its profile, as it reports, and how busy it has
  * been: above 0.9 of its time 0.5, below 0.5 of it 1.5, else 1; looked at once a second, smoothed.
+ *
+ * Steals and losses. Messages of different leaders overtake each other, so a move may be heard of from the victim or
+ * from the thief first, or of a later move before an earlier one: the highest (attempt, hop) is believed. What only the
+ * victim has said is lost with the victim, too, for what it gave may never have left it. A life that turns up after its
+ * request went on elsewhere, or has ended, is cancelled where it turns up. The wish to cancel belongs to the request:
+ * it goes to every owner who has said that he has it.
  */
 #ifndef PEN_DISTRIBUTOR_H
 #define PEN_DISTRIBUTOR_H
@@ -55,7 +62,7 @@ typedef struct pen_admission {
     int choices;            /* outputs of this length; ≥ 1 */
     int priority;           /* lower is earlier; a wait of 5 s outranks all that came later */
     int64_t timeout_ns;     /* ends when it has not started after so long; 0: waits for ever */
-    const uint64_t *prefix; /* [prefix_count] chained hashes of the prompt's full blocks; copied */
+    const uint64_t *prefix; /* [prefix_count] chained hashes of the prompt's blocks of PEN_KV_BLOCK; copied */
     int prefix_count;
 } pen_admission;
 
@@ -63,7 +70,9 @@ typedef struct pen_admission {
 pen_status pen_distributor_admit(pen_distributor *distributor, const pen_admission *admission, int64_t now_ns,
                                  int64_t *id);
 bool pen_distributor_has_room(const pen_distributor *distributor);
-/* Milliseconds from now to its first token, as far as is known; for a request that was just admitted. */
+/* Milliseconds from now to its first token, for a request that was just admitted, as far as is known: on the replica
+ * where that is soonest, (n − slots + 1) ÷ n of what the n requests before it cost must be gone, then comes its prompt.
+ */
 double pen_distributor_predict_ttft(const pen_distributor *distributor, int64_t id);
 
 /* Ends a request as soon as it can be; the owner, or an action, says when. Also of one that is unknown (any more). */
@@ -85,21 +94,21 @@ typedef struct pen_action {
     int replica;
     int64_t waited_ns; /* dispatch: since it was admitted */
     double cost_ms;    /* dispatch: there */
+    double prompt_ms;  /* … of which its prompt */
 } pen_action;
 
 /* The next thing to do; false: nothing now. */
 bool pen_distributor_next(pen_distributor *distributor, int64_t now_ns, pen_action *action);
 
-/* ---- What leaders say. Each returns whether it counts: a former life's does not. ----------------------------------
- */
+/* ---- What leaders say. What returns whether it counts: a former life's does not. --------------------------------- */
 
 bool pen_distributor_started(pen_distributor *distributor, int replica, pen_stamp stamp);
 bool pen_distributor_progressed(pen_distributor *distributor, int replica, pen_stamp stamp, int tokens);
 /* It has ended there, and so altogether. */
 bool pen_distributor_ended(pen_distributor *distributor, int replica, pen_stamp stamp);
 /* `replica` gave it to `thief`: `stamp` is that of its life there. The thief says so, too; either may come first. */
-void pen_distributor_moved(pen_distributor *distributor, int replica, pen_stamp stamp, int thief);
-void pen_distributor_taken(pen_distributor *distributor, int thief, pen_stamp stamp);
+pen_status pen_distributor_moved(pen_distributor *distributor, int replica, pen_stamp stamp, int thief);
+pen_status pen_distributor_taken(pen_distributor *distributor, int thief, pen_stamp stamp);
 
 /* What a leader reports of itself now and then; since it was made, unless said otherwise. */
 typedef struct pen_replica_load {
@@ -107,11 +116,12 @@ typedef struct pen_replica_load {
     double queued_ms, running_ms; /* what they still cost there */
     double busy_s;                /* of its slowest stage */
     double planned_ms, full_ms;   /* what the profile says of steps while the pipeline was full, and what they took */
+    double steal_s;               /* that its leader spent on stealing, and on being stolen from */
     int64_t heard;                /* dispatches that had reached it */
 } pen_replica_load;
 void pen_distributor_report(pen_distributor *distributor, int replica, const pen_replica_load *load, int64_t now_ns);
 
-/* The replica is gone: what it had goes to others, as a new attempt. */
+/* The replica is gone: what it had goes to others, as a new attempt, behind the tokens that counted. */
 void pen_distributor_lost(pen_distributor *distributor, int replica);
 bool pen_distributor_alive(const pen_distributor *distributor, int replica);
 

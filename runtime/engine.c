@@ -118,14 +118,13 @@ void pen_engine_moved(pen_engine *engine) {
 
 /* Whom a wait is for, and what. */
 typedef struct wait_name {
-    char peer[PEN_HOST_MAX + 64], what[64];
+    const char *peer;
+    char what[64];
 } wait_name;
 
 static wait_name name_of(const pen_engine *engine, const pen_engine_wait *wait) {
     int rank = pen_world_rank(engine->world) - engine->index + wait->peer;
-    wait_name name;
-    snprintf(name.peer, sizeof name.peer, "rank %d (stage %d of %d, on %s)", rank, wait->peer, engine->stages,
-             pen_world_place(engine->world, rank)->host);
+    wait_name name = {.peer = pen_world_place(engine->world, rank)->name};
     snprintf(name.what, sizeof name.what, "%s link %s, step %" PRIu64, pen_channel_name(wait->channel),
              pen_link_name(engine->link), wait->step);
     return name;

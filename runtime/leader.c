@@ -2,13 +2,15 @@
  * The leader of a replica: it holds the requests and their tokens, forms steps by the schedule, tells the other stages
  * of them, runs its own stage like anybody else, and takes the choices of the last stage.
  *
- * Steps come back in the order in which they left; `flights` remembers what each was. The number of a live sequence
- * finds its request in `live`, a table in which no two numbers meet (it grows until that is so).
+ * Steps come back in the order in which they left; `flights` remembers what each was. Callbacks may submit and cancel:
+ * behind each, what it was about is looked up anew.
  */
 #include "engine_internal.h"
 
 #include "clock.h"
 #include "kvcache.h"
+#include "live.h"
+#include "pace.h"
 #include "schedule.h"
 
 #include <inttypes.h>
@@ -17,15 +19,8 @@
 
 enum { HEADERS = 8, TOKEN_BUFFERS = 2 };
 
-typedef struct live {
-    int64_t sequence;
-    pen_request request;
-    int output; /* tokens generated */
-    bool held;  /* its next token waits until the hold ends */
-    pen_history_rules rules;
-    bool has_rules;   /* that change anything */
-    int32_t tokens[]; /* prompt, then output */
-} live;
+/* Rests of a leader without work that hears from others. Simulated ones share their cores with many. */
+static const int64_t SLICE_NS = 100 * 1000, SLICE_SIMULATED_NS = 1000 * 1000;
 
 /* A message on its way to the other stages. */
 typedef struct outgoing {
@@ -39,7 +34,15 @@ typedef struct flight {
     void *history;   /* [history_capacity] the message of histories */
     size_t history_capacity;
     pen_transfer history_send; /* 0: done */
+    pen_passage planned;       /* where there is a table of costs */
 } flight;
+
+/* What another stage answers. */
+typedef struct answer {
+    unsigned char message[sizeof(pen_header) + sizeof(pen_metrics)];
+    size_t bytes;
+    pen_transfer receive; /* 0: it is here */
+} answer;
 
 /* How far the last stage knows the history of the sequence in a slot. */
 typedef struct slot_told {
@@ -63,10 +66,12 @@ struct pen_leader {
     int32_t *row_tokens; /* [rows] of the step being launched */
     slot_told *slots;    /* [sequences] */
     pen_told *told;      /* [rows] of the step being launched */
-    live **live;         /* [live_capacity], sequence n in n mod live_capacity */
-    int live_capacity, live_count;
+    pen_live_table live;
     int64_t work_since_ns; /* while there are live requests */
     bool hold;
+    bool stirred; /* the stages have heard of steps, and not yet that there are no more */
+    pen_pace pace;
+    answer *answers; /* [stages] to the last question */
 };
 
 /* ---- Making ----------------------------------------------------------------------------------------------------- */
@@ -97,13 +102,12 @@ static pen_status make_buffers(pen_engine *engine) {
     leader->row_tokens = calloc(rows, sizeof *leader->row_tokens);
     leader->slots = calloc((size_t)limits->sequences, sizeof *leader->slots);
     leader->told = calloc(rows, sizeof *leader->told);
-    leader->live_capacity = 64;
-    leader->live = calloc((size_t)leader->live_capacity, sizeof *leader->live);
+    leader->answers = calloc((size_t)engine->stages, sizeof *leader->answers);
     for (int i = 0; i < TOKEN_BUFFERS; i++) {
         leader->incoming[i] = malloc(pen_wire_choices_bytes(limits));
         made = made && leader->incoming[i];
     }
-    if (!made || !leader->choices || !leader->row_tokens || !leader->slots || !leader->told || !leader->live)
+    if (!made || !leader->choices || !leader->row_tokens || !leader->slots || !leader->told || !leader->answers)
         return pen_fail(PEN_NO_MEMORY, "no memory for the leader's steps");
     for (int i = 0; i < TOKEN_BUFFERS; i++) PEN_TRY(post(engine, i));
     return PEN_OK;
@@ -113,6 +117,7 @@ pen_status pen_leader_create(pen_engine *engine) {
     const pen_engine_options *options = &engine->options;
     pen_leader *leader = engine->leader = calloc(1, sizeof *leader);
     if (!leader) return pen_fail(PEN_NO_MEMORY, "no memory for the leader");
+    PEN_TRY(pen_live_table_create(&leader->live));
     PEN_TRY(pen_kvcache_create(&options->kv, options->sequences, options->context, &leader->cache));
     pen_schedule_options schedule = {.stages = engine->stages,
                                      .in_flight = options->in_flight,
@@ -121,7 +126,8 @@ pen_status pen_leader_create(pen_engine *engine) {
                                      .logit_rows = options->logit_rows,
                                      .context = options->context,
                                      .kv = options->kv,
-                                     .cost = options->cost};
+                                     .cost = options->cost,
+                                     .preempts = options->preempts};
     PEN_TRY(pen_schedule_create(&schedule, leader->cache, &leader->schedule));
     leader->flight_limit = pen_schedule_limit(leader->schedule);
     leader->flights = calloc((size_t)leader->flight_limit, sizeof *leader->flights);
@@ -141,13 +147,13 @@ void pen_leader_destroy(pen_leader *leader) {
         free(leader->outgoing[i].sends);
     }
     for (int i = 0; i < TOKEN_BUFFERS; i++) free(leader->incoming[i]);
-    for (int i = 0; i < leader->live_capacity; i++) free(leader->live[i]);
+    pen_live_table_destroy(&leader->live);
     free(leader->flights);
     free(leader->choices);
     free(leader->row_tokens);
     free(leader->slots);
     free(leader->told);
-    free(leader->live);
+    free(leader->answers);
     pen_schedule_destroy(leader->schedule);
     pen_kvcache_destroy(leader->cache);
     free(leader);
@@ -155,89 +161,23 @@ void pen_leader_destroy(pen_leader *leader) {
 
 /* ---- Requests --------------------------------------------------------------------------------------------------- */
 
-static live **place_of(live **table, int capacity, int64_t sequence) {
-    return &table[sequence & (capacity - 1)];
-}
-
-static live *find(const pen_leader *leader, int64_t sequence) {
-    live *found = *place_of(leader->live, leader->live_capacity, sequence);
-    return found && found->sequence == sequence ? found : NULL;
-}
-
-static pen_status insert(pen_leader *leader, live *added) {
-    while (*place_of(leader->live, leader->live_capacity, added->sequence)) {
-        int capacity = 2 * leader->live_capacity;
-        live **grown = calloc((size_t)capacity, sizeof *grown);
-        if (!grown) return pen_fail(PEN_NO_MEMORY, "no memory for %d requests", leader->live_count + 1);
-        for (int i = 0; i < leader->live_capacity; i++)
-            if (leader->live[i]) *place_of(grown, capacity, leader->live[i]->sequence) = leader->live[i];
-        free(leader->live);
-        leader->live = grown;
-        leader->live_capacity = capacity;
-    }
-    *place_of(leader->live, leader->live_capacity, added->sequence) = added;
-    if (leader->live_count++ == 0) leader->work_since_ns = pen_clock_ns();
-    return PEN_OK;
-}
-
-static pen_status check_request(const pen_engine *engine, const pen_request *request) {
-    const pen_engine_options *options = &engine->options;
-    if (request->prompt_count < 1) return pen_fail(PEN_USAGE, "the prompt is empty");
-    if (request->max_tokens < (request->score ? 0 : 1))
-        return pen_fail(PEN_USAGE, "%d tokens cannot be generated", request->max_tokens);
-    if (request->choices > 1 && request->max_tokens == 0)
-        return pen_fail(PEN_USAGE, "%d completions of no tokens cannot be told apart", request->choices);
-    if ((int64_t)request->prompt_count + request->max_tokens > options->context)
-        return pen_fail(PEN_USAGE, "a prompt of %d tokens and %d new ones exceed the context of %d",
-                        request->prompt_count, request->max_tokens, options->context);
-    int positions = request->prompt_count + (request->max_tokens ? request->max_tokens - 1 : 0);
-    int g = pen_kv_short_group(&options->kv, options->rows, positions);
-    if (g >= 0)
-        return pen_fail(PEN_NO_MEMORY, "a request of %d tokens holds %d blocks of KV at a time, and there are %d",
-                        positions, pen_kv_blocks_held(options->kv.windows[g], options->rows, positions),
-                        options->kv.blocks[g]);
-    for (int i = 0; i < request->prompt_count; i++)
-        if (request->prompt[i] < 0 || request->prompt[i] >= options->vocab)
-            return pen_fail(PEN_USAGE, "token %d of the prompt is %d, and the vocabulary has %d", i, request->prompt[i],
-                            options->vocab);
-    for (int i = 0; i < request->bias_count; i++)
-        if (request->biases[i].token < 0 || request->biases[i].token >= options->vocab)
-            return pen_fail(PEN_USAGE, "a logit bias for token %d, and the vocabulary has %d", request->biases[i].token,
-                            options->vocab);
-    return PEN_OK;
-}
-
-static pen_history_rules rules_of(const pen_request *request) {
-    return (pen_history_rules){
-        .repetition = request->repetition_penalty == 0 ? 1 : request->repetition_penalty,
-        .presence = request->presence_penalty,
-        .frequency = request->frequency_penalty,
-        .prompt_count = request->prompt_count,
-        .ban_end = request->prompt_count + request->min_tokens,
-        .bias_count = request->bias_count,
-        .ban_count = request->min_tokens > 0 ? request->stop_count : 0,
-    };
-}
-
 /* One completion; the first one's sequence is the parent of the others. */
 static pen_status submit_one(pen_leader *leader, const pen_request *request, int64_t parent, int64_t *sequence) {
-    size_t tokens = (size_t)request->prompt_count + (size_t)request->max_tokens;
-    live *added = malloc(sizeof *added + tokens * sizeof added->tokens[0]);
-    if (!added) return pen_fail(PEN_NO_MEMORY, "no memory for a request of %zu tokens", tokens);
-    *added = (live){.request = *request, .rules = rules_of(request)};
-    added->has_rules =
-        pen_history_wants_tokens(&added->rules) || added->rules.bias_count > 0 || added->rules.ban_count > 0;
-    memcpy(added->tokens, request->prompt, (size_t)request->prompt_count * sizeof added->tokens[0]);
-    added->request.prompt = added->tokens;
+    pen_live *added;
+    PEN_TRY(pen_live_create(request, &added));
     const pen_sequence_spec spec = {.tokens = added->tokens,
                                     .prompt = request->prompt_count,
                                     .output = request->max_tokens,
+                                    .given = request->given,
                                     .score = request->score,
-                                    .parent = parent};
+                                    .parent = parent,
+                                    .priority = request->priority};
     pen_status status = pen_schedule_add(leader->schedule, &spec, &added->sequence);
     if (status == PEN_OK) {
         *sequence = added->sequence;
-        status = insert(leader, added);
+        added->number = parent < 0 ? added->sequence : parent;
+        status = pen_live_insert(&leader->live, added);
+        if (status == PEN_OK && leader->live.count == 1) leader->work_since_ns = pen_clock_ns();
         if (status == PEN_OK) return PEN_OK;
         pen_schedule_finish(leader->schedule, added->sequence);
     }
@@ -245,24 +185,27 @@ static pen_status submit_one(pen_leader *leader, const pen_request *request, int
     return status;
 }
 
-static void drop(pen_engine *engine, live *l) {
+static void drop(pen_engine *engine, pen_live *l) {
     pen_leader *leader = engine->leader;
     pen_schedule_finish(leader->schedule, l->sequence);
-    *place_of(leader->live, leader->live_capacity, l->sequence) = NULL;
-    if (--leader->live_count == 0)
-        engine->meter.total.work_s += (double)(pen_clock_ns() - leader->work_since_ns) * 1e-9;
+    pen_live_remove(&leader->live, l);
+    if (leader->live.count == 0) engine->meter.total.work_s += (double)(pen_clock_ns() - leader->work_since_ns) * 1e-9;
     free(l);
 }
 
-static void end_request(pen_engine *engine, live *l, pen_finish finish) {
+static void end_request(pen_engine *engine, pen_live *l, pen_finish finish) {
     pen_request request = l->request;
     drop(engine, l);
     if (request.on_done) request.on_done(request.context, request.pick.choice, finish);
 }
 
-pen_status pen_engine_submit(pen_engine *engine, const pen_request *request) {
+pen_status pen_engine_check(const pen_engine *engine, const pen_request *request) {
+    return pen_live_check(&engine->options, request);
+}
+
+pen_status pen_engine_submit(pen_engine *engine, const pen_request *request, int64_t *number) {
     pen_leader *leader = engine->leader;
-    PEN_TRY(check_request(engine, request));
+    PEN_TRY(pen_engine_check(engine, request));
     pen_request one = *request;
     int64_t first, other;
     PEN_TRY(submit_one(leader, &one, -1, &first));
@@ -271,10 +214,24 @@ pen_status pen_engine_submit(pen_engine *engine, const pen_request *request) {
         one.pick.choice++;
         pen_status status = submit_one(leader, &one, first, &other);
         if (status == PEN_OK) continue;
-        while (made-- > 0) drop(engine, find(leader, first + made)); /* sequences are numbered without holes */
+        while (made-- > 0) drop(engine, pen_live_find(&leader->live, first + made)); /* numbered without holes */
         return status;
     }
+    if (number) *number = first;
     return PEN_OK;
+}
+
+/* What callbacks submit meanwhile is another request's, and moves entries to higher indices at most. */
+void pen_engine_cancel(pen_engine *engine, int64_t number) {
+    const pen_live_table *live = &engine->leader->live;
+    for (int i = 0; i < live->capacity; i++)
+        if (live->entries[i] && live->entries[i]->number == number)
+            end_request(engine, live->entries[i], PEN_FINISH_CANCELLED);
+}
+
+int pen_engine_open_slots(const pen_engine *engine) {
+    int open = engine->options.sequences - engine->leader->live.count;
+    return open > 0 ? open : 0;
 }
 
 /* ---- Out: messages and steps ------------------------------------------------------------------------------------ */
@@ -302,18 +259,18 @@ static pen_status send_to_all(pen_engine *engine, outgoing *out, size_t bytes) {
 }
 
 /* The picks of a run's logit rows: each concerns the position behind its row. */
-static int make_picks(const live *l, const pen_scheduled_run *run, pen_pick *picks) {
+static int make_picks(const pen_live *l, const pen_scheduled_run *run, pen_pick *picks) {
     for (int i = 0; i < run->logit_rows; i++) {
         int position = run->position + run->logit_first + i + 1;
         picks[i] = l->request.pick;
         picks[i].position = position;
-        picks[i].target = position < l->request.prompt_count ? l->tokens[position] : -1;
+        picks[i].target = position < l->request.prompt_count + l->request.given ? l->tokens[position] : -1;
     }
     return run->logit_rows;
 }
 
 /* What the last stage must yet hear of a sequence whose next token is chosen in this run; false: nothing. */
-static bool find_news(pen_leader *leader, const live *l, const pen_step_run *run, pen_told *told) {
+static bool find_news(pen_leader *leader, const pen_live *l, const pen_step_run *run, pen_told *told) {
     slot_told *slot = &leader->slots[run->sequence];
     int known = run->position + run->rows;
     if (!l->has_rules || run->logit_rows == 0 || known < l->request.prompt_count || l->request.max_tokens == 0)
@@ -341,7 +298,8 @@ static pen_status make_history(pen_engine *engine, flight *f, pen_step *step) {
     int count = 0;
     step->history_bytes = 0;
     for (int i = 0; i < step->run_count; i++)
-        count += find_news(leader, find(leader, f->microbatch.runs[i].sequence), &step->runs[i], &leader->told[count]);
+        count += find_news(leader, pen_live_find(&leader->live, f->microbatch.runs[i].sequence), &step->runs[i],
+                           &leader->told[count]);
     if (count == 0) return PEN_OK;
     size_t bytes = pen_wire_told_bytes(leader->told, count);
     if (bytes > f->history_capacity) {
@@ -382,7 +340,7 @@ static void make_step(pen_engine *engine, flight *f, pen_step *step) {
     int rows = 0, picks = 0;
     for (int i = 0; i < microbatch->run_count; i++) {
         const pen_scheduled_run *run = &microbatch->runs[i];
-        const live *l = find(leader, run->sequence);
+        const pen_live *l = pen_live_find(&leader->live, run->sequence);
         int first = pen_kvcache_told(leader->cache, run->slot);
         int count = pen_kvcache_end(leader->cache, run->slot) - first;
         step->runs[i] = (pen_step_run){.sequence = run->slot,
@@ -411,13 +369,25 @@ static void trace_sample(const pen_engine *engine) {
     const pen_leader *leader = engine->leader;
     if (!engine->trace) return;
     int waiting = pen_schedule_waiting(leader->schedule);
-    pen_trace_sample sample = {pen_clock_ns(), waiting, leader->live_count - waiting,
+    pen_trace_sample sample = {pen_clock_ns(), waiting, leader->live.count - waiting,
                                pen_kvcache_free_blocks(leader->cache, 0)};
     pen_trace_add_sample(engine->trace, &sample);
 }
 
-/* Forms and sends as many steps as may be in flight. */
-static pen_status launch_steps(pen_engine *engine, bool *moved) {
+/* What the way of a microbatch is planned to be. */
+static pen_passage plan_of(const pen_engine *engine, const pen_microbatch *microbatch) {
+    if (!engine->options.cost) return (pen_passage){0, 0};
+    double positions = 0;
+    for (int i = 0; i < microbatch->run_count; i++) {
+        const pen_scheduled_run *run = &microbatch->runs[i];
+        positions += run->rows * (run->position + (run->rows - 1) / 2.0);
+    }
+    pen_step_shape shape = {microbatch->rows, microbatch->logit_count, positions / microbatch->rows};
+    return pen_step_cost_passage(engine->options.cost, &shape);
+}
+
+/* Forms and sends steps while that can be done. */
+static pen_status launch_some(pen_engine *engine, bool *moved) {
     pen_leader *leader = engine->leader;
     for (;;) {
         outgoing *out = claim_outgoing(engine);
@@ -428,7 +398,9 @@ static pen_status launch_steps(pen_engine *engine, bool *moved) {
         make_step(engine, f, step);
         PEN_TRY(make_history(engine, f, step));
         int history_bytes = step->history_bytes;
+        f->planned = plan_of(engine, &f->microbatch);
         leader->launched++;
+        leader->stirred = true;
         trace_sample(engine);
         if (engine->stages > 1)
             PEN_TRY(send_to_all(engine, out, pen_wire_encode_step(step, engine->limits.plan_epoch, out->message)));
@@ -436,6 +408,16 @@ static pen_status launch_steps(pen_engine *engine, bool *moved) {
         PEN_TRY(send_history(engine, f, history_bytes));
         *moved = true;
     }
+}
+
+/* Forms and sends as many steps as may be in flight. */
+static pen_status launch_steps(pen_engine *engine, bool *moved) {
+    pen_leader *leader = engine->leader;
+    PEN_TRY(launch_some(engine, moved));
+    if (engine->options.cost)
+        pen_pace_launched(&leader->pace, (int)(leader->launched - leader->landed),
+                          pen_schedule_depth(leader->schedule));
+    return PEN_OK;
 }
 
 /* ---- In: choices ------------------------------------------------------------------------------------------------ */
@@ -446,17 +428,25 @@ static bool is_stop(const pen_request *request, int32_t token) {
     return false;
 }
 
-static void take_token(pen_engine *engine, live *l, int position, const pen_choice *choice) {
+/* Tells of a token. Whether the completion is still there then: it may have been cancelled. */
+static bool report(pen_engine *engine, pen_live *l, int position, const pen_choice *choice) {
     const pen_request *request = &l->request;
-    if (is_stop(request, choice->token)) {
+    int64_t sequence = l->sequence;
+    bool goes_on = !request->on_token || request->on_token(request->context, request->pick.choice, position, choice);
+    l = pen_live_find(&engine->leader->live, sequence);
+    if (l && !goes_on) end_request(engine, l, PEN_FINISH_STOP);
+    return l && goes_on;
+}
+
+static void take_token(pen_engine *engine, pen_live *l, int position, const pen_choice *choice) {
+    if (is_stop(&l->request, choice->token)) {
         end_request(engine, l, PEN_FINISH_STOP);
         return;
     }
     l->tokens[position] = choice->token;
     l->output++;
-    if (request->on_token && !request->on_token(request->context, request->pick.choice, position, choice))
-        end_request(engine, l, PEN_FINISH_STOP);
-    else if (l->output == request->max_tokens)
+    if (!report(engine, l, position, choice)) return;
+    if (l->output == l->request.max_tokens)
         end_request(engine, l, PEN_FINISH_LENGTH);
     else if (engine->leader->hold)
         l->held = true;
@@ -467,8 +457,8 @@ static void take_token(pen_engine *engine, live *l, int position, const pen_choi
 void pen_engine_hold(pen_engine *engine, bool hold) {
     pen_leader *leader = engine->leader;
     leader->hold = hold;
-    for (int i = 0; !hold && i < leader->live_capacity; i++) {
-        live *l = leader->live[i];
+    for (int i = 0; !hold && i < leader->live.capacity; i++) {
+        pen_live *l = leader->live.entries[i];
         if (!l || !l->held) continue;
         l->held = false;
         pen_schedule_continue(leader->schedule, l->sequence);
@@ -477,25 +467,36 @@ void pen_engine_hold(pen_engine *engine, bool hold) {
 
 /* The choices of one run. The request may have ended while the run was in flight, or end here. */
 static void take_run(pen_engine *engine, const pen_scheduled_run *run, const pen_choice *choices) {
-    live *l = find(engine->leader, run->sequence);
-    for (int i = 0; l && i < run->logit_rows; i++) {
+    pen_live *l = pen_live_find(&engine->leader->live, run->sequence);
+    if (!l) return;
+    int prompt = l->request.prompt_count, known = prompt + l->request.given;
+    for (int i = 0; i < run->logit_rows; i++) {
         int position = run->position + run->logit_first + i + 1;
-        const pen_request *request = &l->request;
         if (choices[i].bad_logits) {
             end_request(engine, l, PEN_FINISH_BAD_LOGITS);
             return;
         }
-        if (position >= request->prompt_count) {
+        if (position >= known) {
             take_token(engine, l, position, &choices[i]);
             return;
         }
-        if (request->on_token && !request->on_token(request->context, request->pick.choice, position, &choices[i])) {
-            end_request(engine, l, PEN_FINISH_STOP);
-            return;
-        }
+        /* Among the prompt's tokens that are scored there may be given ones behind it: somebody else told of those. */
+        if (position < prompt && !report(engine, l, position, &choices[i])) return;
     }
-    if (l && l->request.max_tokens == 0 && run->position + run->rows == l->request.prompt_count)
-        end_request(engine, l, PEN_FINISH_SCORED);
+    if (l->request.max_tokens == 0 && run->position + run->rows == prompt) end_request(engine, l, PEN_FINISH_SCORED);
+}
+
+/* The oldest step in flight came back. */
+static void land(pen_engine *engine, const flight *f) {
+    pen_leader *leader = engine->leader;
+    leader->landed++;
+    pen_pace_landed(&leader->pace, &f->planned, pen_clock_ns());
+    const pen_choice *choices = leader->choices;
+    for (int i = 0; i < f->microbatch.run_count; i++) {
+        take_run(engine, &f->microbatch.runs[i], choices);
+        choices += f->microbatch.runs[i].logit_rows;
+    }
+    pen_schedule_complete(leader->schedule);
 }
 
 static pen_status take_choices(pen_engine *engine, bool *moved) {
@@ -508,13 +509,7 @@ static pen_status take_choices(pen_engine *engine, bool *moved) {
                                         f->picks, f->microbatch.logit_count, leader->choices));
         PEN_TRY(post(engine, leader->turn));
         leader->turn = (leader->turn + 1) % TOKEN_BUFFERS;
-        leader->landed++;
-        const pen_choice *choices = leader->choices;
-        for (int i = 0; i < f->microbatch.run_count; i++) {
-            take_run(engine, &f->microbatch.runs[i], choices);
-            choices += f->microbatch.runs[i].logit_rows;
-        }
-        pen_schedule_complete(leader->schedule);
+        land(engine, f);
         *moved = true;
     }
     return PEN_OK;
@@ -566,50 +561,99 @@ static pen_status command(pen_engine *engine, pen_message_type type, const void 
         pen_wire_encode_plain(type, leader->launched, engine->limits.plan_epoch, body, bytes, out->message));
 }
 
-pen_status pen_engine_run(pen_engine *engine) {
-    return pen_engine_run_until(engine, INT64_MAX);
+static bool is_idle(const pen_leader *leader) {
+    return leader->live.count == 0 && leader->launched == leader->landed;
 }
 
-pen_status pen_engine_run_until(pen_engine *engine, int64_t deadline_ns) {
+bool pen_engine_has_work(const pen_engine *engine) {
+    return !is_idle(engine->leader) || engine->leader->stirred;
+}
+
+pen_status pen_engine_turn(pen_engine *engine, bool *moved) {
     pen_leader *leader = engine->leader;
-    if (leader->live_count == 0 && leader->launched == leader->landed) return PEN_OK;
-    pen_engine_moved(engine);
-    while (leader->live_count > 0 || leader->launched > leader->landed) {
-        if (pen_clock_ns() >= deadline_ns) return PEN_OK;
-        bool moved = false;
-        PEN_TRY(pen_engine_progress(engine, &moved));
-        PEN_TRY(take_choices(engine, &moved));
-        PEN_TRY(launch_steps(engine, &moved));
-        PEN_TRY(pen_worker_advance(engine->worker, &moved));
-        if (moved) {
-            pen_engine_moved(engine);
-            continue;
-        }
-        pen_engine_wait wait = what_for(engine);
-        PEN_TRY(pen_engine_pause(engine, &wait));
+    bool here = false;
+    /* Last what has come: the caller can submit what follows from it before the next steps are formed. */
+    PEN_TRY(launch_steps(engine, &here));
+    PEN_TRY(pen_worker_advance(engine->worker, &here));
+    PEN_TRY(pen_engine_progress(engine, &here));
+    PEN_TRY(take_choices(engine, &here));
+    if (here) {
+        pen_engine_moved(engine);
+        *moved = true;
     }
+    if (!leader->stirred || !is_idle(leader)) return PEN_OK;
+    leader->stirred = false;
     pen_meter_set(&engine->meter, PEN_IDLE);
     trace_sample(engine);
     return command(engine, PEN_MESSAGE_REST, NULL, 0);
 }
 
+pen_status pen_engine_rest(pen_engine *engine, bool expects) {
+    if (expects && !pen_engine_has_work(engine)) {
+        pen_clock_sleep_until(pen_clock_ns() + (engine->options.simulated ? SLICE_SIMULATED_NS : SLICE_NS));
+        return PEN_OK;
+    }
+    pen_engine_wait wait = what_for(engine);
+    return pen_engine_pause(engine, &wait);
+}
+
+void pen_engine_stir(pen_engine *engine) {
+    if (!pen_engine_has_work(engine)) pen_engine_moved(engine);
+}
+
+pen_status pen_engine_run(pen_engine *engine) {
+    return pen_engine_run_until(engine, INT64_MAX);
+}
+
+pen_status pen_engine_run_until(pen_engine *engine, int64_t deadline_ns) {
+    pen_engine_moved(engine);
+    while (pen_engine_has_work(engine) && pen_clock_ns() < deadline_ns) {
+        bool moved = false;
+        PEN_TRY(pen_engine_turn(engine, &moved));
+        if (!moved && pen_engine_has_work(engine)) PEN_TRY(pen_engine_rest(engine, false));
+    }
+    return PEN_OK;
+}
+
 /* ---- Commands with answers -------------------------------------------------------------------------------------- */
 
-/* Receives an answer of `body_bytes` from every other stage into bodies[stage]. */
-static pen_status take_answers(pen_engine *engine, pen_message_type type, void *bodies, size_t body_bytes) {
-    unsigned char message[sizeof(pen_header) + sizeof(pen_metrics)];
+/* Asks every other stage something. The last question has been answered. */
+static pen_status ask(pen_engine *engine, pen_message_type type, const void *body, size_t bytes) {
+    answer *answers = engine->leader->answers;
+    for (int s = 1; s < engine->stages; s++)
+        PEN_TRY(pen_link_receive(engine->link, PEN_CHANNEL_EVENT, s, 0, answers[s].message, sizeof answers[s].message,
+                                 &answers[s].receive));
+    return command(engine, type, body, bytes);
+}
+
+/* The first stage whose answer is not here, or 0. */
+static int not_answered(pen_engine *engine) {
     for (int s = 1; s < engine->stages; s++) {
-        pen_transfer receive;
-        size_t bytes;
-        PEN_TRY(pen_link_receive(engine->link, PEN_CHANNEL_EVENT, s, 0, message, sizeof message, &receive));
-        while (!pen_link_done(engine->link, receive, &bytes)) {
-            bool moved = false;
-            PEN_TRY(pen_engine_progress(engine, &moved));
-            pen_engine_wait wait = {PEN_IDLE, true, s, PEN_CHANNEL_EVENT, engine->leader->landed, 0};
-            if (!moved) PEN_TRY(pen_engine_pause(engine, &wait));
-        }
-        pen_engine_moved(engine);
-        PEN_TRY(pen_wire_decode_plain(message, bytes, type, engine->limits.plan_epoch,
+        answer *a = &engine->leader->answers[s];
+        if (a->receive != 0 && !pen_link_done(engine->link, a->receive, &a->bytes)) return s;
+        a->receive = 0;
+    }
+    return 0;
+}
+
+static pen_status await_answers(pen_engine *engine) {
+    pen_engine_moved(engine);
+    for (int s, last = 0; (s = not_answered(engine)) != 0; last = s) {
+        bool moved = false;
+        if (s != last) pen_engine_moved(engine);
+        PEN_TRY(pen_engine_progress(engine, &moved));
+        pen_engine_wait wait = {PEN_IDLE, true, s, PEN_CHANNEL_EVENT, engine->leader->landed, 0};
+        if (!moved) PEN_TRY(pen_engine_pause(engine, &wait));
+    }
+    pen_engine_moved(engine);
+    return PEN_OK;
+}
+
+/* Answers of `body_bytes`, which are here, into bodies[stage]. */
+static pen_status take_answers(pen_engine *engine, pen_message_type type, void *bodies, size_t body_bytes) {
+    for (int s = 1; s < engine->stages; s++) {
+        const answer *a = &engine->leader->answers[s];
+        PEN_TRY(pen_wire_decode_plain(a->message, a->bytes, type, engine->limits.plan_epoch,
                                       (unsigned char *)bodies + (size_t)s * body_bytes, body_bytes));
     }
     return PEN_OK;
@@ -628,8 +672,9 @@ pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape,
     pen_kvcache_forget(engine->leader->cache);
     /* A command for each round, so that nobody is silent for longer than a step takes. The first one warms up. */
     for (int round = -1; round < repeats && status == PEN_OK; round++) {
-        status = command(engine, PEN_MESSAGE_MEASURE, shape, sizeof *shape);
+        status = ask(engine, PEN_MESSAGE_MEASURE, shape, sizeof *shape);
         if (status == PEN_OK) status = pen_engine_time_stage(engine, shape, &ms[0]);
+        if (status == PEN_OK) status = await_answers(engine);
         if (status == PEN_OK) status = take_answers(engine, PEN_MESSAGE_MEASURED, ms, sizeof *ms);
         for (size_t s = 0; s < stages && round >= 0; s++) rounds[s * (size_t)repeats + (size_t)round] = ms[s];
     }
@@ -644,7 +689,7 @@ pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape,
 
 pen_status pen_engine_lap(pen_engine *engine) {
     pen_leader *leader = engine->leader;
-    if (leader->live_count > 0) {
+    if (leader->live.count > 0) {
         int64_t now = pen_clock_ns();
         engine->meter.total.work_s += (double)(now - leader->work_since_ns) * 1e-9;
         leader->work_since_ns = now;
@@ -655,17 +700,36 @@ pen_status pen_engine_lap(pen_engine *engine) {
 
 pen_engine_counts pen_engine_count(const pen_engine *engine) {
     const pen_leader *leader = engine->leader;
+    double scale = engine->options.time_scale > 0 ? engine->options.time_scale : 1;
     pen_engine_counts counts = {.kv = pen_kvcache_counts(leader->cache),
-                                .pauses = pen_schedule_pauses(leader->schedule)};
+                                .pauses = pen_schedule_pauses(leader->schedule),
+                                .preemptions = pen_schedule_preemptions(leader->schedule),
+                                .waiting = pen_schedule_waiting(leader->schedule),
+                                .planned_ms = leader->pace.planned_ms,
+                                .full_ms = leader->pace.full_ms / scale,
+                                .busy_s = pen_meter_busy_s(&engine->meter) / scale};
+    counts.running = leader->live.count - counts.waiting;
     for (int g = 0; g < engine->options.kv.count; g++)
         counts.blocks_held += engine->options.kv.blocks[g] - pen_kvcache_free_blocks(leader->cache, g);
     return counts;
 }
 
-pen_status pen_engine_metrics(pen_engine *engine, pen_metrics *stages) {
-    PEN_TRY(command(engine, PEN_MESSAGE_REPORT, NULL, 0));
+pen_status pen_engine_ask_metrics(pen_engine *engine) {
+    return ask(engine, PEN_MESSAGE_REPORT, NULL, 0);
+}
+
+pen_status pen_engine_metrics_ready(pen_engine *engine, pen_metrics *stages, bool *ready) {
+    *ready = not_answered(engine) == 0;
+    if (!*ready) return PEN_OK;
     stages[0] = engine->meter.lap;
     return take_answers(engine, PEN_MESSAGE_METRICS, stages, sizeof *stages);
+}
+
+pen_status pen_engine_metrics(pen_engine *engine, pen_metrics *stages) {
+    bool ready;
+    PEN_TRY(pen_engine_ask_metrics(engine));
+    PEN_TRY(await_answers(engine));
+    return pen_engine_metrics_ready(engine, stages, &ready);
 }
 
 pen_status pen_engine_stop(pen_engine *engine) {

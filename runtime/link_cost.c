@@ -20,6 +20,9 @@ typedef struct trial {
 } trial;
 
 static pen_status finish(trial *t, int peer, pen_transfer transfer) {
+    const pen_world *world = t->world;
+    int rank = pen_world_rank(world) - pen_world_stage(world) + peer;
+    const char *name = pen_world_place(world, rank)->name;
     pen_wait_reset(&t->wait);
     while (!pen_link_done(t->link, transfer, NULL)) {
         bool moved = false;
@@ -27,10 +30,10 @@ static pen_status finish(trial *t, int peer, pen_transfer transfer) {
         if (moved) continue;
         pen_world_beat(t->world);
         if (pen_wait_tells(&t->wait))
-            PEN_DEBUG("has waited %.1f s for stage %d while timing the %s link", pen_wait_seconds(&t->wait), peer,
+            PEN_DEBUG("has waited %.1f s for %s while timing the %s link", pen_wait_seconds(&t->wait), name,
                       pen_link_name(t->link));
         if (pen_wait_seconds(&t->wait) > t->patience_s)
-            return pen_fail(PEN_PEER_LOST, "lost stage %d while timing the %s link: silent for %.0f s", peer,
+            return pen_fail(PEN_PEER_LOST, "lost %s while timing the %s link: silent for %.0f s", name,
                             pen_link_name(t->link), t->patience_s);
         pen_wait_pause(&t->wait, true, 0);
     }

@@ -35,8 +35,7 @@ static pen_status failed(const mpi_link *link, const transfer *t, int code) {
     char text[MPI_MAX_ERROR_STRING];
     int length;
     MPI_Error_string(code, text, &length);
-    const pen_place *place = pen_world_place(link->world, t->rank);
-    return pen_fail(PEN_PEER_LOST, "lost rank %d (stage %d on %s): %s link mpi: %s", t->rank, place->stage, place->host,
+    return pen_fail(PEN_PEER_LOST, "lost %s: %s link mpi: %s", pen_world_place(link->world, t->rank)->name,
                     pen_channel_name(t->channel), text);
 }
 

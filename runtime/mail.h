@@ -25,9 +25,9 @@ pen_status pen_mail_send(pen_mail *mail, int from, int to, const void *message, 
 int pen_mail_unsent(const pen_mail *mail, int from, int to);
 /* Takes the oldest message to `to` (an address of this rank); false: there is none. The caller frees its data. */
 bool pen_mail_receive(pen_mail *mail, int to, int *from, pen_blob *message);
-/* Moves messages on; *moved is set where any was received, and otherwise left alone. PEN_PEER_LOST and the replica in
- * *lost where one turns out to be dead. */
-pen_status pen_mail_progress(pen_mail *mail, bool *moved, int *lost);
+/* Moves messages on; *moved is set where any arrived, and otherwise left alone. PEN_PEER_LOST where one turns out to be
+ * dead, whose address is then in *peer. */
+pen_status pen_mail_progress(pen_mail *mail, bool *moved, int *peer);
 /* From now on the replica is silent: nothing goes there, and what it sends is dropped. */
 void pen_mail_bury(pen_mail *mail, int replica);
 

@@ -27,7 +27,13 @@ void pen_meter_set(pen_meter *meter, pen_activity activity) {
 void pen_meter_lap(pen_meter *meter) {
     settle(meter, pen_clock_ns());
     meter->lap = meter->total;
+    meter->busy_s += meter->lap.seconds[PEN_BUSY];
     meter->total = (pen_metrics){.cpu_tells = meter->lap.cpu_tells};
+}
+
+double pen_meter_busy_s(const pen_meter *meter) {
+    double now_s = meter->activity == PEN_BUSY ? (double)(pen_clock_ns() - meter->since_ns) * 1e-9 : 0;
+    return meter->busy_s + meter->total.seconds[PEN_BUSY] + now_s;
 }
 
 pen_efficiency pen_metrics_efficiency(const pen_metrics *stages, int count) {

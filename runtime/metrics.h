@@ -31,6 +31,7 @@ typedef struct pen_metrics {
 typedef struct pen_meter {
     pen_metrics total; /* of the lap that runs */
     pen_metrics lap;   /* the last one that ended */
+    double busy_s;     /* in all laps that ended */
     pen_activity activity;
     int64_t since_ns, since_cpu_ns;
 } pen_meter;
@@ -38,6 +39,7 @@ typedef struct pen_meter {
 void pen_meter_start(pen_meter *meter, bool cpu_tells);      /* from zero, idle */
 void pen_meter_set(pen_meter *meter, pen_activity activity); /* what happens from now on */
 void pen_meter_lap(pen_meter *meter);                        /* a lap ends, the next begins from zero */
+double pen_meter_busy_s(const pen_meter *meter);             /* since the start */
 
 typedef struct pen_efficiency {
     double split;    /* mean ÷ max of the stages' busy times: what the plan can give */

@@ -25,13 +25,15 @@ typedef struct pen_queued {
     int priority;
     int64_t arrived_ns;  /* at rank 0, by this leader's clock */
     int64_t deadline_ns; /* to start; 0: none */
-    double cost_ms;      /* at rank 0's estimate of this replica */
-    double prompt_share; /* of the cost */
+    double cost_ms;      /* here */
+    double prompt_ms;    /* … of which its prompt */
     void *payload;       /* malloc'ed bytes, owned by whoever has the entry */
     size_t bytes;
 } pen_queued;
 
-pen_status pen_replica_queue_create(int self, int replicas, bool steals, pen_replica_queue **queue);
+/* `cost`: this replica's, by which a thief and its victim compare their milliseconds. */
+pen_status pen_replica_queue_create(int self, int replicas, bool steals, pen_token_cost cost,
+                                    pen_replica_queue **queue);
 void pen_replica_queue_destroy(pen_replica_queue *queue);
 
 /* Takes the entry and its payload over. On failure they stay the caller's. */
@@ -57,12 +59,15 @@ pen_cancelled pen_replica_queue_cancel(pen_replica_queue *queue, pen_stamp stamp
 void pen_replica_queue_hear(pen_replica_queue *queue, int replica, const pen_replica_load *load);
 void pen_replica_queue_lost(pen_replica_queue *queue, int replica);
 
+enum { PEN_STEAL_MOST = 64 }; /* requests at a time */
+
 /* Plain data: what a thief says of itself. */
 typedef struct pen_steal_ask {
     double backlog_ms; /* what it has yet to do */
     double speed;      /* how fast it is: a cost of 1 ms takes it so much less than a millisecond */
-    int free_slots;    /* requests that it could start at once */
-    int most;          /* requests that it wants at most */
+    pen_token_cost cost;
+    int free_slots; /* requests that it could start at once */
+    int most;       /* requests that it wants at most */
 } pen_steal_ask;
 
 /* Whether to ask now, and whom. `load` is this leader's own. */
@@ -71,9 +76,9 @@ bool pen_replica_queue_ask(pen_replica_queue *queue, const pen_replica_load *loa
 /* The answer to `ask`: entries for the thief, whose payloads are the caller's, at most `capacity`. Their stamps are
  * those of their life with the thief. Tombstones are left. */
 int pen_replica_queue_give(pen_replica_queue *queue, int thief, const pen_steal_ask *ask, const pen_replica_load *load,
-                           double speed, pen_queued *entries, int capacity);
+                           double speed, int64_t now_ns, pen_queued *entries, int capacity);
 /* What `victim` answered is here: `count` entries were pushed. */
-void pen_replica_queue_took(pen_replica_queue *queue, int victim, int count);
+void pen_replica_queue_took(pen_replica_queue *queue, int victim, int count, int64_t now_ns);
 /* Rank 0 knows that this one was given away. */
 void pen_replica_queue_adopted(pen_replica_queue *queue, pen_stamp stamp);
 

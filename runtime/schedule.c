@@ -5,6 +5,7 @@
 #include "kernels.h"
 
 #include <assert.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,6 +15,7 @@
 typedef struct sequence {
     int64_t number; /* −1: the slot is free */
     pen_sequence_spec spec;
+    int raised;          /* priority when it starts: of the most urgent one for whom it was put aside */
     int known;           /* tokens: the prompt, and what was appended */
     int next;            /* first position whose row was not scheduled since it was started */
     int asked;           /* last position whose logits were wanted, ever; −1: none */
@@ -23,18 +25,18 @@ typedef struct sequence {
 struct pen_schedule {
     pen_schedule_options options;
     pen_kvcache *cache;
-    int in_flight;
+    int in_flight, depth;
     bool exhausted;           /* there was nothing to run, and nothing has happened since */
     bool *decodes;            /* [options.in_flight] whether microbatch n in flight, in n mod in_flight, has any */
     int carriers;             /* of them that have */
     uint64_t next_microbatch; /* from 1 on; 0 is none */
-    uint64_t pauses;
+    uint64_t pauses, preemptions;
     double ended_prompts, ended_outputs; /* tokens of sequences that have ended, the latest ones for the most part */
     int64_t next_sequence;
     sequence *slots; /* [options.sequences] */
-    int *order;      /* slots in use, oldest sequence first */
+    int *order;      /* slots in use, most urgent sequence first */
     int running;
-    sequence *waiting; /* a queue in the order of numbers: a ring, whose capacity is a power of two or 0 */
+    sequence *waiting; /* a queue, most urgent first: a ring, whose capacity is a power of two or 0 */
     int waiting_head, waiting_count, waiting_capacity;
 };
 
@@ -54,6 +56,7 @@ pen_status pen_schedule_create(const pen_schedule_options *options, pen_kvcache 
     }
     for (int i = 0; i < options->sequences; i++) schedule->slots[i].number = -1;
     schedule->next_microbatch = 1;
+    schedule->depth = schedule->options.in_flight;
     *out = schedule;
     return PEN_OK;
 }
@@ -79,8 +82,16 @@ uint64_t pen_schedule_pauses(const pen_schedule *schedule) {
     return schedule->pauses;
 }
 
+uint64_t pen_schedule_preemptions(const pen_schedule *schedule) {
+    return schedule->preemptions;
+}
+
 int pen_schedule_limit(const pen_schedule *schedule) {
     return schedule->options.in_flight;
+}
+
+int pen_schedule_depth(const pen_schedule *schedule) {
+    return schedule->depth;
 }
 
 /* ---- Sequences -------------------------------------------------------------------------------------------------- */
@@ -102,20 +113,33 @@ static bool grow_queue(pen_schedule *schedule) {
     return true;
 }
 
-/* A place in the queue, at its head or its end. */
-static sequence *claim_waiting(pen_schedule *schedule, bool head) {
-    if (schedule->waiting_count == schedule->waiting_capacity && !grow_queue(schedule)) return NULL;
-    if (head) schedule->waiting_head = (schedule->waiting_head - 1) & (schedule->waiting_capacity - 1);
-    schedule->waiting_count++;
-    return queued(schedule, head ? 0 : schedule->waiting_count - 1);
+static bool is_before(const sequence *s, int priority, int64_t number) {
+    return s->spec.priority < priority || (s->spec.priority == priority && s->number < number);
 }
 
-/* Back to where it came from: only children that wait for their parents may be older than one who has run. */
-static bool return_to_queue(pen_schedule *schedule, const sequence *s) {
-    if (!claim_waiting(schedule, true)) return false;
-    int w = 0;
-    for (; w + 1 < schedule->waiting_count && queued(schedule, w + 1)->number < s->number; w++)
-        *queued(schedule, w) = *queued(schedule, w + 1);
+/* The first place in the queue that does not belong to somebody more urgent. */
+static int place_in_queue(const pen_schedule *schedule, int priority, int64_t number) {
+    int w = 0, end = schedule->waiting_count;
+    while (w < end) {
+        int middle = w + (end - w) / 2;
+        if (is_before(queued(schedule, middle), priority, number))
+            w = middle + 1;
+        else
+            end = middle;
+    }
+    return w;
+}
+
+/* The shorter part of the queue makes room. */
+static bool join_queue(pen_schedule *schedule, const sequence *s) {
+    if (schedule->waiting_count == schedule->waiting_capacity && !grow_queue(schedule)) return false;
+    int w = place_in_queue(schedule, s->spec.priority, s->number), last = schedule->waiting_count++;
+    if (w < last - w) {
+        schedule->waiting_head = (schedule->waiting_head - 1) & (schedule->waiting_capacity - 1);
+        for (int i = 0; i < w; i++) *queued(schedule, i) = *queued(schedule, i + 1);
+    } else {
+        for (int i = last; i > w; i--) *queued(schedule, i) = *queued(schedule, i - 1);
+    }
     *queued(schedule, w) = *s;
     return true;
 }
@@ -139,26 +163,28 @@ static int find_running(const pen_schedule *schedule, int64_t number) {
 }
 
 static int find_waiting(const pen_schedule *schedule, int64_t number) {
-    int w = 0, end = schedule->waiting_count;
-    while (w < end) {
-        int middle = w + (end - w) / 2;
-        if (queued(schedule, middle)->number < number)
-            w = middle + 1;
-        else
-            end = middle;
+    for (int w = 0; w < schedule->waiting_count;) {
+        int priority = queued(schedule, w)->spec.priority;
+        w = place_in_queue(schedule, priority, number);
+        if (w < schedule->waiting_count && queued(schedule, w)->number == number) return w;
+        w = place_in_queue(schedule, priority, INT64_MAX);
     }
-    return w < schedule->waiting_count && queued(schedule, w)->number == number ? w : -1;
+    return -1;
 }
 
 pen_status pen_schedule_add(pen_schedule *schedule, const pen_sequence_spec *spec, int64_t *number) {
     assert(spec->prompt > 0 && spec->output >= 0 && (spec->score || spec->output > 0));
+    assert(spec->given == 0 || (spec->given < spec->output && spec->parent < 0));
     assert(spec->parent < schedule->next_sequence && !(spec->parent >= 0 && spec->score));
-    sequence *s = claim_waiting(schedule, false);
-    if (!s) return pen_fail(PEN_NO_MEMORY, "no memory to queue another sequence");
+    int known = spec->prompt + spec->given;
+    const sequence s = {.number = schedule->next_sequence,
+                        .spec = *spec,
+                        .raised = spec->priority,
+                        .known = known,
+                        .asked = spec->score ? -1 : known - 2};
+    if (!join_queue(schedule, &s)) return pen_fail(PEN_NO_MEMORY, "no memory to queue another sequence");
     schedule->exhausted = false;
     *number = schedule->next_sequence++;
-    *s = (sequence){
-        .number = *number, .spec = *spec, .known = spec->prompt, .asked = spec->score ? -1 : spec->prompt - 2};
     return PEN_OK;
 }
 
@@ -204,30 +230,43 @@ static int growth(const pen_schedule *schedule, const sequence *s, int window) {
            pen_kv_blocks_held(window, rows, s->known);
 }
 
-/* Whether all groups have blocks for what a sequence has, one more for everybody who runs, and those for a quarter of
- * what all of them may yet add. To keep more free would let blocks lie idle, less would pause more of them than it lets
- * run (in the simulator, with KV for 20 to 60 % of the sequences). A child may have to copy one block, and shares the
- * others. */
-static bool has_room(const pen_schedule *schedule, const sequence *s) {
-    if (schedule->running == 0) return true; /* what is too large even so is never queued */
+/* Whether all groups have blocks for what a sequence has, and for what those who run have and did not compute yet; one
+ * more for everybody who runs, and those for an eighth of what all of them may yet add. To keep more free would let
+ * blocks lie idle, less would pause more of them than it lets run (in the simulator, with KV for 20 to 100 % of the
+ * sequences). A child may have to copy one block, and shares the others. Of those who run, only the `kept` most urgent
+ * ones count: the others would give their blocks up. */
+static bool has_room(const pen_schedule *schedule, const sequence *s, int kept) {
+    if (kept == 0) return true; /* what is too large even so is never queued */
+    int rows = schedule->options.rows;
     bool shares = parent_slot(schedule, s) >= 0;
     for (int g = 0; g < schedule->options.kv.count; g++) {
-        int window = schedule->options.kv.windows[g];
-        int own = shares ? 1 : pen_kv_blocks_held(window, schedule->options.rows, s->known);
+        int window = schedule->options.kv.windows[g], free = pen_kvcache_free_blocks(schedule->cache, g);
+        int wanted = kept + (shares ? 1 : pen_kv_blocks_held(window, rows, s->known));
         int more = growth(schedule, s, window);
-        for (int i = 0; i < schedule->running; i++)
-            more += growth(schedule, &schedule->slots[schedule->order[i]], window);
-        if (own + schedule->running + more / 4 > pen_kvcache_free_blocks(schedule->cache, g)) return false;
+        for (int i = 0; i < schedule->running; i++) {
+            int slot = schedule->order[i];
+            const sequence *other = &schedule->slots[slot];
+            int held = pen_kvcache_end(schedule->cache, slot) - pen_kvcache_begin(schedule->cache, g, slot);
+            if (i >= kept) {
+                free += held;
+                continue;
+            }
+            int has = pen_kv_blocks_held(window, rows, other->known);
+            if (!is_decoding(other) && has > held) wanted += has - held;
+            more += growth(schedule, other, window);
+        }
+        if (wanted + more / 8 > free) return false;
     }
     return true;
 }
 
-/* The running sequences stay in the order of their numbers. */
+/* The running sequences stay in order. */
 static void start(pen_schedule *schedule, int slot, const sequence *waiting) {
     sequence *s = &schedule->slots[slot];
     int parent = parent_slot(schedule, waiting);
     *s = *waiting;
     s->spec.parent = -1; /* should it be paused, it begins again like any other */
+    s->spec.priority = s->raised;
     if (parent >= 0) {
         s->next = s->spec.prompt - 1;
         pen_kvcache_fork(schedule->cache, parent, slot, s->next);
@@ -237,7 +276,7 @@ static void start(pen_schedule *schedule, int slot, const sequence *waiting) {
         s->next = pen_kvcache_open(schedule->cache, slot, s->spec.tokens, count);
     }
     int i = schedule->running++;
-    for (; i > 0 && schedule->slots[schedule->order[i - 1]].number > s->number; i--)
+    for (; i > 0 && !is_before(&schedule->slots[schedule->order[i - 1]], s->spec.priority, s->number); i--)
         schedule->order[i] = schedule->order[i - 1];
     schedule->order[i] = slot;
 }
@@ -250,28 +289,55 @@ static void stop(pen_schedule *schedule, int i) {
     memmove(schedule->order + i, schedule->order + i + 1, (size_t)(schedule->running - i) * sizeof(int));
 }
 
-/* Starts waiting sequences, first come, first served, while a slot and KV are free. */
+/* A running sequence gives slot and blocks up and waits. */
+static bool put_aside(pen_schedule *schedule, int i) {
+    if (!join_queue(schedule, &schedule->slots[schedule->order[i]])) return false;
+    stop(schedule, i);
+    return true;
+}
+
+/* Puts as many aside, of those whom the waiting sequence may preempt, as must go for it to start; nobody where that
+ * would not do. What they share with others they cannot give: then some more must go. */
+static bool preempt_for(pen_schedule *schedule, const sequence *s) {
+    int kept = schedule->running, priority = s->spec.priority;
+    do {
+        if (kept == 0 || schedule->slots[schedule->order[kept - 1]].spec.priority <= priority) return false;
+    } while (!has_room(schedule, s, --kept));
+    for (; schedule->running > kept; schedule->preemptions++) {
+        schedule->slots[schedule->order[schedule->running - 1]].raised = priority;
+        if (!put_aside(schedule, schedule->running - 1)) return false;
+    }
+    return true;
+}
+
+/* Starts waiting sequences, the most urgent first, while slots and KV are free, or can be had. Whom a child will
+ * preempt when its parent has got through the prompt, that one does not start before. */
 static void admit(pen_schedule *schedule) {
-    for (int w = 0, slot; w < schedule->waiting_count && (slot = free_slot(schedule)) >= 0;) {
+    bool preempts = schedule->options.preempts;
+    int limit = INT_MAX; /* of priorities */
+    for (int w = 0; w < schedule->waiting_count;) {
         const sequence *s = queued(schedule, w);
+        int slot = free_slot(schedule);
+        if ((slot < 0 && !preempts) || s->spec.priority > limit) return;
         if (!may_start(schedule, s)) {
+            if (preempts && limit == INT_MAX) limit = s->spec.priority;
             w++;
-            continue;
+        } else if (slot >= 0 && has_room(schedule, s, schedule->running)) {
+            start(schedule, slot, s);
+            leave_queue(schedule, w);
+        } else if (!preempts || !preempt_for(schedule, s)) {
+            return;
         }
-        if (!has_room(schedule, s)) return;
-        start(schedule, slot, s);
-        leave_queue(schedule, w);
     }
 }
 
-/* Takes the blocks of the youngest sequence that is not in this microbatch; false where there is none but `but`. */
-static bool pause_youngest(pen_schedule *schedule, int64_t but) {
+/* Takes the blocks of the least urgent sequence that is not in this microbatch; false where there is none but `but`. */
+static bool pause_last(pen_schedule *schedule, int64_t but) {
     for (int i = schedule->running - 1; i >= 0; i--) {
         const sequence *s = &schedule->slots[schedule->order[i]];
-        if (s->number == but) return false; /* all others are older, or in this microbatch */
+        if (s->number == but) return false; /* all others are more urgent, or in this microbatch */
         if (s->microbatch == schedule->next_microbatch) continue;
-        if (!return_to_queue(schedule, s)) return false; /* it goes on when others have ended */
-        stop(schedule, i);
+        if (!put_aside(schedule, i)) return false; /* it goes on when others have ended */
         schedule->pauses++;
         return true;
     }
@@ -386,8 +452,8 @@ static int share_of_decodes(const pen_schedule *schedule, const pen_budget_deman
     return share < even ? share : even;
 }
 
-/* One row of so many decodes that are ready, oldest first. Older ones take the blocks that they need from the youngest.
- */
+/* One row of so many decodes that are ready, the most urgent first. They take the blocks that they need from the least
+ * urgent. */
 static void take_decodes(pen_schedule *schedule, int share, pen_microbatch *microbatch) {
     const pen_schedule_options *options = &schedule->options;
     if (share > options->rows) share = options->rows;
@@ -396,7 +462,7 @@ static void take_decodes(pen_schedule *schedule, int share, pen_microbatch *micr
         int slot = schedule->order[i];
         const sequence *s = &schedule->slots[slot];
         if (!is_decoding(s) || s->next == s->known || !can_tell(schedule, microbatch, slot)) continue;
-        while (!append(schedule, microbatch, slot, 1) && pause_youngest(schedule, s->number)) continue;
+        while (!append(schedule, microbatch, slot, 1) && pause_last(schedule, s->number)) continue;
     }
 }
 
@@ -412,7 +478,7 @@ static int share_of_prompts(const pen_schedule *schedule, const pen_budget_deman
     return waits && !pen_budget_has_time(cost, demand, budget, schedule->carriers, alone, rows) ? 0 : rows;
 }
 
-/* Chunks of the running prompts, oldest first, until the microbatch has its share of them. */
+/* Chunks of the running prompts, the most urgent first, until the microbatch has its share of them. */
 static void take_prompts(pen_schedule *schedule, int share, pen_microbatch *microbatch) {
     for (int i = 0; i < schedule->running && share > 0; i++) {
         int slot = schedule->order[i], first;
@@ -433,16 +499,19 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
     const pen_step_cost *cost = schedule->options.cost;
     pen_budget_demand demand = look(schedule);
     pen_budget budget = {0};
-    if (cost) budget = pen_budget_of(cost, &demand, schedule->options.in_flight, schedule->options.rows);
+    if (cost) {
+        budget = pen_budget_of(cost, &demand, schedule->options.in_flight, schedule->options.rows);
+        schedule->depth = budget.depth;
+    }
     take_decodes(schedule, cost ? share_of_decodes(schedule, &demand, &budget) : schedule->options.rows, microbatch);
     bool decodes = microbatch->rows > 0;
     int share = cost ? share_of_prompts(schedule, &demand, &budget, microbatch->rows)
                      : schedule->options.rows - microbatch->rows;
     take_prompts(schedule, share, microbatch);
-    /* Prompts that have begun may hold all blocks between them. When nobody is left to give any up, the youngest must.
-     */
+    /* Prompts that have begun may hold all blocks between them. When nobody is left to give any up, the least urgent
+     * must. */
     while (microbatch->rows == 0 && schedule->in_flight == 0 && schedule->running > 1 &&
-           pause_youngest(schedule, schedule->slots[schedule->order[0]].number))
+           pause_last(schedule, schedule->slots[schedule->order[0]].number))
         take_prompts(schedule, share, microbatch);
     schedule->exhausted = microbatch->rows == 0;
     if (schedule->exhausted) return false;

@@ -4,9 +4,14 @@
  *
  * A sequence prefills its prompt in chunks, any number of which may be in flight, and then decodes a row at a time:
  * the next row needs the token that the last one chose. Running decodes are spread evenly over the microbatches in
- * flight and prompt chunks fill the rest. A waiting sequence starts when a slot and KV for what it has are free, first
- * come, first served. Where KV runs out the youngest is *paused*: it gives its blocks up, waits before all that came
- * later and computes again what is not found in the cache. Nothing that it has chosen is lost or chosen twice.
+ * flight and prompt chunks fill the rest.
+ *
+ * The more *urgent* of two sequences is the one of lower priority number, or the older one. A waiting sequence starts
+ * when a slot and KV for what it has are free, the most urgent first. Where KV runs out the least urgent that runs is
+ * *paused*: it gives its blocks up, waits before all less urgent ones and computes again what is not found in the
+ * cache. Nothing that it has chosen is lost or chosen twice. With `preempts`, one that waits *preempts* those of higher
+ * priority numbers, the least urgent first, where that lets it start: they are put aside in the same way. Once one of
+ * them runs again, it has the priority of whom it had made way for: so it is not put aside again and again.
  *
  * Several sequences of one prompt compute it once: all but the first name it as their parent. A child starts when the
  * parent's prompt has been scheduled but for its last row, shares the parent's blocks, and computes that row itself.
@@ -35,6 +40,7 @@ typedef struct pen_schedule_options {
     /* By which microbatches are sized; outlives the schedule. NULL: a microbatch takes what there is up to `rows`, as
      * most engines do. */
     const pen_step_cost *cost;
+    bool preempts;
 } pen_schedule_options;
 
 /* A run of a microbatch: rows [position, position + rows) of a sequence. */
@@ -59,8 +65,10 @@ void pen_schedule_destroy(pen_schedule *schedule);
 typedef struct pen_sequence_spec {
     const int32_t *tokens; /* [prompt + output], kept alive by the caller, who appends to it */
     int prompt, output;    /* tokens it begins with, and at most adds */
+    int given;             /* of the output, that are there already */
     bool score;            /* logits at every prompt position, but at the last only where output follows */
     int64_t parent;        /* an earlier sequence with the same prompt, whose KV of it can be shared; −1: none */
+    int priority;          /* lower is earlier */
 } pen_sequence_spec;
 
 /* Queues a sequence. Returns its number. */
@@ -80,7 +88,9 @@ void pen_schedule_finish(pen_schedule *schedule, int64_t sequence);
 
 int pen_schedule_waiting(const pen_schedule *schedule); /* sequences that have not started, or are paused */
 int pen_schedule_in_flight(const pen_schedule *schedule);
-uint64_t pen_schedule_pauses(const pen_schedule *schedule); /* so far */
-int pen_schedule_limit(const pen_schedule *schedule);       /* of microbatches in flight */
+uint64_t pen_schedule_pauses(const pen_schedule *schedule); /* so far, for memory */
+uint64_t pen_schedule_preemptions(const pen_schedule *schedule);
+int pen_schedule_limit(const pen_schedule *schedule); /* of microbatches in flight */
+int pen_schedule_depth(const pen_schedule *schedule); /* how many should be in flight for what runs now */
 
 #endif

@@ -1,7 +1,6 @@
 /* Start-up; see session.h. */
 #include "session.h"
 
-#include "budget.h"
 #include "cpu.h"
 #include "link_cost.h"
 #include "log.h"
@@ -9,8 +8,10 @@
 #include "plan_model.h"
 #include "profile.h"
 #include "profile_cache.h"
+#include "replica_plans.h"
 #include "sim_profile.h"
 #include "step_cost.h"
+#include "token_cost.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -44,9 +45,12 @@ struct pen_session {
     pen_model *own_model; /* NULL where it is the simulation's */
     const pen_model *model;
     pen_device *device;
-    pen_profile *profile; /* this rank's own; NULL where the times come from a file */
-    pen_plan *plan;
-    pen_step_cost *cost; /* of the plan's stages; rank 0 */
+    pen_profile *profile;      /* this rank's own; NULL where the times come from a file */
+    pen_replica_plans *plans;  /* rank 0's, of all replicas */
+    pen_plan *own_plan;        /* NULL on rank 0 */
+    const pen_plan *plan;      /* of this rank's replica */
+    pen_step_cost *own_cost;   /* NULL on rank 0 */
+    const pen_step_cost *cost; /* of the plan's stages; leaders */
     stage_layout layout;
     pen_stage *stage;
     pen_engine *engine;
@@ -56,8 +60,23 @@ struct pen_session {
 const pen_model *pen_session_model(const pen_session *session) {
     return session->model;
 }
+const pen_config *pen_session_config(const pen_session *session) {
+    return &session->config;
+}
+double pen_session_step_timeout_s(const pen_session *session) {
+    return session->layout.step_timeout_s;
+}
+int pen_session_replicas(const pen_session *session) {
+    return pen_world_replicas(session->world);
+}
+int pen_session_slots(const pen_session *session) {
+    return session->layout.sequences;
+}
 const pen_plan *pen_session_solved(const pen_session *session) {
     return session->plan;
+}
+const pen_plan *pen_session_solved_of(const pen_session *session, int replica) {
+    return pen_replica_plans_plan(session->plans, replica);
 }
 pen_engine *pen_session_engine(pen_session *session) {
     return session->engine;
@@ -130,9 +149,37 @@ static pen_status check_same_model(pen_session *session) {
                     place->host, session->config.model);
 }
 
+/* The launcher chose how many processes there are; the options say what they are to be. */
+static pen_status arrange(const pen_session *session) {
+    int size = pen_world_size(session->world), stages = session->config.pipeline_parallel;
+    int replicas = session->config.data_parallel > 0 ? session->config.data_parallel : 1;
+    const char *were = size == 1 ? " was" : "es were";
+    if (stages == 0) {
+        if (size % replicas == 0) return pen_world_arrange(session->world, replicas, size / replicas);
+        int fewest = (size / replicas + 1) * replicas;
+        return pen_fail(PEN_USAGE,
+                        "--data-parallel-size is %d, and %d process%s started: use mpirun -np %d, or another"
+                        " multiple of %d",
+                        replicas, size, were, fewest, replicas);
+    }
+    if ((int64_t)replicas * stages == size) return pen_world_arrange(session->world, replicas, stages);
+    if (session->config.data_parallel > 0)
+        return pen_fail(PEN_USAGE,
+                        "--data-parallel-size is %d and --pipeline-parallel-size %d, and %d process%s started: use"
+                        " mpirun -np %lld",
+                        replicas, stages, size, were, (long long)replicas * stages);
+    if (size % stages == 0)
+        return pen_fail(PEN_USAGE,
+                        "--pipeline-parallel-size is %d, and %d processes were started: use mpirun -np %d, or"
+                        " --data-parallel-size %d",
+                        stages, size, stages, size / stages);
+    return pen_fail(PEN_USAGE, "--pipeline-parallel-size is %d, and %d process%s started: use mpirun -np %d", stages,
+                    size, were, stages);
+}
+
 /* The link follows from the number of stages; asking for one only makes sure. */
 static pen_status check_link(const pen_session *session) {
-    int stages = pen_world_size(session->world);
+    int stages = pen_world_stages(session->world);
     const char *asked = session->config.link, *have = stages == 1 ? "local" : "mpi";
     if (strcmp(asked, "auto") == 0 || strcmp(asked, have) == 0) return PEN_OK;
     return pen_fail(PEN_USAGE, "--link %s does not fit %d stage%s, which need%s %s", asked, stages,
@@ -142,7 +189,8 @@ static pen_status check_link(const pen_session *session) {
 static pen_status open_model(pen_session *session) {
     const char *profile = pen_sim_profile_path(session->config.device);
     if (profile) {
-        PEN_TRY(pen_sim_profile_read(profile, pen_world_rank(session->world), &session->sim));
+        PEN_TRY(pen_sim_profile_read(profile, pen_world_place(session->world, pen_world_rank(session->world)),
+                                     &session->sim));
         session->model = pen_sim_profile_model(session->sim);
         return PEN_OK;
     }
@@ -152,6 +200,7 @@ static pen_status open_model(pen_session *session) {
 }
 
 static pen_status open_local(pen_session *session) {
+    PEN_TRY(arrange(session));
     PEN_TRY(check_link(session));
     PEN_TRY(open_model(session));
     if (pen_model_gguf(session->model)) PEN_TRY(pen_gguf_check_data(pen_model_gguf(session->model)));
@@ -182,8 +231,9 @@ void pen_session_close(pen_session *session) {
     if (!session) return;
     pen_engine_destroy(session->engine);
     pen_stage_destroy(session->stage);
-    pen_step_cost_destroy(session->cost);
-    pen_plan_destroy(session->plan);
+    pen_step_cost_destroy(session->own_cost);
+    pen_plan_destroy(session->own_plan);
+    pen_replica_plans_destroy(session->plans);
     pen_profile_destroy(session->profile);
     if (session->device) pen_device_destroy(session->device);
     pen_model_close(session->own_model);
@@ -259,13 +309,6 @@ static pen_status profile_device(pen_session *session) {
 
 /* ---- Plan -------------------------------------------------------------------------------------------------------- */
 
-/* What rank 0 learns of each rank. */
-typedef struct report {
-    uint64_t memory;
-    double send_ms, wire_ms; /* to the next stage, as in pen_plan_device */
-    char device[PEN_PLAN_NAME];
-} report;
-
 static uint64_t memory_limit(const pen_session *session) {
     if (session->config.memory) return session->config.memory;
     if (session->sim) return pen_sim_profile_memory(session->sim);
@@ -273,155 +316,9 @@ static uint64_t memory_limit(const pen_session *session) {
     return memory > 2 * memory_reserve ? memory - memory_reserve : memory;
 }
 
-static pen_plan_workload workload_of(const pen_config *config) {
-    return (pen_plan_workload){.prompt_tokens = config->workload_prompt,
-                               .output_tokens = config->workload_output,
-                               .max_num_seqs = config->max_num_seqs};
-}
-
-/* Unit times on stage s's device: the average over the ranks of its machine that have the same device, since what
- * differs between those is noise. profiles[r] is rank r's. */
-static void average_times(const pen_session *session, pen_profile *const *profiles, int s, const pen_steady *steady,
-                          double *unit_ms) {
-    const pen_place *here = pen_world_place(session->world, s);
-    int count = 0, units = pen_model_unit_count(session->model);
-    for (int r = 0; r < pen_world_size(session->world); r++) {
-        if (pen_world_place(session->world, r)->node != here->node) continue;
-        if (strcmp(profiles[r]->device, profiles[s]->device) != 0) continue;
-        for (int u = 0; u < units; u++)
-            unit_ms[u] +=
-                pen_profile_unit_ms(profiles[r], session->model, u, steady->rows, steady->logit_rows, steady->context);
-        count++;
-    }
-    for (int u = 0; u < units; u++) unit_ms[u] /= count;
-}
-
-/* The model's bytes on our device, and where there are profiles every stage's own times. */
-static pen_status plan_from_model(const pen_session *session, const pen_plan_workload *workload,
-                                  pen_profile *const *profiles, pen_plan **plan) {
-    const stage_layout *want = &session->layout;
-    int stages = pen_world_stages(session->world);
-    pen_plan_model_options options = {
-        .workload = *workload,
-        .stages = stages,
-        .profile = session->profile,
-        .device = session->device,
-        .rows = want->rows,
-        .logit_rows = want->logit_rows,
-        .context = want->context,
-        .sequences = want->sequences,
-        .positions = want->positions,
-        .slots = PEN_ENGINE_SLOTS,
-    };
-    PEN_TRY(pen_plan_from_model(session->model, &options, plan));
-    PEN_TRY(pen_plan_set_devices(*plan, stages));
-    if (!session->profile) return PEN_OK;
-    pen_steady steady = pen_plan_steady(workload, stages, want->rows);
-    for (int s = 0; s < stages; s++) {
-        double *unit_ms = calloc((size_t)(*plan)->unit_count, sizeof *unit_ms);
-        if (!unit_ms) return pen_fail(PEN_NO_MEMORY, "no memory for a plan");
-        (*plan)->devices[s].unit_ms = unit_ms;
-        average_times(session, profiles, s, &steady, unit_ms);
-    }
-    for (int u = 0; u < (*plan)->unit_count; u++) (*plan)->units[u].time_ms = (*plan)->devices[0].unit_ms[u];
-    return PEN_OK;
-}
-
-/* `--profile FILE` in a run: the file's unit times, and what it says of its devices and links, instead of our own. */
-static pen_status times_from_file(const pen_session *session, pen_plan *plan) {
-    const char *path = session->config.profile;
-    pen_plan *file;
-    PEN_TRY(pen_plan_read(path, &file));
-    pen_status status = PEN_OK;
-    if (file->unit_count != plan->unit_count)
-        status = pen_fail(PEN_BAD_INPUT, "%s: has %d units; %s has %d", path, file->unit_count, session->config.model,
-                          plan->unit_count);
-    else if (file->device_count != 1 && file->device_count != plan->device_count)
-        status =
-            pen_fail(PEN_BAD_INPUT, "%s: has %d devices for %d stages", path, file->device_count, plan->device_count);
-    for (int u = 0; status == PEN_OK && u < plan->unit_count; u++) plan->units[u].time_ms = file->units[u].time_ms;
-    for (int s = 0; status == PEN_OK && s < plan->device_count; s++) {
-        const pen_plan_device *from = &file->devices[file->device_count == 1 ? 0 : s];
-        plan->devices[s].speed = from->speed;
-        plan->devices[s].memory_bytes = from->memory_bytes;
-        plan->devices[s].send_ms = from->send_ms;
-        plan->devices[s].wire_ms = from->wire_ms;
-    }
-    memcpy(plan->source, file->source, sizeof plan->source);
-    pen_plan_destroy(file);
-    return status;
-}
-
-static pen_status make_cost(pen_session *session) {
-    const pen_plan *plan = session->plan;
-    pen_steady steady = pen_plan_steady(&plan->workload, plan->stage_count, session->layout.rows);
-    pen_step_shape planned = {steady.rows, steady.logit_rows, steady.context};
-    return pen_step_cost_create(plan, session->model, session->profile, &planned, &session->cost);
-}
-
-/* What all ranks measured, solved for this workload. */
-static pen_status solve_for(pen_session *session, const pen_plan_workload *workload, const pen_blob *reports,
-                            pen_profile *const *profiles) {
-    const pen_config *config = &session->config;
-    PEN_TRY(plan_from_model(session, workload, profiles, &session->plan));
-    pen_plan *plan = session->plan;
-    if (config->profile[0]) PEN_TRY(times_from_file(session, plan));
-    pen_plan_workload timed = workload_of(config); /* what the links were timed with */
-    double share = pen_plan_steady(workload, plan->device_count, session->layout.rows).rows /
-                   pen_plan_steady(&timed, plan->device_count, session->layout.rows).rows;
-    for (int s = 0; s < plan->device_count; s++) {
-        const report *from = reports[s].data;
-        snprintf(plan->devices[s].name, sizeof plan->devices[s].name, "%.*s", PEN_PLAN_NAME - 1, from->device);
-        if (plan->devices[s].memory_bytes == 0) plan->devices[s].memory_bytes = from->memory;
-        if (config->profile[0]) continue;
-        plan->devices[s].send_ms = share * from->send_ms;
-        plan->devices[s].wire_ms = share * from->wire_ms;
-    }
-    pen_plan_options options = {
-        .stages = pen_world_stages(session->world),
-        .method = config->method,
-        .layers = config->layers[0] ? config->layers : NULL,
-        .memory = config->memory,
-        .kv_tokens = (int64_t)session->layout.kv_blocks * PEN_KV_BLOCK,
-    };
-    PEN_TRY(pen_plan_solve(plan, &options));
-    return make_cost(session);
-}
-
-/* Microbatches over which the schedule spreads the workload's sequences on the plan's stages; no fewer than those, for
- * which a microbatch's memory was laid out. */
-static int spread_of(const pen_session *session) {
-    const pen_plan_workload *workload = &session->plan->workload;
-    int stages = session->plan->stage_count, sequences = pen_plan_sequences(workload, stages);
-    int prompt = workload->prompt_tokens, output = workload->output_tokens;
-    pen_budget_demand demand = {.decodes = sequences,
-                                .settled = sequences,
-                                .decode_context = prompt + output / 2.0,
-                                .prompts = 1,
-                                .prompt_rows = prompt,
-                                .prompt_context = prompt / 2.0,
-                                .prompt_rate = (double)prompt / output};
-    int depth = pen_budget_of(session->cost, &demand, stages > 1 ? stages + 1 : 1, session->layout.rows).depth;
-    return depth > stages ? depth : stages;
-}
-
-/* Rank 0: solves what all ranks measured. The split decides how many microbatches are best, and their number how large
- * they are and what their units take; so where there will be fewer, it is solved again for those. */
-static pen_status solve(pen_session *session, const pen_blob *reports, pen_profile *const *profiles) {
-    pen_plan_workload workload = workload_of(&session->config);
-    PEN_TRY(solve_for(session, &workload, reports, profiles));
-    workload.microbatches = spread_of(session);
-    if (!session->profile || workload.microbatches > session->plan->stage_count) return PEN_OK;
-    pen_step_cost_destroy(session->cost);
-    pen_plan_destroy(session->plan);
-    session->cost = NULL;
-    session->plan = NULL;
-    return solve_for(session, &workload, reports, profiles);
-}
-
 /* What the workload's microbatch takes to the next stage. */
-static pen_status time_link(const pen_session *session, report *mine) {
-    pen_plan_workload workload = workload_of(&session->config);
+static pen_status time_link(const pen_session *session, pen_rank_report *mine) {
+    pen_plan_workload workload = pen_replica_plans_workload(&session->config);
     pen_steady steady = pen_plan_steady(&workload, pen_world_stages(session->world), pen_config_rows(&session->config));
     size_t row_bytes = (size_t)pen_model_hparams(session->model)->hidden * sizeof(float);
     double patience_s = session->config.step_timeout_s > 0 ? session->config.step_timeout_s : LINK_PATIENCE_S;
@@ -434,57 +331,120 @@ static pen_status time_link(const pen_session *session, report *mine) {
     return PEN_OK;
 }
 
-/* Rank 0: everyone's device, memory and profile → the solved plan. */
+static pen_status solve(pen_session *session, const pen_rank_report *ranks) {
+    const stage_layout *layout = &session->layout;
+    pen_replica_plans_options options = {
+        .model = session->model,
+        .device = session->device,
+        .config = &session->config,
+        .replicas = pen_world_replicas(session->world),
+        .stages = pen_world_stages(session->world),
+        .ranks = ranks,
+        .rows = layout->rows,
+        .logit_rows = layout->logit_rows,
+        .context = layout->context,
+        .sequences = layout->sequences,
+        .positions = layout->positions,
+        .kv_tokens = (int64_t)layout->kv_blocks * PEN_KV_BLOCK,
+        .slots = PEN_ENGINE_SLOTS,
+    };
+    PEN_TRY(pen_replica_plans_solve(&options, &session->plans));
+    session->plan = pen_replica_plans_plan(session->plans, 0);
+    session->cost = pen_replica_plans_cost(session->plans, 0);
+    return PEN_OK;
+}
+
+/* Rank 0: the plans that follow from what the ranks sent, [size] each. */
+static pen_status solve_reports(pen_session *session, const pen_blob *reports, const pen_blob *texts) {
+    int size = pen_world_size(session->world);
+    pen_rank_report *ranks = calloc((size_t)size, sizeof *ranks);
+    pen_profile **profiles = calloc((size_t)size, sizeof(pen_profile *));
+    pen_status status =
+        ranks && profiles ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for the profiles of %d ranks", size);
+    for (int r = 0; r < size && status == PEN_OK; r++) {
+        if (session->profile) status = pen_profile_decode(texts[r].data, texts[r].bytes, &profiles[r]);
+        bool covers = !profiles[r] || pen_profile_covers(profiles[r], session->model);
+        if (status == PEN_OK && (reports[r].bytes != sizeof *ranks || !covers))
+            status = pen_fail(PEN_BAD_INPUT, "rank %d runs another build than rank 0", r);
+        if (status != PEN_OK) break;
+        memcpy(&ranks[r], reports[r].data, sizeof *ranks);
+        ranks[r].profile = profiles[r];
+    }
+    if (status == PEN_OK) status = solve(session, ranks);
+    for (int r = 0; profiles && r < size; r++) pen_profile_destroy(profiles[r]);
+    free(profiles);
+    free(ranks);
+    return status;
+}
+
+static void free_blobs(pen_blob *blobs, int count) {
+    for (int i = 0; blobs && i < count; i++) free(blobs[i].data);
+    free(blobs);
+}
+
+/* Everyone's device, memory and profile come to rank 0, which solves them. */
 static pen_status collect_and_solve(pen_session *session) {
     pen_world *world = session->world;
     int size = pen_world_size(world);
     pen_blob *reports = calloc((size_t)size, sizeof *reports);
     pen_blob *texts = calloc((size_t)size, sizeof *texts);
-    pen_profile **profiles = calloc((size_t)size, sizeof(pen_profile *));
     char *own = session->profile ? pen_profile_encode(session->profile) : NULL;
     pen_status status = PEN_OK;
-    if (!reports || !texts || !profiles || (session->profile && !own))
+    if (!reports || !texts || (session->profile && !own))
         status = pen_fail(PEN_NO_MEMORY, "no memory for the profiles of %d ranks", size);
     status = agree(session, "collecting the profiles", status);
 
-    report mine = {.memory = memory_limit(session)};
+    int node = pen_world_place(world, pen_world_rank(world))->node;
+    pen_rank_report mine = {.node = node, .memory = memory_limit(session)};
     if (status == PEN_OK && !session->config.profile[0]) status = time_link(session, &mine);
     status = agree(session, "timing the links", status);
     snprintf(mine.device, sizeof mine.device, "%s", pen_device_name(session->device));
     if (status == PEN_OK) status = pen_world_gather(world, "collecting the devices", &mine, sizeof mine, reports);
     if (status == PEN_OK)
         status = pen_world_gather(world, "collecting the profiles", own ? own : "", own ? strlen(own) : 0, texts);
-    if (status == PEN_OK && is_first(session)) {
-        for (int r = 0; r < size && status == PEN_OK; r++) {
-            if (session->profile) status = pen_profile_decode(texts[r].data, texts[r].bytes, &profiles[r]);
-            bool covers = !profiles[r] || pen_profile_covers(profiles[r], session->model);
-            if (status == PEN_OK && (reports[r].bytes != sizeof mine || !covers))
-                status = pen_fail(PEN_BAD_INPUT, "rank %d runs another build than rank 0", r);
-        }
-        if (status == PEN_OK) status = solve(session, reports, profiles);
-    }
-    for (int r = 0; r < size; r++) {
-        if (reports) free(reports[r].data);
-        if (texts) free(texts[r].data);
-        if (profiles) pen_profile_destroy(profiles[r]);
-    }
-    free(reports);
-    free(texts);
-    free(profiles);
+    if (status == PEN_OK && is_first(session)) status = solve_reports(session, reports, texts);
+    free_blobs(reports, size);
+    free_blobs(texts, size);
     free(own);
     return status;
 }
 
-static pen_status share_plan(pen_session *session) {
-    pen_blob blob = {0};
-    char *text = NULL;
-    PEN_TRY(agree(session, "writing the plan", is_first(session) ? pen_plan_to_json(session->plan, &text) : PEN_OK));
-    if (text) blob = (pen_blob){.data = text, .bytes = strlen(text)};
-    pen_status status = pen_world_broadcast(session->world, "sharing the plan", &blob);
-    if (status == PEN_OK && !is_first(session))
-        status = pen_plan_from_json("rank 0's plan", blob.data, blob.bytes, &session->plan);
-    free(blob.data);
-    return status;
+/* Rank 0: each rank's text is its replica's plan; texts[size], of which the ranks of a replica share one. */
+static pen_status write_plans(const pen_session *session, pen_blob *texts) {
+    int stages = pen_world_stages(session->world);
+    for (int r = 0; r < pen_world_size(session->world); r++) {
+        if (r % stages > 0) {
+            texts[r] = texts[r - 1];
+            continue;
+        }
+        char *text;
+        PEN_TRY(pen_plan_to_json(pen_replica_plans_plan(session->plans, r / stages), &text));
+        texts[r] = (pen_blob){.data = text, .bytes = strlen(text)};
+    }
+    return PEN_OK;
+}
+
+/* Every rank gets its replica's plan, and a leader what steps cost on it. */
+static pen_status share_plans(pen_session *session) {
+    static const char what[] = "sharing the plan";
+    pen_world *world = session->world;
+    pen_blob *texts = calloc((size_t)pen_world_size(world), sizeof *texts), own = {0};
+    pen_status status = texts ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory to share the plan");
+    if (status == PEN_OK && is_first(session)) status = write_plans(session, texts);
+    status = agree(session, "writing the plan", status);
+    if (status == PEN_OK) status = pen_world_scatter(world, what, texts, &own);
+    for (int r = 0; texts && r < pen_world_size(world); r += pen_world_stages(world)) free(texts[r].data);
+    free(texts);
+    if (status != PEN_OK || is_first(session)) return status;
+    status = pen_plan_from_json("rank 0's plan", own.data, own.bytes, &session->own_plan);
+    free(own.data);
+    PEN_TRY(status);
+    session->plan = session->own_plan;
+    if (pen_world_stage(world) > 0) return PEN_OK;
+    PEN_TRY(pen_replica_plans_make_cost(session->plan, session->model, session->profile, session->layout.rows,
+                                        &session->own_cost));
+    session->cost = session->own_cost;
+    return PEN_OK;
 }
 
 static int at_most(int value, int limit) {
@@ -507,14 +467,19 @@ static pen_engine_shape steady_shape(const pen_session *session, const pen_plan_
 /* Rank 0: the sizes that every stage is made with. */
 static pen_status lay_out(pen_session *session, const pen_session_need *need) {
     const pen_config *config = &session->config;
-    int max_len = pen_session_max_len(session);
+    int max_len = pen_session_max_len(session), stages = pen_world_stages(session->world);
     if (need->context > max_len)
         return pen_fail(PEN_USAGE, "the sequence needs %d tokens, more than the longest allowed, %d", need->context,
                         max_len);
     int per_sequence = (need->context + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK;
-    pen_plan_workload workload = workload_of(config);
-    int sequences = at_most(need->sequences, pen_plan_sequences(&workload, pen_world_size(session->world)));
+    pen_plan_workload workload = pen_replica_plans_workload(config);
+    int sequences = at_most(need->sequences, pen_plan_sequences(&workload, stages));
     int64_t blocks = (int64_t)per_sequence * sequences;
+    if (need->typical) {
+        int typical = (config->workload_prompt + config->workload_output + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK;
+        blocks = (int64_t)at_most(typical, per_sequence) * sequences;
+        if (blocks < per_sequence) blocks = per_sequence;
+    }
     if (config->kv_tokens) blocks = config->kv_tokens / PEN_KV_BLOCK;
     if (blocks > INT32_MAX / PEN_KV_BLOCK) return pen_fail(PEN_USAGE, "too many KV tokens");
     /* One sequence must fit; the others wait, or are paused. */
@@ -530,36 +495,83 @@ static pen_status lay_out(pen_session *session, const pen_session_need *need) {
     layout->positions = need->context;
     layout->longest = max_len;
     /* Besides the requests themselves, the workload's microbatch must fit, to be timed. */
-    workload.microbatches = pen_world_size(session->world); /* the fewest that it may be spread over */
-    pen_engine_shape shape = steady_shape(session, &workload, pen_world_size(session->world));
+    workload.microbatches = stages; /* the fewest that it may be spread over */
+    pen_engine_shape shape = steady_shape(session, &workload, stages);
     int measured = shape.position + (shape.prompt_rows > 1 ? shape.prompt_rows : 1);
     layout->context = per_sequence * PEN_KV_BLOCK > measured ? per_sequence * PEN_KV_BLOCK : measured;
     layout->logit_rows = need->logit_rows > shape.logit_rows ? need->logit_rows : shape.logit_rows;
     return PEN_OK;
 }
 
+/* Rank 0: after which a step counts as lost, on any replica. */
+static double step_timeout(const pen_session *session) {
+    double asked = session->config.step_timeout_s, longest_ms = 0;
+    for (int r = 0; r < pen_session_replicas(session); r++) {
+        const pen_plan *plan = pen_session_solved_of(session, r);
+        longest_ms = fmax(longest_ms, plan->score.max_ms * plan->stage_count);
+    }
+    return asked > 0 ? asked : fmax(30, 20 * longest_ms / 1000 * session->config.time_scale);
+}
+
 pen_status pen_session_plan(pen_session *session, pen_status request, const pen_session_need *need) {
-    pen_world *world = session->world;
     if (is_first(session) && request == PEN_OK) request = lay_out(session, need);
     PEN_TRY(agree(session, "preparing the request", request));
-    int size = pen_world_size(world), units = pen_model_unit_count(session->model);
-    if (size > units) return pen_fail(PEN_USAGE, "%d stages are more than the model's %d units", size, units);
-    PEN_TRY(pen_world_arrange(world, 1, size));
+    int stages = pen_world_stages(session->world), units = pen_model_unit_count(session->model);
+    if (stages > units) return pen_fail(PEN_USAGE, "%d stages are more than the model's %d units", stages, units);
     if (!session->config.profile[0]) PEN_TRY(agree(session, "profiling", profile_device(session)));
     PEN_TRY(agree(session, "planning", collect_and_solve(session)));
-    PEN_TRY(agree(session, "sharing the plan", share_plan(session)));
-    if (is_first(session)) {
-        double timeout = session->config.step_timeout_s, step_s = session->plan->score.max_ms * size / 1000;
-        step_s *= session->config.time_scale;
-        session->layout.step_timeout_s = timeout > 0 ? timeout : fmax(30, 20 * step_s);
+    if (is_first(session)) session->layout.step_timeout_s = step_timeout(session);
+    PEN_TRY(agree(session, "sharing the layout",
+                  broadcast_plain(session->world, "sharing the layout", &session->layout, sizeof session->layout)));
+    return agree(session, "sharing the plan", share_plans(session));
+}
+
+/* ---- What the plans promise -------------------------------------------------------------------------------------- */
+
+pen_token_cost pen_session_token_cost(const pen_session *session, int replica) {
+    bool own = replica == pen_world_replica(session->world);
+    const pen_plan *plan = own ? session->plan : pen_session_solved_of(session, replica);
+    const pen_step_cost *cost = own ? session->cost : pen_replica_plans_cost(session->plans, replica);
+    pen_steady steady = pen_plan_steady(&plan->workload, plan->stage_count, session->layout.rows);
+    return pen_token_cost_of(cost, &steady);
+}
+
+/* Deals sequences to the replicas as fast as they are: each goes where it is done first, as long as there is room.
+ * shares[replicas]. */
+static void deal(const pen_session *session, int sequences, int *shares, double *each_ms) {
+    const pen_plan_workload *workload = &session->plan->workload;
+    int replicas = pen_session_replicas(session), room = replicas * session->layout.sequences;
+    for (int r = 0; r < replicas; r++) {
+        pen_token_cost token = pen_session_token_cost(session, r);
+        each_ms[r] = workload->prompt_tokens * token.prompt_ms + workload->output_tokens * token.output_ms;
     }
-    return agree(session, "sharing the layout",
-                 broadcast_plain(world, "sharing the layout", &session->layout, sizeof session->layout));
+    for (int left = at_most(sequences, room); left > 0; left--) {
+        int best = -1;
+        for (int r = 0; r < replicas; r++) {
+            if (shares[r] == session->layout.sequences) continue;
+            if (best < 0 || (shares[r] + 1) * each_ms[r] < (shares[best] + 1) * each_ms[best]) best = r;
+        }
+        shares[best]++;
+    }
 }
 
 pen_forecast pen_session_forecast(const pen_session *session, int sequences, bool apart) {
-    pen_forecast_options options = {.sequences = sequences, .rows = session->layout.rows, .apart = apart};
-    return pen_forecast_of(&session->plan->workload, session->cost, &options);
+    int replicas = pen_session_replicas(session);
+    pen_forecast all = {0, 0};
+    int *shares = calloc((size_t)replicas, sizeof *shares);
+    double *each_ms = calloc((size_t)replicas, sizeof *each_ms);
+    if (shares && each_ms) deal(session, sequences, shares, each_ms);
+    for (int r = 0; shares && r < replicas; r++) {
+        if (shares[r] == 0) continue;
+        pen_forecast_options options = {.sequences = shares[r], .rows = session->layout.rows, .apart = apart};
+        pen_forecast one = pen_forecast_of(&pen_session_solved_of(session, r)->workload,
+                                           pen_replica_plans_cost(session->plans, r), &options);
+        all.prompt_tokens_per_s += one.prompt_tokens_per_s;
+        all.decode_tokens_per_s += one.decode_tokens_per_s;
+    }
+    free(shares);
+    free(each_ms);
+    return all;
 }
 
 /* ---- Load -------------------------------------------------------------------------------------------------------- */
@@ -597,12 +609,14 @@ static pen_status make_stage(pen_session *session) {
         .kv = options.kv,
         .sequences = want->sequences,
         .cost = session->cost,
+        .preempts = session->config.preempts,
         .step_timeout_s = want->step_timeout_s,
         .trace = session->config.trace[0] ? TRACE_RECORDS : 0,
     };
     if (session->sim) {
         pen_sim_link link = pen_sim_profile_link(session->sim);
         engine.simulated = true;
+        engine.time_scale = session->config.time_scale;
         engine.link_latency_ms = link.latency_ms * session->config.time_scale;
         engine.link_ms_per_byte = link.ms_per_byte * session->config.time_scale;
     }

@@ -27,11 +27,11 @@ typedef struct slowdown {
 struct pen_sim_profile {
     char path[PEN_PLAN_TEXT];
     pen_plan *plan;
-    int stage, device;
+    int device;
     int hidden, vocab, context;
     double rows, fixed;
     pen_sim_link link;
-    slowdown slowdowns[SLOWDOWNS_MOST]; /* of this stage */
+    slowdown slowdowns[SLOWDOWNS_MOST]; /* of this rank */
     int slowdown_count;
     pen_profile_class *classes; /* [unit_count], equal ones at different units */
     pen_profile *times;
@@ -69,25 +69,35 @@ static pen_status read_count(const place *at, const char *field, int max, int *v
     return PEN_OK;
 }
 
-static pen_status read_slowdowns(pen_sim_profile *sim, const json_t *list) {
+/* Whether the place's number is the one that the field names, if it does. */
+static pen_status read_fits(const place *at, const char *field, int number, bool *fits) {
+    double named = number;
+    PEN_TRY(read_number(at, field, 0, INT32_MAX, &named));
+    *fits = *fits && (int)named == number;
+    return PEN_OK;
+}
+
+static pen_status read_slowdowns(pen_sim_profile *sim, const json_t *list, const pen_place *own) {
     for (size_t i = 0; i < json_array_size(list); i++) {
         place at = {.path = sim->path, .object = json_array_get(list, i)};
         snprintf(at.name, sizeof at.name, "sim.slowdowns[%zu].", i);
-        double stage = sim->stage;
+        bool fits = true;
         slowdown read = {.to_s = INFINITY, .factor = 1};
-        PEN_TRY(read_number(&at, "stage", 0, PEN_UNITS_MAX, &stage));
+        PEN_TRY(read_fits(&at, "replica", own->replica, &fits));
+        PEN_TRY(read_fits(&at, "stage", own->stage, &fits));
+        PEN_TRY(read_fits(&at, "rank", own->rank, &fits));
         PEN_TRY(read_number(&at, "from_s", 0, 1e9, &read.from_s));
         PEN_TRY(read_number(&at, "to_s", 0, 1e9, &read.to_s));
         PEN_TRY(read_number(&at, "factor", 1e-3, 1e3, &read.factor));
-        if ((int)stage != sim->stage) continue;
+        if (!fits) continue;
         if (sim->slowdown_count == SLOWDOWNS_MOST)
-            return pen_fail(PEN_BAD_INPUT, "%s: more than %d slowdowns of a stage", sim->path, SLOWDOWNS_MOST);
+            return pen_fail(PEN_BAD_INPUT, "%s: more than %d slowdowns of a rank", sim->path, SLOWDOWNS_MOST);
         sim->slowdowns[sim->slowdown_count++] = read;
     }
     return PEN_OK;
 }
 
-static pen_status read_sim(pen_sim_profile *sim, const json_t *root) {
+static pen_status read_sim(pen_sim_profile *sim, const json_t *root, const pen_place *own) {
     place top = {.path = sim->path, .object = root}, at = {sim->path, "sim.", json_object_get(root, "sim")};
     double speed = 0; /* GB/s: bytes per ms, in millions */
     PEN_TRY(read_count(&top, "hidden", 1 << 20, &sim->hidden));
@@ -100,7 +110,7 @@ static pen_status read_sim(pen_sim_profile *sim, const json_t *root) {
     if (speed > 0) sim->link.ms_per_byte = 1e-6 / speed;
     if (sim->fixed < 1 && sim->rows == 0)
         return pen_fail(PEN_BAD_INPUT, "%s: sim.fixed needs sim.rows, the rows that time_ms is for", sim->path);
-    return read_slowdowns(sim, json_object_get(at.object, "slowdowns"));
+    return read_slowdowns(sim, json_object_get(at.object, "slowdowns"), own);
 }
 
 /* ---- Times ------------------------------------------------------------------------------------------------------- */
@@ -146,7 +156,7 @@ static pen_status read_table(const place *at, double factor, pen_profile_class *
 }
 
 /* Units are alike where the file says the same of them but their name, and their times are the same on every device.
- * The hash must not depend on the stage that reads the file. */
+ * The hash must not depend on the rank that reads the file. */
 static pen_status hash_unit(const pen_sim_profile *sim, const json_t *unit, int u, uint64_t *hash) {
     const pen_plan *plan = sim->plan;
     json_t *nameless = json_copy((json_t *)unit);
@@ -195,12 +205,27 @@ static bool is_known(const pen_profile *times, uint64_t hash) {
     return false;
 }
 
+/* The first device that is like ours: equal ones have one name, by which their times are known to be the same. */
+static int first_alike(const pen_sim_profile *sim) {
+    const pen_plan *plan = sim->plan;
+    const pen_plan_device *own = &plan->devices[sim->device];
+    int d = 0;
+    for (; d < sim->device; d++) {
+        const pen_plan_device *other = &plan->devices[d];
+        bool alike = strcmp(other->name, own->name) == 0 && other->memory_bytes == own->memory_bytes;
+        for (int u = 0; u < plan->unit_count && alike; u++)
+            alike = pen_plan_unit_ms(plan, u, d) == pen_plan_unit_ms(plan, u, sim->device);
+        if (alike) break;
+    }
+    return d;
+}
+
 pen_status pen_sim_profile_times(const pen_sim_profile *sim, pen_profile **out) {
     int units = sim->plan->unit_count;
     pen_profile *times = calloc(1, sizeof *times + (size_t)units * sizeof *times->classes);
     if (!times) return pen_fail(PEN_NO_MEMORY, "%s: no memory for %d units", sim->path, units);
     const char *device = sim->plan->devices[sim->device].name;
-    snprintf(times->device, sizeof times->device, "sim %d: %.48s", sim->device, device[0] ? device : "device");
+    snprintf(times->device, sizeof times->device, "sim %d: %.44s", first_alike(sim), device[0] ? device : "device");
     for (int u = 0; u < units; u++)
         if (!is_known(times, sim->classes[u].hash)) times->classes[times->class_count++] = sim->classes[u];
     *out = times;
@@ -242,22 +267,21 @@ static pen_status make_model(pen_sim_profile *sim) {
     return status;
 }
 
-static pen_status fill(pen_sim_profile *sim, const json_t *root) {
+static pen_status fill(pen_sim_profile *sim, const json_t *root, const pen_place *own) {
     char *text = json_dumps(root, JSON_COMPACT | JSON_SORT_KEYS);
     if (!text) return pen_fail(PEN_NO_MEMORY, "%s: no memory to read it", sim->path);
     sim->hash = XXH64(text, strlen(text), 0);
     free(text);
-    PEN_TRY(read_sim(sim, root));
+    PEN_TRY(read_sim(sim, root, own));
     PEN_TRY(read_times(sim, root));
     PEN_TRY(pen_sim_profile_times(sim, &sim->times));
     return make_model(sim);
 }
 
-pen_status pen_sim_profile_read(const char *path, int stage, pen_sim_profile **out) {
+pen_status pen_sim_profile_read(const char *path, const pen_place *own, pen_sim_profile **out) {
     pen_sim_profile *sim = calloc(1, sizeof *sim);
     if (!sim) return pen_fail(PEN_NO_MEMORY, "%s: no memory to read it", path);
     snprintf(sim->path, sizeof sim->path, "%s", path);
-    sim->stage = stage;
     sim->hidden = HIDDEN_DEFAULT;
     sim->vocab = VOCAB_DEFAULT;
     sim->context = CONTEXT_DEFAULT;
@@ -266,8 +290,8 @@ pen_status pen_sim_profile_read(const char *path, int stage, pen_sim_profile **o
     if (status == PEN_OK) {
         json_error_t error;
         json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &error);
-        sim->device = stage % sim->plan->device_count;
-        status = root ? fill(sim, root) : pen_fail(PEN_IO, "%s: %s", path, error.text);
+        sim->device = own->rank % sim->plan->device_count;
+        status = root ? fill(sim, root, own) : pen_fail(PEN_IO, "%s: %s", path, error.text);
         json_decref(root);
     }
     if (status == PEN_OK)

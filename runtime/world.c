@@ -32,6 +32,7 @@ struct pen_world {
     bool mpi;       /* MPI was started */
     MPI_Comm talk;  /* for this file's conversations */
     MPI_Comm links; /* for the links; duplicates, so that no tags can meet */
+    MPI_Comm mail;  /* for the mail between leaders */
     int rank, size, replicas, stages;
     double patience_s;
     pen_place *places; /* [size] */
@@ -115,9 +116,11 @@ static pen_status start_mpi(pen_world *world) {
     world->mpi = true;
     PEN_TRY(mpi_status(MPI_Comm_dup(MPI_COMM_WORLD, &world->talk), "starting"));
     PEN_TRY(mpi_status(MPI_Comm_dup(MPI_COMM_WORLD, &world->links), "starting"));
+    PEN_TRY(mpi_status(MPI_Comm_dup(MPI_COMM_WORLD, &world->mail), "starting"));
     alarm(0);
     MPI_Comm_set_errhandler(world->talk, MPI_ERRORS_RETURN);
     MPI_Comm_set_errhandler(world->links, MPI_ERRORS_RETURN);
+    MPI_Comm_set_errhandler(world->mail, MPI_ERRORS_RETURN);
     MPI_Comm_rank(world->talk, &world->rank);
     MPI_Comm_size(world->talk, &world->size);
     signal(SIGTERM, leave_on_signal);
@@ -132,6 +135,16 @@ static pen_status check_slurm(pen_world *world) {
     world->rank = task ? atoi(task) : 0; /* so that only one of them says it */
     return pen_fail(
         PEN_USAGE, "Slurm started %s tasks but MPI sees one: use mpirun, or srun with an --mpi that MPI speaks", tasks);
+}
+
+/* How messages speak of the ranks: of replicas only where there are several. */
+static void name_places(pen_world *world) {
+    for (pen_place *p = world->places; p < world->places + world->size; p++) {
+        char replica[32] = "";
+        if (world->replicas > 1) snprintf(replica, sizeof replica, "replica %d, ", p->replica);
+        snprintf(p->name, sizeof p->name, "rank %d (%sstage %d%s%s)", p->rank, replica, p->stage,
+                 p->host[0] ? " on " : "", p->host);
+    }
 }
 
 static pen_status meet(pen_world *world);
@@ -157,6 +170,7 @@ pen_status pen_world_create(pen_world **out) {
         world->ends[r] = (struct pollfd){.fd = -1, .events = POLLIN};
     }
     for (int r = 0; r < world->size; r++) world->places[r] = (pen_place){.rank = r, .stage = r};
+    name_places(world);
     pen_wait_init(&world->wait, false);
     return meet(world);
 }
@@ -172,6 +186,7 @@ void pen_world_destroy(pen_world *world) {
             if (world->beats[r] != MPI_REQUEST_NULL) MPI_Wait(&world->beats[r], MPI_STATUS_IGNORE);
         MPI_Comm_free(&world->talk);
         MPI_Comm_free(&world->links);
+        MPI_Comm_free(&world->mail);
         MPI_Finalize();
         alarm(0);
     }
@@ -275,8 +290,14 @@ const pen_place *pen_world_place(const pen_world *world, int rank) {
 const pen_share *pen_world_share(const pen_world *world) {
     return &world->share;
 }
+int pen_world_replicas(const pen_world *world) {
+    return world->replicas;
+}
 int pen_world_stages(const pen_world *world) {
     return world->stages;
+}
+int pen_world_replica(const pen_world *world) {
+    return world->rank / world->stages;
 }
 int pen_world_stage(const pen_world *world) {
     return world->rank % world->stages;
@@ -290,6 +311,9 @@ void pen_world_set_threads(pen_world *world, int threads) {
 int pen_world_links_handle(const pen_world *world) {
     return MPI_Comm_c2f(world->links);
 }
+int pen_world_mail_handle(const pen_world *world) {
+    return MPI_Comm_c2f(world->mail);
+}
 
 pen_status pen_world_arrange(pen_world *world, int replicas, int stages) {
     if (replicas < 1 || stages < 1 || (int64_t)replicas * stages != world->size)
@@ -300,6 +324,7 @@ pen_status pen_world_arrange(pen_world *world, int replicas, int stages) {
         world->places[r].replica = r / stages;
         world->places[r].stage = r % stages;
     }
+    name_places(world);
     return PEN_OK;
 }
 
@@ -330,8 +355,7 @@ static void listen(pen_world *world) {
 }
 
 static pen_status lost(const pen_world *world, int rank, const char *what, const char *why) {
-    return pen_fail(PEN_PEER_LOST, "lost rank %d (stage %d%s%s) while %s: %s", rank, world->places[rank].stage,
-                    world->places[rank].host[0] ? " on " : "", world->places[rank].host, what, why);
+    return pen_fail(PEN_PEER_LOST, "lost %s while %s: %s", world->places[rank].name, what, why);
 }
 
 /* Polls `request`, a message to or from `rank`, until it is done or the rank has been silent for too long. */
@@ -358,9 +382,8 @@ static pen_status await(pen_world *world, int rank, const char *what, MPI_Reques
             return lost(world, rank, what, why);
         }
         if (pen_wait_tells(&world->wait))
-            PEN_DEBUG("rank %d has waited %.1f s for rank %d (stage %d%s%s) while %s", world->rank,
-                      pen_wait_seconds(&world->wait), rank, world->places[rank].stage,
-                      world->places[rank].host[0] ? " on " : "", world->places[rank].host, what);
+            PEN_DEBUG("rank %d has waited %.1f s for %s while %s", world->rank, pen_wait_seconds(&world->wait),
+                      world->places[rank].name, what);
         pen_wait_pause(&world->wait, true, 0);
     }
 }
@@ -400,6 +423,12 @@ static pen_status receive_blob(pen_world *world, int rank, const char *what, pen
 pen_status pen_world_broadcast(pen_world *world, const char *what, pen_blob *blob) {
     if (world->rank != 0) return receive_blob(world, 0, what, blob);
     for (int r = 1; r < world->size; r++) PEN_TRY(send_blob(world, r, what, blob->data, blob->bytes));
+    return PEN_OK;
+}
+
+pen_status pen_world_scatter(pen_world *world, const char *what, const pen_blob *blobs, pen_blob *blob) {
+    if (world->rank != 0) return receive_blob(world, 0, what, blob);
+    for (int r = 1; r < world->size; r++) PEN_TRY(send_blob(world, r, what, blobs[r].data, blobs[r].bytes));
     return PEN_OK;
 }
 
@@ -594,6 +623,7 @@ static pen_status meet(pen_world *world) {
     if (seats.bytes != size * sizeof(seat)) return pen_fail(PEN_INTERNAL, "rank 0 is of another build");
     const seat *all = seats.data;
     for (size_t r = 0; r < size; r++) world->places[r] = all[r].place;
+    name_places(world);
     world->share = all[world->rank].share;
     watch(world, all);
     free(seats.data);

@@ -2,7 +2,8 @@
  * The world: the ranks of this run, started by mpirun (or one process alone), and what they say to each other at
  * start-up and when they leave. During a run ranks talk over links (link.h).
  *
- * A process without a launcher is a world of one and never touches MPI. Rank = replica · stages + stage.
+ * A process without a launcher is a world of one and never touches MPI. Rank = replica · stages + stage; stage 0 of a
+ * replica is its leader.
  *
  * Everything here is a star around rank 0, made of non-blocking messages that are polled: so every wait has a name and
  * an end, and the rank that failed to answer can be named. A rank that is busy for long (loading, profiling) calls
@@ -24,6 +25,7 @@ typedef struct pen_place {
     int rank, replica, stage;
     int node, local_rank; /* number of its machine, and its number on that machine */
     char host[PEN_HOST_MAX];
+    char name[PEN_HOST_MAX + 64]; /* for messages: "rank 3 (replica 1, stage 1 on node7)" */
 } pen_place;
 
 /* Joins the world. Collective. On failure *world may still be set: pass it to one of the next two. */
@@ -59,11 +61,15 @@ void pen_world_set_threads(pen_world *world, int threads);
 
 /* Says how ranks are arranged; every rank calls it with the same numbers. PEN_USAGE unless replicas·stages = size. */
 pen_status pen_world_arrange(pen_world *world, int replicas, int stages);
-int pen_world_stages(const pen_world *world);
-int pen_world_stage(const pen_world *world); /* of this rank */
+int pen_world_replicas(const pen_world *world);
+int pen_world_stages(const pen_world *world);  /* of a replica */
+int pen_world_replica(const pen_world *world); /* of this rank */
+int pen_world_stage(const pen_world *world);   /* of this rank */
 
-/* The links' communicator as MPI numbers it (a Fortran handle), for link_mpi.c. */
+/* Communicators of their own as MPI numbers them (Fortran handles): the links', for link_mpi.c, and the mail's between
+ * leaders, for mail.c. Ranks are the world's. */
 int pen_world_links_handle(const pen_world *world);
+int pen_world_mail_handle(const pen_world *world);
 
 /* ---- Start-up conversations: every rank calls the same ones in the same order. `what` completes "while …": it names
  * the wait in errors ("sharing the plan"). ------------------------------------------------------------------------- */
@@ -75,6 +81,8 @@ typedef struct pen_blob {
 
 /* Rank 0's blob goes to all; the others' is set. */
 pen_status pen_world_broadcast(pen_world *world, const char *what, pen_blob *blob);
+/* Every other rank gets its own of rank 0's blobs[size], of which the first one goes nowhere; `blob` is set there. */
+pen_status pen_world_scatter(pen_world *world, const char *what, const pen_blob *blobs, pen_blob *blob);
 /* Everyone's data comes to rank 0, which gets blobs[size]; the others' `blobs` is not touched. */
 pen_status pen_world_gather(pen_world *world, const char *what, const void *data, size_t bytes, pen_blob *blobs);
 

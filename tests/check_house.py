@@ -38,7 +38,7 @@ MAY_NOT_INCLUDE = {
     "runtime/link": r"(engine|schedule|stage)\.h",
 }
 # Files that may speak MPI. version.c only reads the library's name from its header.
-MPI_FILES = re.compile(r"runtime/(world\w*|link_mpi)\.c|launch/version\.c|tests/mpi/\w+\.c")
+MPI_FILES = re.compile(r"runtime/(world\w*|link_mpi|mail)\.c|launch/version\.c|tests/mpi/\w+\.c")
 
 # Options of other programs that the documents mention.
 FOREIGN_OPTIONS = {"--oversubscribe", "--preset", "--build", "--target", "--test-dir"}

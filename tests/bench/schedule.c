@@ -276,7 +276,7 @@ static void bench(const char *path, int stages, bool json) {
     pen_sim_profile *sim;
     pen_profile *times;
     machine m = {0};
-    check(pen_sim_profile_read(path, 0, &sim));
+    check(pen_sim_profile_read(path, &(pen_place){0}, &sim));
     check(pen_sim_profile_times(sim, &times));
     check(pen_plan_read(path, &m.plan));
     m.model = pen_sim_profile_model(sim);

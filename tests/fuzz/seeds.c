@@ -14,6 +14,7 @@
 #include "gguf_image.h"
 
 #include "arch.h"
+#include "batch_line.h"
 #include "plan_json.h"
 #include "pretokenizer.h"
 #include "profile.h"
@@ -403,6 +404,30 @@ static void write_messages(void) {
     }
 }
 
+/* ---- Lines of a batch -------------------------------------------------------------------------------------------- */
+
+static void write_lines(void) {
+    static const char *const bodies[] = {
+        "\"prompt\":\"a text\"",
+        "\"prompt\":[1,2,3],\"n\":3,\"best_of\":3,\"seed\":-7,\"top_k\":40,\"top_p\":0.5,\"min_p\":0.1",
+        "\"prompt\":[\"a\",\"b\"],\"echo\":true,\"logprobs\":5,\"max_tokens\":0,\"user\":\"u\",\"stream\":false",
+        "\"prompt\":[[1],[2,3]],\"logit_bias\":{\"7\":-100,\"8\":2.5},\"stop\":[\"u\",\"v\"],\"suffix\":null",
+        "\"model\":\"m\",\"prompt\":\"\",\"max_tokens\":9,\"min_tokens\":2,\"temperature\":0,\"stop\":\"s\"",
+        "\"prompt\":\"x\",\"repetition_penalty\":1.1,\"presence_penalty\":1,\"ignore_eos\":true",
+        "\"prompt\":\"x\",\"priority\":1",
+    };
+    for (size_t i = 0; i < sizeof bodies / sizeof bodies[0]; i++) {
+        char name[16], text[1024];
+        snprintf(name, sizeof name, "line-%zu", i);
+        snprintf(text, sizeof text,
+                 "{\"custom_id\":\"a\",\"method\":\"POST\",\"url\":\"/v1/completions\",\"body\":{%s}}", bodies[i]);
+        pen_batch_line line;
+        check(pen_batch_line_parse(text, strlen(text), &line) == PEN_OK, text);
+        pen_batch_line_free(&line);
+        write_seed("batch", name, text, strlen(text), "", 0);
+    }
+}
+
 int main(int argc, char **argv) {
     check(argc >= 2, "fuzz_seeds FOLDER [PROFILE.json…]");
     folder = argv[1];
@@ -418,5 +443,6 @@ int main(int argc, char **argv) {
     write_plans(argc - 2, argv + 2);
     write_profile();
     write_messages();
+    write_lines();
     return 0;
 }

@@ -232,7 +232,19 @@ class BadInput(unittest.TestCase):
         self.refused(NO_MEMORY, ["embedding", "alone needs", "limit"], "run", huge, "--profile", path, "-p", "x")
 
     def test_stages_that_were_not_started(self):
-        self.run_refused(USAGE, "3", "-p", "x", "--pp", "3")
+        for stages, also in (3, []), (2, ["mpirun -np 2, or --data-parallel-size 2"]):
+            self.run_refused(USAGE, [f"--pipeline-parallel-size is {stages}", f"mpirun -np {stages}", *also], "-p", "x",
+                             "--pp", stages, ranks=[4])
+
+    def test_replicas_that_were_not_started(self):
+        self.run_refused(USAGE, ["--data-parallel-size is 2", "1 process was started", "mpirun -np 2, or another"], "-p",
+                         "x", "--dp", "2", ranks=[0, 1])
+        self.run_refused(USAGE, ["3 processes were started", "mpirun -np 4, or another multiple of 2"], "-p", "x",
+                         "--data-parallel-size", "2", ranks=[3])
+        self.run_refused(USAGE, ["--data-parallel-size is 2 and --pipeline-parallel-size 3", "mpirun -np 6"], "-p", "x",
+                         "--dp", "2", "--pp", "3", ranks=[4])
+        self.run_refused(USAGE, "--dp: '0' is not a whole number from 1 to", "-p", "x", "--dp", "0", ranks=[2])
+        self.run_refused(USAGE, "--link mpi does not fit 1 stage", "-p", "x", "--dp", "2", "--link", "mpi", ranks=[2])
 
     def test_profiles_that_do_not_match(self):
         (self.folder / "short.json").write_text(json.dumps({"units": [{"name": "a", "time_ms": 1}]}))

@@ -88,6 +88,7 @@ static void compose(const pressure *all, performance *p, int32_t *prompt, pen_re
         .prompt_count = count,
         .max_tokens = output,
         .choices = n % 13 == 6 ? CHOICES_MOST : 1,
+        .priority = n % 37 % 3, /* where the engine preempts, some are put aside for others */
         .pick = {.temperature = n % 2 ? 0.8f : 0, .top_p = 0.95f, .seed = (uint64_t)n},
         .on_token = on_token,
         .context = p,
@@ -143,7 +144,7 @@ static void begin_more(pressure *all) {
         begin(p, all, all->begun++);
         compose(all, p, prompt, &request);
         request.on_done = on_done;
-        p->got = pen_engine_submit(all->engine, &request);
+        p->got = pen_engine_submit(all->engine, &request, NULL);
         if (p->got == PEN_OK) all->live += request.choices;
         if (all->begun == all->o->pressure / 4) note_memory(all, all->early);
     }
@@ -174,7 +175,7 @@ static pen_status hear_alone(pressure *all) {
         int choices = request.choices;
         request.choices = 1;
         for (; request.pick.choice < choices; request.pick.choice++)
-            if (pen_engine_submit(all->engine, &request) == PEN_OK) PEN_TRY(pen_engine_run(all->engine));
+            if (pen_engine_submit(all->engine, &request, NULL) == PEN_OK) PEN_TRY(pen_engine_run(all->engine));
         for (int k = 0; k < CHOICES_MOST; k++) all->alone[n / SAMPLE * CHOICES_MOST + k] = p.completions[k].hash;
     }
     return PEN_OK;
@@ -241,11 +242,11 @@ static void report(const pressure *all, double seconds) {
         fprintf(stderr, "\n");
     }
     printf("%d requests in %.1f s, %d refused, %d wrong; completions: %d to their length, %d stopped, %d cancelled, %d "
-           "scored, %d heard alone, too; %" PRIu64 " pauses, %" PRIu64 " of %" PRIu64 " prompt tokens found, %" PRIu64
-           " blocks copied, %d blocks held\n",
+           "scored, %d heard alone, too; %" PRIu64 " pauses, %" PRIu64 " preemptions, %" PRIu64 " of %" PRIu64
+           " prompt tokens found, %" PRIu64 " blocks copied, %d blocks held\n",
            all->o->pressure, seconds, counts.refused, counts.wrong, counts.length, counts.stopped, counts.cancelled,
-           counts.scored, counts.heard_alone, engine.pauses, engine.kv.found, engine.kv.asked, engine.kv.copied,
-           engine.blocks_held);
+           counts.scored, counts.heard_alone, engine.pauses, engine.preemptions, engine.kv.found, engine.kv.asked,
+           engine.kv.copied, engine.blocks_held);
     for (int r = 0; r < all->ranks; r++)
         printf("rank %d resident: %ld KiB at a quarter, %ld KiB at the end\n", r, all->early[r], all->late[r]);
 }

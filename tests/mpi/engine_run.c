@@ -5,13 +5,14 @@
  *   engine_run [--model SPEC] [--requests N] [--prompt P] [--output G] [--rows R] [--overhead X] [--threads T]
  *              [--timeout S] [--temperature X] [--exact] [--score] [--sequences N] [--choices N [--apart]]
  *              [--penalties] [--measure] [--announce] [--debug] [--times] [--blocks N] [--in-flight M]
- *              [--schedules N [--seed S]] [--pressure N [--queue M]]
+ *              [--schedules N [--seed S]] [--pressure N [--queue M]] [--preempts]
  *
  * With --apart every choice is a request of its own.
  *
  * With --schedules it runs a dozen requests, each choice by itself, and then N random mixtures of them: some begin
- * while others run, some want several choices, some give up, prompts begin alike, KV may be short. Whatever a choice
- * says must be what it said alone.
+ * while others run, some want several choices, some give up, some are cancelled, some go on where they were alone after
+ * some tokens, prompts begin alike, KV may be short, priorities differ. Whatever a choice says must be what it said
+ * alone, and it must end once.
  * --pressure is in engine_pressure.c.
  */
 #include "engine_run.h"
@@ -74,19 +75,16 @@ static options parse(int argc, char **argv) {
                  .overhead = 8,
                  .queue = 1000,
                  .timeout = 30};
-    static const struct option table[] = {{"model", 1, 0, 'm'},       {"requests", 1, 0, 'n'},
-                                          {"prompt", 1, 0, 'p'},      {"output", 1, 0, 'g'},
-                                          {"rows", 1, 0, 'r'},        {"overhead", 1, 0, 'o'},
-                                          {"threads", 1, 0, 't'},     {"timeout", 1, 0, 's'},
-                                          {"temperature", 1, 0, 'T'}, {"choices", 1, 0, 'C'},
-                                          {"apart", 0, 0, 'A'},       {"exact", 0, 0, 'e'},
-                                          {"score", 0, 0, 'c'},       {"sequences", 1, 0, 'q'},
-                                          {"measure", 0, 0, 'M'},     {"announce", 0, 0, 'a'},
-                                          {"times", 0, 0, 'S'},       {"blocks", 1, 0, 'b'},
-                                          {"in-flight", 1, 0, 'f'},   {"schedules", 1, 0, 'N'},
-                                          {"seed", 1, 0, 'd'},        {"penalties", 0, 0, 'P'},
-                                          {"debug", 0, 0, 'D'},       {"pressure", 1, 0, 'R'},
-                                          {"queue", 1, 0, 'Q'},       {0, 0, 0, 0}};
+    static const struct option table[] = {
+        {"model", 1, 0, 'm'},     {"requests", 1, 0, 'n'},  {"prompt", 1, 0, 'p'},
+        {"output", 1, 0, 'g'},    {"rows", 1, 0, 'r'},      {"overhead", 1, 0, 'o'},
+        {"threads", 1, 0, 't'},   {"timeout", 1, 0, 's'},   {"temperature", 1, 0, 'T'},
+        {"choices", 1, 0, 'C'},   {"apart", 0, 0, 'A'},     {"exact", 0, 0, 'e'},
+        {"score", 0, 0, 'c'},     {"sequences", 1, 0, 'q'}, {"measure", 0, 0, 'M'},
+        {"announce", 0, 0, 'a'},  {"times", 0, 0, 'S'},     {"blocks", 1, 0, 'b'},
+        {"in-flight", 1, 0, 'f'}, {"schedules", 1, 0, 'N'}, {"seed", 1, 0, 'd'},
+        {"penalties", 0, 0, 'P'}, {"debug", 0, 0, 'D'},     {"pressure", 1, 0, 'R'},
+        {"queue", 1, 0, 'Q'},     {"preempts", 0, 0, 'E'},  {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) switch (c) {
         case 'm': o.model = optarg; break;
         case 'n': o.requests = atoi(optarg); break;
@@ -113,6 +111,7 @@ static options parse(int argc, char **argv) {
         case 'd': o.seed = atoi(optarg); break;
         case 'R': o.pressure = atoi(optarg); break;
         case 'Q': o.queue = atoi(optarg); break;
+        case 'E': o.preempts = true; break;
         default: exit(PEN_USAGE);
         }
     return o;
@@ -146,8 +145,9 @@ void add_rules(pen_request *request, int number) {
     request->min_tokens = request->max_tokens;
 }
 
-static void submit(pen_engine *engine, const pen_request *request) {
-    if (pen_engine_submit(engine, request) == PEN_OK) return;
+static int64_t submit(pen_engine *engine, const pen_request *request) {
+    int64_t number;
+    if (pen_engine_submit(engine, request, &number) == PEN_OK) return number;
     fprintf(stderr, "penstock: %s\n", pen_last_error());
     exit(PEN_USAGE);
 }
@@ -243,7 +243,10 @@ typedef struct piece {
 typedef struct play {
     struct stage_play *all;
     piece *piece;
-    int count[CHOICES], stop_after[CHOICES];
+    int64_t number;
+    bool cancelled;
+    int first, choices, given;
+    int count[CHOICES], stop_after[CHOICES], ends[CHOICES];
 } play;
 
 typedef struct stage_play {
@@ -251,21 +254,43 @@ typedef struct stage_play {
     piece *pieces;
     play plays[4096]; /* of one schedule */
     int begun, wanted;
-    uint64_t tokens, cancels, differences;
+    uint64_t tokens, given_up, cancelled, continued, differences;
     bool recording;
 } stage_play;
 
+/* Where a piece's first choice begins to be heard: where its prompt is scored, with that. */
+static int first_heard(const piece *p, int choice) {
+    return p->request.score && choice == 0 ? 1 : p->request.prompt_count;
+}
+
+/* Goes on behind some of the tokens that the choice has said alone. */
+static void continue_play(play *p, pen_request *request, int32_t *tokens) {
+    const piece *said = p->piece;
+    int prompt = request->prompt_count, skipped = prompt - first_heard(said, p->first);
+    int most = said->count[p->first] - skipped;
+    if (most > request->max_tokens - 1) most = request->max_tokens - 1;
+    if (most < 1) return;
+    request->given = p->given = 1 + rand() % most;
+    memcpy(tokens, request->prompt, (size_t)prompt * sizeof *tokens);
+    for (int i = 0; i < p->given; i++) tokens[prompt + i] = said->said[p->first][skipped + i].token;
+    request->prompt = tokens;
+    p->all->continued++;
+}
+
 static void begin_play(stage_play *all) {
     play *p = &all->plays[all->begun++];
-    *p = (play){.all = all, .piece = &all->pieces[rand() % PIECES]};
+    *p = (play){.all = all, .piece = &all->pieces[rand() % PIECES], .first = rand() % CHOICES};
     for (int c = 0; c < CHOICES; c++)
         p->stop_after[c] = rand() % 4 == 0 ? 1 + rand() % p->piece->request.max_tokens : PIECE_MOST + 1;
     pen_request request = p->piece->request;
+    int32_t tokens[PIECE_MOST];
     request.context = p;
-    request.pick.choice = rand() % CHOICES;
-    request.choices = 1 + rand() % (CHOICES - request.pick.choice);
-    request.score = request.score && request.pick.choice == 0;
-    submit(all->engine, &request);
+    request.pick.choice = p->first;
+    request.choices = p->choices = 1 + rand() % (CHOICES - p->first);
+    request.score = request.score && p->first == 0;
+    request.priority = rand() % 3;
+    if (p->choices == 1 && rand() % 2) continue_play(p, &request, tokens);
+    p->number = submit(all->engine, &request);
 }
 
 static bool equal_choices(const pen_choice *a, const pen_choice *b) {
@@ -274,29 +299,46 @@ static bool equal_choices(const pen_choice *a, const pen_choice *b) {
            memcmp(a->top_logprobs, b->top_logprobs, 3 * sizeof a->top_logprobs[0]) == 0;
 }
 
+/* Now and then somebody is cancelled, who may have ended long ago. All its choices have ended then. */
+static void cancel_some(stage_play *all, int seldom) {
+    if (rand() % seldom) return;
+    play *p = &all->plays[rand() % all->begun];
+    p->cancelled = true;
+    pen_engine_cancel(all->engine, p->number);
+    for (int c = p->first; c < p->first + p->choices; c++) all->differences += p->ends[c] != 1;
+}
+
 static bool play_token(void *context, int index, int position, const pen_choice *choice) {
     play *p = context;
-    (void)position;
     stage_play *all = p->all;
-    pen_choice *said = &p->piece->said[index][p->count[index]];
+    pen_choice *said = &p->piece->said[index][position - first_heard(p->piece, index)];
+    int prompt = p->piece->request.prompt_count;
+    bool is_given = position >= prompt && position < prompt + p->given;
     if (all->recording)
         *said = *choice;
-    else if (!equal_choices(said, choice))
+    else if (!equal_choices(said, choice) || is_given || p->ends[index] > 0)
         all->differences++;
     all->tokens++;
     if (!all->recording && all->begun < all->wanted && rand() % 8 == 0) begin_play(all);
-    if (++p->count[index] < p->stop_after[index]) return true;
-    all->cancels++;
-    return false;
+    bool goes_on = ++p->count[index] < p->stop_after[index];
+    all->given_up += !goes_on;
+    if (!all->recording) cancel_some(all, 300);
+    return goes_on;
 }
 
 static void play_done(void *context, int index, pen_finish finish) {
     play *p = context;
-    (void)finish;
+    stage_play *all = p->all;
     int count = p->count[index];
-    if (p->all->recording) p->piece->count[index] = count;
-    if (!p->all->recording && count < p->stop_after[index] && count != p->piece->count[index]) p->all->differences++;
-    if (!p->all->recording && p->all->begun < p->all->wanted) begin_play(p->all);
+    bool whole = count + p->given == p->piece->count[index], cut = count == p->stop_after[index];
+    p->ends[index]++;
+    if (all->recording) {
+        p->piece->count[index] = count;
+        return;
+    }
+    all->cancelled += finish == PEN_FINISH_CANCELLED;
+    all->differences += finish == PEN_FINISH_CANCELLED ? !p->cancelled : !whole && !cut;
+    if (all->begun < all->wanted) begin_play(all);
 }
 
 /* Prompts of few texts and many lengths: beginnings are shared. */
@@ -333,6 +375,19 @@ static pen_status record(stage_play *all, piece *made) {
     return PEN_OK;
 }
 
+/* pen_engine_run, and somebody who cancels between turns. */
+static pen_status run_with_cancels(stage_play *all) {
+    while (pen_engine_has_work(all->engine)) {
+        bool moved = false;
+        PEN_TRY(pen_engine_turn(all->engine, &moved));
+        if (moved)
+            cancel_some(all, 100);
+        else
+            PEN_TRY(pen_engine_rest(all->engine, false));
+    }
+    return PEN_OK;
+}
+
 static pen_status play_schedules(pen_engine *engine, const options *o, int vocab) {
     stage_play *all = calloc(1, sizeof *all);
     all->engine = engine;
@@ -348,14 +403,19 @@ static pen_status play_schedules(pen_engine *engine, const options *o, int vocab
         all->begun = 0;
         all->wanted = 1 + rand() % (2 * o->sequences);
         for (int now = 1 + rand() % all->wanted; all->begun < now;) begin_play(all);
-        PEN_TRY(pen_engine_run(engine));
+        PEN_TRY(run_with_cancels(all));
+        for (int k = 0; k < all->begun; k++)
+            for (int c = 0; c < CHOICES; c++) {
+                const play *p = &all->plays[k];
+                all->differences += p->ends[c] != (c >= p->first && c < p->first + p->choices);
+            }
     }
     pen_engine_counts counts = pen_engine_count(engine);
-    printf("%d schedules, %" PRIu64 " tokens, %" PRIu64 " differences, %" PRIu64 " cancels, %" PRIu64
-           " pauses, %" PRIu64 " of %" PRIu64 " prompt tokens found, %" PRIu64 " forks, %" PRIu64
-           " blocks copied, %d blocks held\n",
-           o->schedules, all->tokens, all->differences, all->cancels, counts.pauses, counts.kv.found, counts.kv.asked,
-           counts.kv.forks, counts.kv.copied, counts.blocks_held);
+    printf("%d schedules, %" PRIu64 " tokens, %" PRIu64 " differences, %" PRIu64 " given up, %" PRIu64
+           " cancelled, %" PRIu64 " continued, %" PRIu64 " pauses, %" PRIu64 " preemptions, %" PRIu64 " of %" PRIu64
+           " prompt tokens found, %" PRIu64 " forks, %" PRIu64 " blocks copied, %d blocks held\n",
+           o->schedules, all->tokens, all->differences, all->given_up, all->cancelled, all->continued, counts.pauses,
+           counts.preemptions, counts.kv.found, counts.kv.asked, counts.kv.forks, counts.kv.copied, counts.blocks_held);
     free(all->pieces);
     free(all);
     return pen_engine_stop(engine);
@@ -401,6 +461,7 @@ static pen_status load(pen_world *world, const options *o, machinery *m) {
                                  .kv = limits.kv,
                                  .sequences = o->sequences,
                                  .in_flight = o->in_flight,
+                                 .preempts = o->preempts,
                                  .cost = m->cost,
                                  .step_timeout_s = o->timeout};
     return pen_engine_create(world, m->device, m->stage, &engine, &m->engine);

@@ -11,7 +11,7 @@ typedef struct options {
     int requests, choices, prompt, output, rows, threads, sequences, blocks, in_flight, schedules, seed, pressure,
         queue;
     double overhead, timeout, temperature;
-    bool exact, score, penalties, measure, announce, debug, times, apart;
+    bool exact, score, penalties, measure, announce, debug, times, apart, preempts;
 } options;
 
 /* Leader: `options->pressure` requests, `options->queue` of them at a time; pids[ranks] are the job's processes. */

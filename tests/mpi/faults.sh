@@ -94,7 +94,7 @@ try() {
         [ $code -eq 7 ] || fail "stop of rank $rank while $phase: exit code $code, not 7"
         [ "$(grep -c '^penstock:' "$work/err")" = 1 ] || fail "stop of rank $rank while $phase: not one line"
         # At start-up, to whose end the others may have come meanwhile, the wait is named; in the run the link and step.
-        local run="^penstock: rank $rank (stage $rank of $ranks, on .*) did not answer for .* link mpi, step "
+        local run="^penstock: rank $rank (stage $rank on .*) did not answer for .* link mpi, step "
         local start="^penstock: lost rank $rank (stage $rank on .*) while .*silent for"
         [[ $phase = loading || $phase = profiling ]] || start=$run
         grep -q -e "$run" -e "$start" "$work/err" || fail "stop of rank $rank while $phase: the rank is not named"

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """A rank touches only its own tensors: memory.py PROGRAM MPIRUN
 
-Every rank gets its own copy of the model (PENSTOCK_TEST_MODEL), whose pages have been dropped from memory; after a run,
-mincore says which of them came back. Those must be the header and the tensors of the rank's units, and nothing else.
+Two replicas of three stages. Every stage gets its own copy of the model (PENSTOCK_TEST_MODEL), whose pages have been
+dropped from memory; after a run, mincore says which of them came back. Those must be the header and the tensors of the
+stage's units, and nothing else.
 A second run is looked at while it generates: what a rank holds must be what the plan says, not the model.
 Exits with 77 where there is no model, or where the file system does not let go of pages.
 """
 import ctypes
+import json
 import mmap
 import os
 import re
@@ -23,7 +25,8 @@ from job import SKIPPED, Launcher, processes_with
 
 MODEL = os.environ.get("PENSTOCK_TEST_MODEL")
 LAYERS = (9, 13, 10)  # units per stage
-RANKS = len(LAYERS)
+STAGES, REPLICAS = len(LAYERS), 2
+RANKS = REPLICAS * STAGES
 TOKENS = 4000            # to generate while it is looked at; it is not waited for
 PAGE = mmap.PAGESIZE
 HEADER_STEP = 256 << 10  # the header is read in such pieces; the last may reach into the first tensor
@@ -57,9 +60,9 @@ def pages_of(start, end):
     return set(range(start // PAGE, -(-end // PAGE)))
 
 
-def units_of(units, rank):
-    first = sum(LAYERS[:rank])
-    return units[first : first + LAYERS[rank]]
+def units_of(units, stage):
+    first = sum(LAYERS[:stage])
+    return units[first : first + LAYERS[stage]]
 
 
 def rank_of(pid):
@@ -98,22 +101,25 @@ def main():
     job, wrong = Launcher(*sys.argv[1:3]), []
     file = Reader(MODEL)
     units = job.run("inspect", MODEL, "--json").json()["units"]
-    arguments = ["run", "model.gguf", "-p", "Once upon a time", "--layers", ",".join(map(str, LAYERS))]
+    arguments = ["run", "model.gguf", "-p", "Once upon a time", "--layers", ",".join(map(str, LAYERS)),
+                 "--dp", REPLICAS]
 
     # Beside the build: memory file systems, as /tmp may be one, keep their pages.
     with tempfile.TemporaryDirectory(dir=os.getcwd()) as name:
         folder = Path(name)
-        copies = [folder / f"rank{rank}" / "model.gguf" for rank in range(RANKS)]
+        copies = [folder / f"stage{stage}" / "model.gguf" for stage in range(STAGES)]
         for copy in copies:
             copy.parent.mkdir()
             shutil.copyfile(MODEL, copy)
             if not drop(copy):
                 print(f"{copy}: its pages stay in memory")
                 return SKIPPED
-        # The first run also measures the layers, for which it needs more memory than for its stage; the second finds
-        # that in the cache.
-        arguments += ["--cache", folder / "cache"]
-        job.run(*arguments, "-n", 2, "--json", ranks=RANKS, cwd=folder, shell='cd "rank$RANK" && exec "$@"').json()
+        # Measuring the layers would take more memory than a stage.
+        profile = folder / "profile.json"
+        profile.write_text(json.dumps({"units": [{"name": unit["name"], "time_ms": 1} for unit in units]}))
+        arguments += ["--profile", profile]
+        job.run(*arguments, "-n", 2, "--json", ranks=RANKS, cwd=folder,
+                shell=f'cd "stage$((RANK % {STAGES}))" && exec "$@"').json()
         touched = [resident(copy) for copy in copies]
         shutil.copyfile(MODEL, folder / "model.gguf")
         measured, planned = watch(job, folder, [*arguments, "-n", TOKENS, "--ignore-eos"])
@@ -121,27 +127,28 @@ def main():
     print("MiB:  units  own tensors  read from file  of others   KV  planned  RssAnon   VmHWM")
     header = pages_of(0, -(-file.header_end // HEADER_STEP) * HEADER_STEP)
     for rank in range(RANKS):
-        names = {tensor["name"] for unit in units_of(units, rank) for tensor in unit["tensors"]}
+        stage = rank % STAGES
+        names = {tensor["name"] for unit in units_of(units, stage) for tensor in unit["tensors"]}
         ranges = [file.tensors[name] for name in names]
         own = set().union(*(pages_of(*ends) for ends in ranges))
         bytes_own = sum(end - start for start, end in ranges)
-        foreign = touched[rank] - own - header
+        foreign = touched[stage] - own - header
         anonymous, peak = measured[rank]
-        kv = TOKENS * sum(unit["kv_bytes_per_token"] for unit in units_of(units, rank))
-        print(f"{rank:4} {LAYERS[rank]:6} {bytes_own / MIB:12.1f} {len(touched[rank]) * PAGE / MIB:15.1f} "
-              f"{len(foreign) * PAGE / MIB:10.1f} {kv / MIB:5.1f} {planned[rank] / MIB:8.1f} {anonymous / MIB:8.1f} "
+        kv = TOKENS * sum(unit["kv_bytes_per_token"] for unit in units_of(units, stage))
+        print(f"{rank:4} {LAYERS[stage]:6} {bytes_own / MIB:12.1f} {len(touched[stage]) * PAGE / MIB:15.1f} "
+              f"{len(foreign) * PAGE / MIB:10.1f} {kv / MIB:5.1f} {planned[stage] / MIB:8.1f} {anonymous / MIB:8.1f} "
               f"{peak / MIB:7.1f}")
         if foreign:
             wrong.append(f"rank {rank} read {len(foreign)} pages of others, the first is {min(foreign)}")
-        if len(own - touched[rank]) > len(own) // 2:  # the kernel may have taken some back
-            wrong.append(f"rank {rank} has {len(own - touched[rank])} of its {len(own)} pages not in memory")
+        if len(own - touched[stage]) > len(own) // 2:  # the kernel may have taken some back
+            wrong.append(f"rank {rank} has {len(own - touched[stage])} of its {len(own)} pages not in memory")
         if anonymous < 0.9 * bytes_own:
             wrong.append(f"rank {rank} holds less than its tensors: was it measured too early?")
-        if anonymous > 1.05 * planned[rank] + BASE:
+        if anonymous > 1.05 * planned[stage] + BASE:
             wrong.append(f"rank {rank} holds more than was planned and {BASE // MIB} MiB")
-        if peak > 1.05 * planned[rank] + BASE + SHARED:
+        if peak > 1.05 * planned[stage] + BASE + SHARED:
             wrong.append(f"rank {rank} once held more than was planned and {(BASE + SHARED) // MIB} MiB")
-        if planned[rank] - kv > 1.25 * bytes_own + BASE:
+        if planned[stage] - kv > 1.25 * bytes_own + BASE:
             wrong.append(f"rank {rank} is to hold more than its KV, 1.25 times its tensors and {BASE // MIB} MiB")
     print(*wrong, sep="\n", end="\n" if wrong else "")
     return bool(wrong)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The same tokens, always: same_tokens.py PROGRAM MPIRUN [--expect-difference] [--model FILE]
 
-Token ids and log-probabilities must be equal bit for bit however the work is divided: over ranks, splits, threads,
-chunks of the prompt and instruction sets, for every weight type; greedy, sampled with a seed, with penalties, and
+Token ids and log-probabilities must be equal bit for bit however the work is divided: over replicas, stages, splits,
+threads, chunks of the prompt and instruction sets, for every weight type; greedy, sampled with a seed, with penalties, and
 scoring a given text.
 Every case is compared with the first of its model. The cases are drawn by a fixed seed so that each value of each
 choice meets many values of the others, but not all of them.
@@ -21,7 +21,8 @@ from pathlib import Path
 
 from job import Launcher
 
-RANKS, THREADS, CHUNKS = (1, 2, 3, 4), (1, 2), (1, 3, 16, 17, 64, 512)
+STAGES, THREADS, CHUNKS = (1, 2, 3, 4), (1, 2), (1, 3, 16, 17, 64, 512)
+RANKS_MOST = 4
 ISAS = ("avx512", "avx2", "portable")
 TEXT = ("The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs; how vexingly quick daft "
         "zebras jump! Sphinx of black quartz, judge my vow.")
@@ -79,20 +80,21 @@ SYNTHETIC = [
 
 @dataclass
 class Case:
-    ranks: int
+    replicas: int
+    stages: int
     threads: int
     chunk: int
     isa: str
     layers: list  # units per stage
 
     def __str__(self):
-        return (f"{self.ranks} ranks of {'/'.join(map(str, self.layers))} units, {self.threads} threads, chunks of "
+        return (f"{self.replicas} replicas of {'/'.join(map(str, self.layers))} units, {self.threads} threads, chunks of "
                 f"{self.chunk}, {self.isa}")
 
     def options(self):
         # The workload is small only so that measuring the stages takes no time.
         return ["--workload", "8:8", "--threads", self.threads, "--max-num-batched-tokens", self.chunk, "--isa", self.isa,
-                "--layers", ",".join(map(str, self.layers))]
+                "--layers", ",".join(map(str, self.layers)), "--dp", self.replicas]
 
 
 def split(draw, units, stages):
@@ -107,18 +109,21 @@ def in_turn(draw, values):
 
 
 class Cases:
-    """The first of a model: one rank, one thread, everything in one chunk. Then others, drawn."""
+    """The first of a model: one stage, one thread, everything in one chunk. Then others, drawn."""
 
     def __init__(self, draw, isas):
         self.draw, self.best_isa = draw, isas[0]
-        self.places = in_turn(draw, [(ranks, threads) for ranks in RANKS for threads in THREADS])
+        self.places = in_turn(draw, [(stages, threads) for stages in STAGES for threads in THREADS])
+        self.replicas = in_turn(draw, (1, 2))
         self.chunks, self.isas = in_turn(draw, CHUNKS), in_turn(draw, isas)
 
     def of(self, model):
-        yield Case(1, 1, 512, self.best_isa, [model.units])
+        yield Case(1, 1, 1, 512, self.best_isa, [model.units])
         for _ in range(model.cases):
-            ranks, threads = next(self.places)
-            yield Case(ranks, threads, next(self.chunks), next(self.isas), split(self.draw, model.units, ranks))
+            stages, threads = next(self.places)
+            replicas = next(self.replicas) if 2 * stages <= RANKS_MOST else 1
+            yield Case(replicas, stages, threads, next(self.chunks), next(self.isas),
+                       split(self.draw, model.units, stages))
 
 
 def isas_here(job):
@@ -129,9 +134,9 @@ def isas_here(job):
 
 
 def result(job, command, model, case, profile, text):
-    options = COMMANDS[command]
+    options, ranks = COMMANDS[command], case.replicas * case.stages
     outcome = job.run(options[0], model.name, "-f", text, "--json", "--profile", profile, *options[1:], *model.options,
-                      *case.options(), ranks=case.ranks if case.ranks > 1 else 0, limit=300)
+                      *case.options(), ranks=ranks if ranks > 1 else 0, limit=300)
     output = outcome.json()
     if options[0] == "perplexity":
         return output["token_logprobs"]

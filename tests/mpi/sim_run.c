@@ -86,7 +86,7 @@ static pen_status submit_all(pen_engine *engine, const task *t, outcome *outcome
                                .pick = {.seed = 7 + (uint64_t)r},
                                .on_token = on_token,
                                .context = &outcomes[r]};
-        PEN_TRY(pen_engine_submit(engine, &request));
+        PEN_TRY(pen_engine_submit(engine, &request, NULL));
     }
     return PEN_OK;
 }

@@ -70,6 +70,23 @@ class Trace(unittest.TestCase):
             self.assertTrue(slice["ts"] <= start["ts"] <= slice["ts"] + slice["dur"])
             self.assertEqual(end["ts"], next_slice["ts"])
 
+    def test_replicas(self):
+        """A process for each, with tracks and arrows of its own; together they have done all of it."""
+        path = str(Path(self.folder.name) / "replicas.json")
+        outcome = JOB.run(*BENCH, "--dp", 2, "--trace", path, ranks=4)
+        self.assertEqual(outcome.code, 0, outcome.err)
+        events = json.loads(Path(path).read_text())["traceEvents"]
+        names = {event["pid"]: event["args"]["name"] for event in by_kind(events, "M") if event["name"] == "process_name"}
+        self.assertEqual(names, {0: "replica 0", 1: "replica 1"})
+        for stage in range(2):
+            self.assertEqual(sum(slice["args"]["rows"] for slice in by_kind(events, "X") if slice["tid"] == stage),
+                             12 * (P + G - 1))
+        starts = {event["id"]: event for event in by_kind(events, "s")}
+        ends = {event["id"]: event for event in by_kind(events, "f")}
+        self.assertEqual(len(starts), len(by_kind(events, "X")) // 2)
+        self.assertEqual({id: (start["pid"], start["tid"] + 1) for id, start in starts.items()},
+                         {id: (end["pid"], end["tid"]) for id, end in ends.items()})
+
     def test_counters(self):
         requests = [event["args"] for event in by_kind(self.events, "C") if event["name"] == "requests"]
         blocks = [event["args"]["blocks"] for event in by_kind(self.events, "C") if event["name"] == "free KV"]

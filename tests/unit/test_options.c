@@ -80,7 +80,7 @@ static void test_values(void **state) {
     accept("penstock plan --profile p.json --pp=8 --kv-tokens 1000000000000 --workload 100:20 --method equal-time "
            "--activations f32 --log-level debug --svg out.svg --cache -",
            &o);
-    assert_int_equal(o.stages, 8);
+    assert_int_equal(o.config.pipeline_parallel, 8);
     assert_true(o.config.kv_tokens == 1000000000000);
     assert_int_equal(o.config.workload_prompt, 100);
     assert_int_equal(o.config.workload_output, 20);
@@ -220,6 +220,11 @@ static void test_bad_values(void **state) {
     refuse("penstock run -p x --device sim:p.json --profile q.json", "exclude each other");
     refuse("penstock run -p x --device sim:p.json --time-scale 0", "--time-scale");
     refuse("penstock run -p x --device cpu", "run needs a MODEL");
+    refuse("penstock batch -i a -o b", "batch needs a MODEL");
+    refuse("penstock batch m -i a", "batch needs -i FILE and -o FILE");
+    refuse("penstock batch m -i - -o b", "--input - cannot be");
+    refuse("penstock batch m -i a -o -", "--output - cannot be");
+    refuse("penstock run m -p x -o b", "-o belongs to penstock batch");
     refuse("penstock run m -p x --json=yes", "--json takes no value");
     refuse("penstock run m -p", "-p needs a value: TEXT");
     refuse("penstock run m -p --json", "-p needs a value, and --json is an option");

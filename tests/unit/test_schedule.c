@@ -19,12 +19,14 @@ enum { SEQUENCES = 60, FLIGHTS = 16, ROWS = 256 };
 
 /* What the test knows of a sequence. */
 typedef struct model {
-    int prompt, output;
+    int prompt, output, given;
     bool score;
     int stop_after; /* tokens after which the caller ends it */
-    int chosen;     /* tokens so far */
-    int next;       /* position that must come next, or 0 or what is found again where it was paused */
-    int asked;      /* last position whose logits were wanted */
+    int chosen;     /* tokens so far, with the given ones */
+    int priority;
+    int next;    /* position that must come next, or 0 or what is found again where it was paused */
+    int reached; /* the furthest position that it has come to before this microbatch, or begins it with */
+    int asked;   /* last position whose logits were wanted */
     bool done;
     int slot;
     int64_t parent; /* −1: none, or it has begun */
@@ -46,10 +48,7 @@ static void check_beginning(const pen_kvcache *cache, const model *models, model
     assert_int_equal(pen_kvcache_told(cache, run->slot), 0);
     if (s->parent >= 0 && run->position == s->prompt - 1) {
         const model *parent = &models[s->parent];
-        int next = parent->next;
-        for (int k = 0; k < i; k++)
-            if (m->runs[k].sequence == s->parent) next = m->runs[k].position;
-        assert_true(parent->done || next >= s->prompt - 1 || run->position % PEN_KV_BLOCK == 0);
+        assert_true(parent->done || parent->reached >= s->prompt - 1 || run->position % PEN_KV_BLOCK == 0);
         shared += run->position;
     } else {
         assert_int_equal(run->position % PEN_KV_BLOCK, 0);
@@ -70,6 +69,7 @@ static void check_microbatch(const pen_schedule_options *options, pen_kvcache *c
         assert_in_range(run->slot, 0, options->sequences - 1);
         if (run->position != s->next || run->slot != s->slot) check_beginning(cache, models, s, m, i);
         s->slot = run->slot;
+        if (run->position > s->reached) s->reached = run->position;
         for (int k = 0; k < i; k++) {
             assert_int_not_equal(m->runs[k].sequence, run->sequence);
             assert_int_not_equal(m->runs[k].slot, run->slot);
@@ -91,6 +91,10 @@ static void check_microbatch(const pen_schedule_options *options, pen_kvcache *c
         rows += run->rows;
         logits += run->logit_rows;
         pen_kvcache_tell(cache, run->slot);
+    }
+    for (int i = 0; i < m->run_count; i++) {
+        model *s = &models[m->runs[i].sequence];
+        if (s->next > s->reached) s->reached = s->next;
     }
     assert_int_equal(rows, m->rows);
     assert_int_equal(logits, m->logit_count);
@@ -126,9 +130,13 @@ static void land(pen_schedule *schedule, model *models, flights *f) {
 
 /* Of the sequence before, or of the same parent: also of one that has ended, and of a child. */
 static void become_child(model *s, const model *models, int before) {
-    s->parent = models[before].parent >= 0 && rand() % 4 ? models[before].parent : before;
-    const model *parent = &models[s->parent];
+    int64_t of = models[before].parent >= 0 && rand() % 4 ? models[before].parent : before;
+    const model *parent = &models[of];
+    if (parent->given > 0) return; /* such a one is alone */
+    s->parent = of;
     s->prompt = parent->prompt;
+    s->priority = parent->priority;
+    s->given = s->chosen = 0;
     s->asked = s->prompt - 2;
     memcpy(s->tokens, parent->tokens, (size_t)s->prompt * sizeof *s->tokens);
 }
@@ -139,7 +147,7 @@ static pen_step_cost *make_cost(int stages, double fixed_ms, double row_ms) {
     return cost;
 }
 
-static uint64_t pauses, forks, copies;
+static uint64_t pauses, preemptions, forks, copies;
 
 /* One random load until all is done. */
 static void run_load(unsigned seed) {
@@ -150,6 +158,8 @@ static void run_load(unsigned seed) {
                                     .logit_rows = 1 + rand() % 40,
                                     .context = 400};
     if (rand() % 4 == 0) options.in_flight = 1 + rand() % 8;
+    int priorities = 1 + rand() % 3;
+    options.preempts = rand() % 2;
     pen_step_cost *cost = make_cost(options.stages, rand() % 40, rand() % 4);
     options.cost = cost;
     pen_kvcache *cache;
@@ -174,15 +184,24 @@ static void run_load(unsigned seed) {
             s->score = rand() % 4 == 0;
             s->prompt = 1 + rand() % (rand() % 2 ? 300 : 20);
             s->output = s->score ? 0 : 1 + rand() % 100;
-            s->stop_after = s->score ? 0 : 1 + rand() % s->output;
-            s->asked = s->score ? -1 : s->prompt - 2;
+            s->given = s->score || rand() % 4 ? 0 : rand() % s->output;
+            s->chosen = s->given;
+            s->stop_after = s->score ? 0 : s->given + 1 + rand() % (s->output - s->given);
+            s->asked = s->score ? -1 : s->prompt + s->given - 2;
+            s->priority = rand() % priorities - 1;
             s->slot = -1;
             s->parent = -1;
             int text = rand() % 3; /* some begin alike */
-            for (int p = 0; p < s->prompt; p++) s->tokens[p] = text * 1000 + p;
+            for (int p = 0; p < s->prompt + s->given; p++) s->tokens[p] = text * 1000 + p;
             if (added > 0 && !s->score && rand() % 2) become_child(s, models, added - 1);
             int64_t number;
-            const pen_sequence_spec spec = {s->tokens, s->prompt, s->output, s->score, s->parent};
+            const pen_sequence_spec spec = {.tokens = s->tokens,
+                                            .prompt = s->prompt,
+                                            .output = s->output,
+                                            .given = s->given,
+                                            .score = s->score,
+                                            .parent = s->parent,
+                                            .priority = s->priority};
             assert_int_equal(pen_schedule_add(schedule, &spec, &number), PEN_OK);
             assert_int_equal(number, added++);
         }
@@ -208,6 +227,8 @@ static void run_load(unsigned seed) {
     }
     while (f.count > 0) land(schedule, models, &f);
     pauses += pen_schedule_pauses(schedule);
+    if (priorities == 1 || !options.preempts) assert_int_equal(pen_schedule_preemptions(schedule), 0);
+    preemptions += pen_schedule_preemptions(schedule);
     forks += pen_kvcache_counts(cache).forks;
     copies += pen_kvcache_counts(cache).copied;
     for (int g = 0; g < pools.count; g++) assert_int_equal(pen_kvcache_free_blocks(cache, g), pools.blocks[g]);
@@ -219,9 +240,10 @@ static void run_load(unsigned seed) {
 
 static void test_random_loads(void **state) {
     (void)state;
-    for (unsigned seed = 1; seed <= 60; seed++) run_load(seed);
-    print_message("%d pauses, %d rows found again, %d shared\n", (int)pauses, (int)found_again, (int)shared);
-    assert_true(pauses > 50 && found_again > 10000 && shared > 10000);
+    for (unsigned seed = 1; seed <= 400; seed++) run_load(seed);
+    print_message("%d pauses, %d preemptions, %d rows found again, %d shared\n", (int)pauses, (int)preemptions,
+                  found_again, shared);
+    assert_true(pauses > 50 && preemptions > 50 && found_again > 10000 && shared > 10000);
     assert_true(forks > 300 && copies > 200);
 }
 
@@ -494,6 +516,199 @@ static void test_a_long_queue_keeps_its_order(void **state) {
     pen_kvcache_destroy(cache);
 }
 
+/* ---- Priorities -------------------------------------------------------------------------------------------------- */
+
+/* A schedule of `sequences` slots and `blocks` of KV, with its cache and a microbatch to fill. */
+typedef struct machine {
+    pen_kvcache *cache;
+    pen_schedule *schedule;
+    pen_microbatch m;
+} machine;
+
+static machine make_machine(int sequences, int blocks, int rows, bool preempts) {
+    pen_schedule_options options = {.stages = 2,
+                                    .sequences = sequences,
+                                    .rows = rows,
+                                    .logit_rows = 16,
+                                    .context = 640,
+                                    .kv = {1, {blocks}, {0}},
+                                    .preempts = preempts};
+    machine made = {.m = make_microbatch()};
+    assert_int_equal(pen_kvcache_create(&options.kv, sequences, 640, &made.cache), PEN_OK);
+    assert_int_equal(pen_schedule_create(&options, made.cache, &made.schedule), PEN_OK);
+    return made;
+}
+
+static void free_machine(machine *made) {
+    free(made->m.runs);
+    pen_schedule_destroy(made->schedule);
+    pen_kvcache_destroy(made->cache);
+}
+
+static int64_t add_urgent(pen_schedule *schedule, int prompt, int output, int priority, int text) {
+    static int32_t texts[8][640];
+    for (int i = 0; i < 640; i++) texts[text][i] = 1000 * text + i; /* nobody finds another's blocks */
+    const pen_sequence_spec spec = {
+        .tokens = texts[text], .prompt = prompt, .output = output, .parent = -1, .priority = priority};
+    int64_t number;
+    assert_int_equal(pen_schedule_add(schedule, &spec, &number), PEN_OK);
+    return number;
+}
+
+static bool runs(const machine *made, int64_t sequence) {
+    for (int i = 0; i < made->m.run_count; i++)
+        if (made->m.runs[i].sequence == sequence) return true;
+    return false;
+}
+
+/* The next microbatch goes through: all its choices come back, and whoever made one goes on. */
+static void go_round(machine *made) {
+    assert_true(next(made->schedule, made->cache, &made->m));
+    for (int i = 0; i < made->m.run_count; i++)
+        if (made->m.runs[i].logit_rows > 0) pen_schedule_continue(made->schedule, made->m.runs[i].sequence);
+    pen_schedule_complete(made->schedule);
+}
+
+static void test_the_urgent_start_first(void **state) {
+    (void)state;
+    machine made = make_machine(1, 40, 64, false);
+    const int priorities[] = {3, 0, 3, -2, 0, 7}, order[] = {3, 1, 4, 0, 2, 5};
+    for (int i = 0; i < 6; i++) assert_int_equal(add_urgent(made.schedule, 20, 5, priorities[i], i), i);
+    for (int i = 0; i < 6; i++) {
+        assert_true(next(made.schedule, made.cache, &made.m));
+        assert_int_equal(made.m.run_count, 1);
+        assert_int_equal(made.m.runs[0].sequence, order[i]);
+        pen_schedule_finish(made.schedule, order[i]);
+        pen_schedule_complete(made.schedule);
+    }
+    assert_int_equal(pen_schedule_preemptions(made.schedule), 0);
+    free_machine(&made);
+}
+
+/* For a slot the youngest of the least urgent goes, while a row of it is in flight; what that row chose is kept. */
+static void test_a_slot_is_preempted(void **state) {
+    (void)state;
+    machine made = make_machine(3, 40, 64, true);
+    int64_t low = add_urgent(made.schedule, 20, 30, 2, 0), lowest = add_urgent(made.schedule, 20, 30, 5, 1);
+    int64_t younger = add_urgent(made.schedule, 20, 30, 5, 2);
+    go_round(&made);
+    assert_int_equal(made.m.run_count, 3);
+    assert_true(next(made.schedule, made.cache, &made.m)); /* decodes, in flight */
+    assert_int_equal(made.m.rows, 3);
+
+    int64_t equal = add_urgent(made.schedule, 20, 30, 5, 3); /* preempts nobody */
+    int64_t urgent = add_urgent(made.schedule, 20, 3, 1, 4);
+    pen_microbatch other = make_microbatch(), first = made.m;
+    made.m = other;
+    assert_true(next(made.schedule, made.cache, &made.m));
+    assert_int_equal(made.m.run_count, 1);
+    assert_true(runs(&made, urgent));
+    assert_int_equal(pen_schedule_preemptions(made.schedule), 1);
+    assert_int_equal(pen_schedule_pauses(made.schedule), 0);
+    assert_int_equal(pen_schedule_waiting(made.schedule), 2);
+    for (int i = 0; i < first.run_count; i++) pen_schedule_continue(made.schedule, first.runs[i].sequence);
+    pen_schedule_complete(made.schedule);
+    pen_schedule_continue(made.schedule, urgent);
+    pen_schedule_complete(made.schedule);
+    free(first.runs);
+
+    for (int i = 0; i < 3; i++) {
+        go_round(&made);
+        assert_int_equal(made.m.run_count, 3);
+        assert_true(runs(&made, urgent) == (i < 2) && runs(&made, low) && runs(&made, lowest));
+        if (i == 1) pen_schedule_finish(made.schedule, urgent);
+    }
+    /* The older of those who wait, who was put aside, is back and computes nothing again but an unfinished block. */
+    const pen_scheduled_run *back = NULL;
+    for (int i = 0; i < made.m.run_count; i++)
+        if (made.m.runs[i].sequence == younger) back = &made.m.runs[i];
+    assert_non_null(back);
+    assert_int_equal(back->position, 16);
+    assert_int_equal(back->rows, 6); /* prompt and two tokens */
+    assert_int_equal(back->logit_rows, 1);
+    assert_int_equal(back->logit_first, 5);
+    assert_false(runs(&made, equal));
+    assert_int_equal(pen_schedule_preemptions(made.schedule), 1);
+
+    /* It does not make way twice for the same priority, as others do, but for a more urgent one. */
+    int64_t next_urgent = add_urgent(made.schedule, 20, 3, 1, 5);
+    go_round(&made);
+    assert_true(runs(&made, next_urgent) && runs(&made, younger) && runs(&made, low) && !runs(&made, lowest));
+    int64_t third = add_urgent(made.schedule, 20, 3, 1, 6);
+    go_round(&made);
+    assert_true(runs(&made, next_urgent) && runs(&made, younger) && runs(&made, third));
+    int64_t most = add_urgent(made.schedule, 20, 3, 0, 7);
+    go_round(&made);
+    assert_true(runs(&made, next_urgent) && runs(&made, younger) && runs(&made, most));
+    assert_int_equal(pen_schedule_preemptions(made.schedule), 4);
+    free_machine(&made);
+}
+
+/* For KV as many go as must, and nobody where that would not do. */
+static void test_memory_is_preempted(void **state) {
+    (void)state;
+    for (int rival = 0; rival < 2; rival++) {
+        machine made = make_machine(8, 20, 320, true);
+        int64_t first = add_urgent(made.schedule, 80, 2, rival ? 0 : 4, 0);
+        int64_t second = add_urgent(made.schedule, 80, 2, 4, 1), third = add_urgent(made.schedule, 80, 2, 4, 2);
+        go_round(&made);
+        assert_int_equal(made.m.run_count, 3); /* 15 of 20 blocks */
+        /* 9 blocks for its prompt, and one for each that runs: two must go. With 15 it would be all three. */
+        int64_t urgent = add_urgent(made.schedule, rival ? 240 : 144, 2, 1, 3);
+        assert_true(next(made.schedule, made.cache, &made.m));
+        assert_int_equal(runs(&made, urgent), !rival);
+        assert_int_equal(pen_schedule_preemptions(made.schedule), rival ? 0 : 2);
+        assert_int_equal(runs(&made, first), true);
+        assert_int_equal(runs(&made, second) && runs(&made, third), rival);
+        free_machine(&made);
+    }
+}
+
+/* Where blocks run out while all run, the least urgent gives its own up, though it is the oldest. */
+static void test_the_least_urgent_pauses(void **state) {
+    (void)state;
+    machine made = make_machine(4, 8, 64, false);
+    int64_t low = add_urgent(made.schedule, 30, 60, 1, 0), high = add_urgent(made.schedule, 30, 60, 0, 1);
+    for (int i = 0; i < 36; i++) go_round(&made); /* 4 blocks each, and both need a fifth now */
+    assert_int_equal(pen_schedule_pauses(made.schedule), 1);
+    assert_true(runs(&made, high) && !runs(&made, low));
+    for (int i = 0; i < 20; i++) go_round(&made);
+    assert_true(runs(&made, high) && !runs(&made, low));
+    pen_schedule_finish(made.schedule, high);
+    go_round(&made);
+    assert_true(runs(&made, low));
+    assert_int_equal(pen_schedule_pauses(made.schedule), 1);
+    assert_int_equal(pen_schedule_preemptions(made.schedule), 0);
+    free_machine(&made);
+}
+
+/* While a child waits for its parent's prompt, nobody starts whom it would put aside again. */
+static void test_nobody_starts_to_be_preempted(void **state) {
+    (void)state;
+    machine made = make_machine(2, 40, 32, true);
+    int64_t low = add_urgent(made.schedule, 20, 30, 9, 0);
+    go_round(&made);
+    int64_t parent = add_urgent(made.schedule, 100, 5, 0, 1);
+    static int32_t text[100];
+    for (int i = 0; i < 100; i++) text[i] = 1000 + i;
+    const pen_sequence_spec spec = {.tokens = text, .prompt = 100, .output = 5, .parent = parent};
+    int64_t child;
+    assert_int_equal(pen_schedule_add(made.schedule, &spec, &child), PEN_OK);
+    pen_schedule_finish(made.schedule, low); /* a slot is free for whoever comes */
+    low = add_urgent(made.schedule, 20, 30, 9, 2);
+    for (int i = 0; i < 4; i++) {
+        go_round(&made);
+        assert_true(runs(&made, parent) && !runs(&made, low));
+    }
+    go_round(&made);
+    assert_true(runs(&made, parent) && runs(&made, child));
+    assert_int_equal(pen_schedule_preemptions(made.schedule), 0);
+    pen_schedule_finish(made.schedule, parent);
+    go_round(&made);
+    assert_true(runs(&made, child) && runs(&made, low));
+    free_machine(&made);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_loads),
@@ -503,6 +718,11 @@ int main(void) {
         cmocka_unit_test(test_children_begin_together),
         cmocka_unit_test(test_a_long_prompt_holds_nobody),
         cmocka_unit_test(test_a_long_queue_keeps_its_order),
+        cmocka_unit_test(test_the_urgent_start_first),
+        cmocka_unit_test(test_a_slot_is_preempted),
+        cmocka_unit_test(test_memory_is_preempted),
+        cmocka_unit_test(test_the_least_urgent_pauses),
+        cmocka_unit_test(test_nobody_starts_to_be_preempted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -31,24 +31,29 @@ enum { ROWS = 64, LOGIT_ROWS = 8, HIDDEN = 32, VOCAB = 1000, BLOCKS = 40 };
 #define SIM                                                                                                            \
     "\"hidden\": 32, \"devices\": [{\"speed\": 1, \"memory_bytes\": 5000}, {\"speed\": 2}],"                           \
     "\"sim\": {\"vocab\": 1000, \"context\": 640, \"rows\": 10, \"fixed\": 0.5,"                                       \
-    " \"slowdowns\": [{\"stage\": 3, \"factor\": 3}, {\"stage\": 1, \"from_s\": 1000, \"factor\": 3}]}"
+    " \"slowdowns\": [{\"stage\": 3, \"factor\": 3}, {\"stage\": 1, \"from_s\": 1000, \"factor\": 3},"                 \
+    " {\"replica\": 2, \"stage\": 1, \"factor\": 5}, {\"rank\": 4, \"factor\": 7}]}"
 #define PROFILE "{\"units\": [" UNITS "], " SIM "}"
 
-static pen_status read_text(const char *text, int stage, pen_sim_profile **sim) {
+static pen_status read_text(const char *text, pen_place place, pen_sim_profile **sim) {
     char path[] = "/tmp/penstock-sim-XXXXXX";
     int file = mkstemp(path);
     assert_true(file >= 0);
     assert_int_equal(write(file, text, strlen(text)), strlen(text));
     close(file);
-    pen_status status = pen_sim_profile_read(path, stage, sim);
+    pen_status status = pen_sim_profile_read(path, &place, sim);
     unlink(path);
     return status;
 }
 
-static pen_sim_profile *profile_of(int stage) {
+static pen_sim_profile *profile_at(pen_place place) {
     pen_sim_profile *sim = NULL;
-    if (read_text(PROFILE, stage, &sim) != PEN_OK) fail_msg("%s", pen_last_error());
+    if (read_text(PROFILE, place, &sim) != PEN_OK) fail_msg("%s", pen_last_error());
     return sim;
+}
+
+static pen_sim_profile *profile_of(int stage) {
+    return profile_at((pen_place){.rank = stage, .stage = stage});
 }
 
 static pen_device *device_of(const pen_sim_profile *sim) {
@@ -130,6 +135,41 @@ static void test_units_take_what_the_profile_says(void **state) {
         assert_unit_ms(device, 3, 2.5 * slower[at]); /* between the table's rows and contexts */
         pen_device_sync(device);
         pen_stage_destroy(stage);
+        pen_device_destroy(device);
+        pen_sim_profile_destroy(sim);
+    }
+}
+
+/* Ranks 4 and 5 are replica 2 of two stages each. */
+static void test_slowdowns_are_of_ranks_replicas_and_stages(void **state) {
+    (void)state;
+    static const double slower[] = {1, 0.5, 1, 0.5, 7, 2.5};
+    for (int rank = 0; rank < 6; rank++) {
+        pen_sim_profile *sim = profile_at((pen_place){.rank = rank, .replica = rank / 2, .stage = rank % 2});
+        pen_device *device = device_of(sim);
+        assert_non_null(strstr(pen_device_name(device), rank % 2 ? "sim 1" : "sim 0"));
+        pen_stage_options options;
+        pen_stage *stage = stage_of(sim, device, &options);
+        run(device, stage, 30, 0, 0, NULL);
+        assert_unit_ms(device, 1, (1 + 3) * slower[rank]);
+        pen_device_sync(device);
+        pen_stage_destroy(stage);
+        pen_device_destroy(device);
+        pen_sim_profile_destroy(sim);
+    }
+}
+
+/* Two devices that are alike in all but their numbers are one kind. */
+static void test_equal_devices_have_one_name(void **state) {
+    (void)state;
+    static const char text[] = "{\"units\": [" UNITS "], \"devices\": [{\"speed\": 1}, {\"speed\": 2}, {\"speed\": 1},"
+                               " {\"speed\": 1, \"memory_bytes\": 9}]}";
+    static const char *const names[] = {"sim 0: device", "sim 1: device", "sim 0: device", "sim 3: device"};
+    for (int rank = 0; rank < 4; rank++) {
+        pen_sim_profile *sim;
+        assert_int_equal(read_text(text, (pen_place){.rank = rank, .replica = rank}, &sim), PEN_OK);
+        pen_device *device = device_of(sim);
+        assert_string_equal(pen_device_name(device), names[rank]);
         pen_device_destroy(device);
         pen_sim_profile_destroy(sim);
     }
@@ -222,7 +262,7 @@ static void test_bad_profiles_are_refused(void **state) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         pen_sim_profile *sim = NULL;
-        assert_int_equal(read_text(cases[i].text, 0, &sim), cases[i].status);
+        assert_int_equal(read_text(cases[i].text, (pen_place){0}, &sim), cases[i].status);
         if (!strstr(pen_last_error(), cases[i].says))
             fail_msg("\"%s\" does not say \"%s\"", pen_last_error(), cases[i].says);
     }
@@ -232,6 +272,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_memory_is_counted_as_planned_and_not_used),
         cmocka_unit_test(test_units_take_what_the_profile_says),
+        cmocka_unit_test(test_slowdowns_are_of_ranks_replicas_and_stages),
+        cmocka_unit_test(test_equal_devices_have_one_name),
         cmocka_unit_test(test_events_are_done_when_their_time_has_come),
         cmocka_unit_test(test_tokens_depend_on_seed_choice_and_position),
         cmocka_unit_test(test_bad_profiles_are_refused),
