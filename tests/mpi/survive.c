@@ -35,8 +35,8 @@ int main(int argc, char **argv) {
     pen_world *world = NULL;
     if (pen_world_create(&world) != PEN_OK) pen_world_abort(world, PEN_INTERNAL);
     int rank = pen_world_rank(world), last = pen_world_size(world) - 1;
+    fprintf(stderr, "rank %d is up: pid %d\n", rank, (int)getpid());
     if (strcmp(mode, "drain") == 0) {
-        fprintf(stderr, "rank %d is up\n", rank);
         while (!pen_world_draining(world)) sleep_ms(1);
         fprintf(stderr, "rank %d drains\n", rank);
         pen_world_destroy(world);
