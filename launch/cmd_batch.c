@@ -27,8 +27,8 @@ enum {
     LINES_AT_ONCE = 16,     /* taken before the replicas go on */
     SLICE_NS = 100 * 1000000,
     SHORT_SLICE_NS = 1000000,
+    LOCK_PATIENCE_S = 10, /* the ranks of a killed job may live for a moment */
 };
-static const double lock_patience_s = 10;
 
 typedef struct order order;
 
@@ -101,7 +101,8 @@ static void fail_order(order *o, pen_status status) {
 /* Writes what became of the order, which then is no more. */
 static pen_status finish_order(order *o) {
     batch *b = o->batch;
-    const char *path = b->options->config.model, *slash = strrchr(path, '/');
+    const pen_config *config = &b->options->config;
+    const char *path = config->model[0] ? config->model : config->device, *slash = strrchr(path, '/');
     pen_batch_origin origin = {b->name, o->number};
     char *text = NULL;
     size_t length;
@@ -306,7 +307,8 @@ static uint64_t hash_settings(const pen_options *options, int max_len) {
 
 static pen_status open_files(batch *b) {
     const pen_options *options = b->options;
-    PEN_TRY(pen_batch_input_open(options->input, PEN_BATCH_LINE_MOST, &b->input));
+    pen_world *world = pen_session_world(b->session);
+    PEN_TRY(pen_batch_input_open(options->input, PEN_BATCH_LINE_MOST, pen_world_beat, world, &b->input));
     if (pen_batch_input_is(b->input, options->output))
         return pen_fail(PEN_USAGE, "%s: is both input and output", options->output);
     pen_batch_input_facts facts = pen_batch_input_about(b->input);
@@ -314,7 +316,9 @@ static pen_status open_files(batch *b) {
                            .input_hash = facts.hash,
                            .model = pen_model_hash(pen_session_model(b->session)),
                            .settings = hash_settings(options, pen_session_max_len(b->session))};
-    PEN_TRY(pen_journal_open(options->output, &key, facts.lines, lock_patience_s, &b->journal));
+    pen_journal_options journal = {
+        .lines = facts.lines, .patience_s = LOCK_PATIENCE_S, .beat = pen_world_beat, .beat_context = world};
+    PEN_TRY(pen_journal_open(options->output, &key, &journal, &b->journal));
     b->name = XXH3_64bits(&key, sizeof key);
     b->state.requests = facts.requests;
     b->state.done = b->state.earlier = pen_journal_count(b->journal);

@@ -30,9 +30,16 @@ typedef struct pen_journal_key {
     uint64_t model, settings; /* hashes */
 } pen_journal_key;
 
-/* Begins an output, or goes on with one that this key began. `lines`: of the input. Waits `patience_s` for the lock.
- * PEN_USAGE where the output is there and complete, or where the journal tells of something else. */
-pen_status pen_journal_open(const char *output, const pen_journal_key *key, int64_t lines, double patience_s,
+typedef struct pen_journal_options {
+    int64_t lines;        /* of the input */
+    double patience_s;    /* for the lock */
+    void (*beat)(void *); /* called now and then while it opens; or NULL */
+    void *beat_context;
+} pen_journal_options;
+
+/* Begins an output, or goes on with one that this key began. PEN_USAGE where the output is there and complete, or where
+ * the journal tells of something else. */
+pen_status pen_journal_open(const char *output, const pen_journal_key *key, const pen_journal_options *options,
                             pen_journal **journal);
 void pen_journal_close(pen_journal *journal);
 

@@ -72,6 +72,9 @@ int pen_session_replicas(const pen_session *session) {
 int pen_session_slots(const pen_session *session) {
     return session->layout.sequences;
 }
+pen_world *pen_session_world(const pen_session *session) {
+    return session->world;
+}
 const pen_plan *pen_session_solved(const pen_session *session) {
     return session->plan;
 }

@@ -26,6 +26,7 @@ enum { LINES = 5, TEXT = 64, FILE_MOST = 1024 };
 static char folder[64] = "/dev/shm/penstock_journal_XXXXXX";
 static char output[80], journal_path[96];
 static const pen_journal_key key = {100, 200, 300, 400};
+static const pen_journal_options options = {.lines = LINES};
 
 static bool exists(const char *path) {
     return access(path, F_OK) == 0;
@@ -52,7 +53,7 @@ static void write_file(const char *path, const char *data, size_t bytes) {
 }
 
 static pen_status open_it(pen_journal **journal) {
-    return pen_journal_open(output, &key, LINES, 0, journal);
+    return pen_journal_open(output, &key, &options, journal);
 }
 
 /* The answer to a line, in the given attempt; longer for later lines. */
@@ -205,7 +206,7 @@ static void test_what_is_not_ours(void **state) {
                   {{100, 200, 301, 400}, "another model"},
                   {{100, 200, 300, 401}, "other options"}};
     for (int i = 0; i < 4; i++) {
-        assert_int_equal(pen_journal_open(output, &others[i].key, LINES, 0, &journal), PEN_USAGE);
+        assert_int_equal(pen_journal_open(output, &others[i].key, &options, &journal), PEN_USAGE);
         assert_non_null(strstr(pen_last_error(), others[i].says));
         assert_non_null(strstr(pen_last_error(), journal_path));
     }
@@ -229,13 +230,14 @@ static void test_what_is_not_ours(void **state) {
     assert_false(exists(journal_path));
     assert_int_equal(read_file(output, now), 43);
     begin_anew();
-    assert_int_equal(pen_journal_open("/tmp/penstock/there/is/none", &key, LINES, 0, &journal), PEN_IO);
+    assert_int_equal(pen_journal_open("/tmp/penstock/there/is/none", &key, &options, &journal), PEN_IO);
 }
 
 /* While one has it another waits, and finds what the first one left. The other is there before the first one opens
  * anything, since an open file that it inherited would hold the lock, too. */
 static void test_two_at_once(void **state) {
     (void)state;
+    const pen_journal_options patient = {.lines = LINES, .patience_s = 20};
     for (int finishes = 0; finishes < 2; finishes++) {
         pen_journal *journal, *other;
         int begun[2], code;
@@ -245,7 +247,7 @@ static void test_two_at_once(void **state) {
         pid_t child = fork();
         if (child == 0) {
             if (!freopen("/dev/null", "w", stderr) || read(begun[0], &go, 1) != 1) _exit(99);
-            pen_status status = pen_journal_open(output, &key, LINES, 20, &other);
+            pen_status status = pen_journal_open(output, &key, &patient, &other);
             if (status == PEN_OK && pen_journal_count(other) != 2) _exit(98);
             _exit((int)status);
         }
