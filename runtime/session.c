@@ -285,12 +285,11 @@ static void average_times(const pen_session *session, pen_profile *const *profil
                           double *unit_ms) {
     const pen_place *here = pen_world_place(session->world, s);
     int count = 0, units = pen_model_unit_count(session->model);
+    pen_step_shape shape = pen_profile_shape(steady);
     for (int r = 0; r < pen_world_size(session->world); r++) {
         if (pen_world_place(session->world, r)->node != here->node) continue;
         if (strcmp(profiles[r]->device, profiles[s]->device) != 0) continue;
-        for (int u = 0; u < units; u++)
-            unit_ms[u] +=
-                pen_profile_unit_ms(profiles[r], session->model, u, steady->rows, steady->logit_rows, steady->context);
+        for (int u = 0; u < units; u++) unit_ms[u] += pen_profile_unit_ms(profiles[r], session->model, u, &shape);
         count++;
     }
     for (int u = 0; u < units; u++) unit_ms[u] /= count;
@@ -355,7 +354,7 @@ static pen_status times_from_file(const pen_session *session, pen_plan *plan) {
 static pen_status make_cost(pen_session *session) {
     const pen_plan *plan = session->plan;
     pen_steady steady = pen_plan_steady(&plan->workload, plan->stage_count, session->layout.rows);
-    pen_step_shape planned = {steady.rows, steady.logit_rows, steady.context};
+    pen_step_shape planned = pen_profile_shape(&steady);
     return pen_step_cost_create(plan, session->model, session->profile, &planned, &session->cost);
 }
 
@@ -625,8 +624,7 @@ pen_status pen_session_measure(pen_session *session, double *ms) {
 
 static double predicted_ms(void *context, int stage, const pen_simulated_step *step) {
     const pen_session *session = context;
-    pen_step_shape shape = {step->rows, step->logit_rows, step->context};
-    return pen_step_cost_stage_ms(session->cost, stage, &shape);
+    return pen_step_cost_stage_ms(session->cost, stage, &step->shape);
 }
 
 pen_status pen_session_simulate(const pen_session *session, const pen_simulated_watch *watch,
