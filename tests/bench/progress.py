@@ -4,7 +4,8 @@
 links  16 streams on two ranks of one thread: pipeline efficiency and speed by default, with CMA off and over TCP, in
        turns; the median over the rounds of each round's ratio to the default. And from traces: the part of its time that
        a stage has nothing to do while what it waits for has been sent, be it rows or token ids on their way back.
-idle   CPU time of every rank's threads while the program is up and nobody asks for anything.
+idle   CPU time of every rank's threads while the program is up and nobody asks for anything. Beside it, measured just
+       before and after, a process that only sleeps as long at a time: on a virtual machine waking up is most of it.
 wake   One stream: from the end of a stage's step to the beginning of the next stage's, which waits for it. Beside it,
        from the end of the last stage's to the beginning of the first one's next, in which it also makes that step. With
        a core a rank, and with more ranks than cores.
@@ -39,6 +40,7 @@ CONDITIONS = {
     "tcp": {"OMPI_MCA_btl": "tcp,self"},
 }
 DEEP_US = 1.05e6  # idle for as long: deep
+SLICE_S = 0.0055  # then a rank sleeps so long at a time (runtime/wait.c)
 
 
 class Bench:
@@ -128,16 +130,16 @@ def cpu_seconds(pid):
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) * 1e-9
 
 
-def measure_sleeper(bench):
-    """What the machine takes for the sleeping alone: no rank that looks every 5 ms can take less."""
+def sleeper_share():
+    """What the machine takes for the sleeping alone, in % of a core: no rank that looks as often can take less."""
     began, used = time.monotonic(), time.process_time()
     while time.monotonic() < began + 5:
-        time.sleep(0.005)
-    share = 100 * (time.process_time() - used) / (time.monotonic() - began)
-    bench.show("idle", "a process that sleeps 5 ms at a time and does nothing else", share, "%")
+        time.sleep(SLICE_S)
+    return 100 * (time.process_time() - used) / (time.monotonic() - began)
 
 
 def measure_idle(bench, ranks):
+    sleepers = [sleeper_share()]
     mark = f"idle-{os.getpid()}-{ranks}"
     # The first request would come after a quarter of an hour.
     line = bench.line(TINY, "--request-rate", 0.001, "--num-prompts", 1, "--prompt-tokens", 8, "--output-tokens", 4)
@@ -158,9 +160,12 @@ def measure_idle(bench, ranks):
     process.send_signal(signal.SIGTERM)
     process.wait()
     drain.join()
-    shares = [100 * u / wall for u in used]
+    sleepers.append(sleeper_share())
+    shares, sleeper = [100 * u / wall for u in used], statistics.mean(sleepers)
     what = f"{ranks} ranks, {wall:.0f} s: a core's share of the busiest"
     bench.show("idle", what, max(shares), "%", 1)
+    bench.show("idle", f"{ranks} ranks: a process that only sleeps {1000 * SLICE_S} ms at a time", sleeper, "%")
+    bench.show("idle", f"{ranks} ranks: the busiest above it", max(shares) - sleeper, "%", 0.1)
     bench.show("idle", f"{ranks} ranks, {wall:.0f} s: CPU time of all", sum(used), "s")
 
 
@@ -215,8 +220,6 @@ def main():
             measure_wake(bench, 2 * cores, f"{2 * cores} ranks, which may not", 250)
         if "deep" in parts:
             measure_deep(bench)
-        if "idle" in parts:
-            measure_sleeper(bench)
         for ranks in (2, 4, 8) if "idle" in parts else ():
             measure_idle(bench, ranks)
         for model in arguments.model or () if "links" in parts else ():
