@@ -4,6 +4,8 @@
 links  16 streams on two ranks of one thread: pipeline efficiency and speed by default, with CMA off and over TCP, in
        turns; the median over the rounds of each round's ratio to the default. And from traces: the part of its time that
        a stage has nothing to do while what it waits for has been sent, be it rows or token ids on their way back.
+trace  What --trace costs: recording a step (bench_trace) as a part of a step's time, which is the figure that has a
+       bound; and the speed of the same load with and without it, in turns, which says no more than its spread.
 idle   CPU time of every rank's threads while the program is up and nobody asks for anything. Beside it, measured just
        before and after, a process that only sleeps as long at a time: on a virtual machine waking up is most of it.
 wake   One stream: from the end of a stage's step to the beginning of the next stage's, which waits for it. Beside it,
@@ -124,6 +126,37 @@ def measure_links(bench, model):
                  lambda r: r[condition]["pipeline_efficiency"] / r["default"]["pipeline_efficiency"], 0.97, least=True)
 
 
+# ---- Trace ----------------------------------------------------------------------------------------------------------
+
+def measure_trace(bench, model):
+    name = Path(model).name
+    load = ["--concurrency", 16, "--num-prompts", 32, "--prompt-tokens", 128, "--output-tokens", 64]
+    bench.trace(2, model, *load[:2], "--num-prompts", 1, *load[4:])  # measures the profile
+
+    def plain():
+        return bench.launcher.run(*bench.line(model, *load), ranks=2, limit=600).json()["runs"][0]
+
+    def traced():
+        return bench.trace(2, model, *load)[0]
+
+    rounds = []
+    for number in range(2 * bench.arguments.rounds):
+        first, second = (plain, traced) if number % 2 == 0 else (traced, plain)
+        a, b = first(), second()
+        rounds.append((a, b) if number % 2 == 0 else (b, a))
+    ratios = sorted(t["total_tokens_per_s"] / p["total_tokens_per_s"] for p, t in rounds)
+    step_us = min(statistics.median(1e6 * p["stages"][s]["busy_s"] / p["stages"][s]["steps"] for p, _ in rounds)
+                  for s in range(2))
+    record = json.loads(subprocess.run([bench.arguments.penstock.parent / "tests/bench_trace"], check=True,
+                                       stdout=subprocess.PIPE).stdout)
+    bench.show("trace", "recording a step", record["record_ns"] / 1000, "us")
+    bench.show("trace", f"{name}: the quickest stage's step", step_us, "us")
+    bench.show("trace", f"{name}: recording, of a step's time", record["record_ns"] / 10 / step_us, "%", 1)
+    bench.show("trace", f"{name}: speed with ÷ without, median of {len(ratios)}", statistics.median(ratios), "")
+    bench.show("trace", f"{name}: the lowest of them", ratios[0], "")
+    bench.show("trace", f"{name}: the highest of them", ratios[-1], "")
+
+
 # ---- Idle -----------------------------------------------------------------------------------------------------------
 
 def cpu_seconds(pid):
@@ -203,12 +236,12 @@ def processor():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--penstock", required=True)
-    parser.add_argument("--model", action="append", help="for links; may be given again")
+    parser.add_argument("--penstock", required=True, type=Path)
+    parser.add_argument("--model", action="append", help="for links and trace; may be given again")
     parser.add_argument("--mpirun", default="mpirun")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--idle", type=float, default=30, metavar="SECONDS")
-    parser.add_argument("--only", default="links,idle,wake,deep", metavar="PART,…")
+    parser.add_argument("--only", default="links,trace,idle,wake,deep", metavar="PART,…")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")
     arguments = parser.parse_args()
     bench, parts = Bench(arguments), arguments.only.split(",")
@@ -224,6 +257,8 @@ def main():
             measure_idle(bench, ranks)
         for model in arguments.model or () if "links" in parts else ():
             measure_links(bench, model)
+        for model in arguments.model or () if "trace" in parts else ():
+            measure_trace(bench, model)
     finally:
         shutil.rmtree(bench.folder)
     print(f"{bench.missed} of the bounds missed")
