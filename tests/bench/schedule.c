@@ -150,14 +150,17 @@ static void make_load(load_kind kind, int streams, run *r) {
     pen_load load = {.prompt_tokens = plan->workload.prompt_tokens,
                      .output_tokens = plan->workload.output_tokens,
                      .length_spread = kind == POISSON ? SPREAD : 0,
+                     .requests = kind == LONG || kind == DECODE ? streams : 4 * streams,
+                     .request_rate = 0.8 * capacity(r->machine, streams),
+                     .burstiness = 1,
                      .seed = 1};
-    int count = r->count = kind == LONG || kind == DECODE ? streams : 4 * streams;
+    int count = r->count = load.requests;
     int64_t *arrivals = claim((size_t)count, sizeof *arrivals);
     pen_step_shape shape = {STREAMS_EACH, STREAMS_EACH, STREAMS_EACH, 100, 0};
     double token_ms = slowest_ms(r->machine, &shape) * plan->stage_count;
     r->requests = claim((size_t)count, sizeof *r->requests);
     r->waiting = kind == STEADY ? streams : count;
-    if (kind == POISSON) pen_load_arrivals(0.8 * capacity(r->machine, streams), load.seed, arrivals, count);
+    if (kind == POISSON) pen_load_arrivals(&load, arrivals);
     for (int i = 0; i < count; i++) {
         pen_simulated_request *request = &r->requests[i];
         pen_load_lengths(&load, i, &request->prompt, &request->output);
