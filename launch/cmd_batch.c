@@ -289,6 +289,8 @@ static void on_done(void *context, int index, pen_finish finish) {
     pen_completion_finish(c, finish);
     if (finish == PEN_FINISH_BAD_LOGITS)
         fail_order(o, pen_fail(PEN_INTERNAL, "the model's output is not a number after %zu tokens", c->output.count));
+    else if (c->finish > PEN_FINISH_BAD_LOGITS)
+        fail_order(o, pen_fail(PEN_INTERNAL, "the request was given up after %zu tokens", c->output.count));
     else if (c->failed)
         fail_order(o, pen_fail(PEN_NO_MEMORY, "no memory for the text of %zu tokens", c->output.count));
     if (--o->open == 0 && o != b->next && b->outcome == PEN_OK) b->outcome = finish_order(o);
@@ -339,6 +341,13 @@ static pen_status prepare(void *context, const pen_session *session, pen_tokeniz
     return open_files(b);
 }
 
+/* A lost replica is noted once. */
+static void watch(void *context, int replica) {
+    batch *b = context;
+    if (pen_front_replica(b->front, replica).alive || b->outcome != PEN_OK) return;
+    b->outcome = pen_journal_note_loss(b->journal, replica);
+}
+
 static void show_progress(batch *b) {
     pen_batch_state *state = &b->state;
     state->seconds = (double)(pen_clock_ns() - b->begin_ns) * 1e-9;
@@ -368,11 +377,13 @@ static pen_status summarise(const batch *b) {
     fprintf(stderr, "%s: %lld requests, %lld failed; %lld prompt and %lld output tokens in %.1f s (%.1f tokens/s)\n",
             b->options->output, (long long)(s->done - s->earlier), (long long)s->failed, (long long)s->prompt_tokens,
             (long long)s->output_tokens, s->seconds, s->seconds > 0 ? tokens / s->seconds : 0);
+    int64_t lost = pen_journal_losses(b->journal);
+    if (lost > 0) fprintf(stderr, "%s: replicas were lost, %lld in all\n", b->options->output, (long long)lost);
     if (!b->options->json) return PEN_OK;
-    json_t *object =
-        json_pack("{s:I, s:I, s:I, s:I, s:I, s:f}", "requests", (json_int_t)s->requests, "earlier",
-                  (json_int_t)s->earlier, "failed", (json_int_t)s->failed, "prompt_tokens",
-                  (json_int_t)s->prompt_tokens, "output_tokens", (json_int_t)s->output_tokens, "seconds", s->seconds);
+    json_t *object = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "requests", (json_int_t)s->requests, "earlier",
+                               (json_int_t)s->earlier, "failed", (json_int_t)s->failed, "lost_replicas",
+                               (json_int_t)lost, "prompt_tokens", (json_int_t)s->prompt_tokens, "output_tokens",
+                               (json_int_t)s->output_tokens, "seconds", s->seconds);
     bool written =
         object && json_dumpf(object, stdout, JSON_COMPACT) == 0 && fputc('\n', stdout) != EOF && fflush(stdout) == 0;
     json_decref(object);
@@ -382,12 +393,14 @@ static pen_status summarise(const batch *b) {
 static pen_status work(void *context, pen_front *front) {
     batch *b = context;
     b->front = front;
+    pen_front_set_watch(front, watch, b);
     b->begin_ns = pen_clock_ns();
     b->progress.terminal = isatty(STDERR_FILENO);
     if (b->state.earlier > 0)
         fprintf(stderr, "%s: %lld of %lld requests are there, going on\n", b->options->output,
                 (long long)b->state.earlier, (long long)b->state.requests);
     pen_status status = answer_all(b);
+    pen_front_set_watch(front, NULL, NULL);
     pen_batch_progress_end(&b->progress, stderr);
     PEN_TRY(status);
     return summarise(b);
