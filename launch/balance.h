@@ -3,7 +3,7 @@
  *
  * The factor is the largest busy time of a replica ÷ the smallest one. Over a time without enough work for all it says
  * nothing; so besides that of the whole span there is the worst of its windows of 5 s in which requests were waiting
- * all the time.
+ * all the time, as far as the replicas' reports enclose them: a leader reports between two steps, which may be long.
  */
 #ifndef PEN_BALANCE_H
 #define PEN_BALANCE_H

@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <limits.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -92,6 +93,19 @@ int pen_schedule_limit(const pen_schedule *schedule) {
 
 int pen_schedule_depth(const pen_schedule *schedule) {
     return schedule->depth;
+}
+
+pen_step_shape pen_microbatch_shape(const pen_microbatch *microbatch) {
+    pen_step_shape shape = {.rows = microbatch->rows, .logit_rows = microbatch->logit_count};
+    double decode_positions = 0, prompt_positions = 0;
+    for (int i = 0; i < microbatch->run_count; i++) {
+        const pen_scheduled_run *run = &microbatch->runs[i];
+        shape.decodes += run->rows == 1;
+        *(run->rows == 1 ? &decode_positions : &prompt_positions) += (double)run->rows * run->position;
+    }
+    shape.decode_context = decode_positions / fmax(shape.decodes, 1);
+    shape.prompt_context = prompt_positions / fmax(shape.rows - shape.decodes, 1);
+    return shape;
 }
 
 /* ---- Sequences -------------------------------------------------------------------------------------------------- */

@@ -84,9 +84,9 @@ static int choice(const char *policy, const pen_policy_view *views, int last) {
 
 static void test_each_policy_looks_at_its_own(void **state) {
     (void)state;
-    /*                                alive, room, requests, outstanding, cost, weight */
+    /*                                alive, room, requests, slots, outstanding, cost, weight */
     const pen_policy_view views[3] = {
-        {true, true, 1, 300, 10, 2}, {true, true, 2, 200, 10, 1}, {true, true, 3, 190, 30, 1}};
+        {true, true, 1, 1, 300, 10, 2}, {true, true, 2, 1, 200, 10, 1}, {true, true, 3, 1, 190, 30, 1}};
     assert_int_equal(choice("round-robin", views, 1), 2);
     assert_int_equal(choice("round-robin", views, 2), 0);
     assert_int_equal(choice("least-requests", views, 1), 0);
@@ -98,7 +98,7 @@ static void test_each_policy_looks_at_its_own(void **state) {
 
 static void test_only_replicas_that_live_and_have_room(void **state) {
     (void)state;
-    const pen_policy_view views[3] = {{false, true, 0, 0, 1, 1}, {true, false, 1, 1, 1, 1}, {true, true, 9, 9, 1, 1}};
+    const pen_policy_view views[3] = {{false, true, 0, 9, 0, 1, 1}, {true, false, 1, 9, 1, 1, 1}, {true, true, 9, 9, 9, 1, 1}};
     for (int p = 0; p < pen_policy_count; p++) {
         int expected = strcmp(pen_policies[p].name, "round-robin") == 0 ? -1 : 2; /* it waits for the next in turn */
         assert_int_equal(pen_policies[p].choose(views, 3, 2), expected);
