@@ -8,6 +8,7 @@ until every request is in the output exactly once, as if nothing had happened. W
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from pathlib import Path
 from job import GONE_S, Launcher, processes_with, write_profile
 
 SYNTHETIC = "synthetic:llama:layers=2,hidden=64,ffn=96,heads=4,kv_heads=2,vocab=300,context=512,type=f32"
-USAGE, IO = 2, 6
+USAGE, IO, INTERRUPTED = 2, 6, 8
 KILLS = 20
 PROMPTS = ["The capital of France is", "Once upon a time", "1 2 3 4 5 6 7", "x", "A list of colours:\n"]
 
@@ -286,6 +287,24 @@ class Batch(unittest.TestCase):
         self.assertIn("1 replica lost", err)
         self.settle(mark)
         self.assertEqual(self.contents(), self.expected["contents"])
+
+    def test_told_to_stop(self):
+        """SIGUSR1: what has begun is answered, the rest another time."""
+        lines = self.requests(60)
+        self.undisturbed(ranks=2)
+        process, mark = self.start_marked("--max-num-seqs", "4")
+        while process.poll() is None and not (self.output.exists() and self.output.stat().st_size > 0):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGUSR1)
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, INTERRUPTED, err)
+        said = re.findall(r"^penstock: told to stop: .* has (\d+) of (\d+) answers; .*$", err, re.MULTILINE)
+        self.assertEqual(len(said), 1, err)
+        answered = len(self.output.read_text().splitlines())
+        self.assertEqual((int(said[0][0]), int(said[0][1])), (answered, lines))
+        self.assertTrue(0 < answered < lines, answered)
+        self.settle(mark)
+        self.finish(self.expected, ranks=2)
 
     def settle(self, *marks):
         deadline = time.monotonic() + 2 * GONE_S
