@@ -6,6 +6,8 @@
  * prompt and the tokens that had come. A replica is lost when one of its ranks is seen to have ended, or its leader has
  * been silent for too long; where the launcher does not let the others live that is the end of the run.
  *
+ * At log level info it says once a second, while there is work, what each of several replicas is doing.
+ *
  * Owner: the caller keeps world, mail and rank 0's replica alive. Callbacks come from within pen_front_run*.
  */
 #ifndef PEN_FRONT_H
