@@ -406,7 +406,9 @@ static pen_status summarise(const batch *b) {
             b->options->output, (long long)(s->done - s->earlier), (long long)s->failed, (long long)s->prompt_tokens,
             (long long)s->output_tokens, s->seconds, s->seconds > 0 ? tokens / s->seconds : 0);
     int64_t lost = pen_journal_losses(b->journal);
-    if (lost > 0) fprintf(stderr, "%s: replicas were lost, %lld in all\n", b->options->output, (long long)lost);
+    if (lost > 0)
+        fprintf(stderr, "%s: %lld replica%s lost on the way\n", b->options->output, (long long)lost,
+                lost == 1 ? "" : "s");
     if (!b->options->json) return PEN_OK;
     json_t *object = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "requests", (json_int_t)s->requests, "earlier",
                                (json_int_t)s->earlier, "failed", (json_int_t)s->failed, "lost_replicas",

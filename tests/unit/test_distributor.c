@@ -98,7 +98,8 @@ static void test_each_policy_looks_at_its_own(void **state) {
 
 static void test_only_replicas_that_live_and_have_room(void **state) {
     (void)state;
-    const pen_policy_view views[3] = {{false, true, 0, 9, 0, 1, 1}, {true, false, 1, 9, 1, 1, 1}, {true, true, 9, 9, 9, 1, 1}};
+    const pen_policy_view views[3] = {
+        {false, true, 0, 9, 0, 1, 1}, {true, false, 1, 9, 1, 1, 1}, {true, true, 9, 9, 9, 1, 1}};
     for (int p = 0; p < pen_policy_count; p++) {
         int expected = strcmp(pen_policies[p].name, "round-robin") == 0 ? -1 : 2; /* it waits for the next in turn */
         assert_int_equal(pen_policies[p].choose(views, 3, 2), expected);
