@@ -38,7 +38,7 @@ for host in pen-a pen-b; do
 done
 on() { nsenter --target "${node[$1]}" --net --uts "${@:2}"; }
 
-ip link add pen0 netns "${node[pen-a]}" type veth peer name pen0 netns "${node[pen-b]}" 2>"$work/err" ||
+on pen-a ip link add pen0 type veth peer name pen0 netns "${node[pen-b]}" 2>"$work/err" ||
     skip "no cable: $(cat "$work/err")"
 plug() {
     on "$1" ip address add "$2/24" dev pen0 && on "$1" ip link set pen0 up && on "$1" ip link set lo up
