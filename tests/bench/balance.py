@@ -65,10 +65,10 @@ CASES = {
     "turns": Case("outputs of 10/100/50 tokens in turn", 3,
                   load(360, prompt_tokens=32, output_tokens="10,100,50", concurrency=72)),
     "lognormal": Case("log-normal lengths", 4,
-                      load(400, prompt_tokens=32, output_tokens=64, length_spread=1, concurrency=32), meets_targets=True,
-                      waits=False),
+                      load(240, slots=2, prompt_tokens=32, output_tokens=64, length_spread=1.2, concurrency=8),
+                      meets_targets=True, waits=False),
     "bursts": Case("log-normal lengths in bursts", 4,
-                   load(360, slots=4, prompt_tokens=32, output_tokens=64, length_spread=0.8, concurrency=16, request_rate=21,
+                   load(240, slots=2, prompt_tokens=32, output_tokens=64, length_spread=1, concurrency=8, request_rate=16,
                         burstiness=0.2), waits=False),
     "slowed": Case("one replica slowed 2×", 2, load(160, prompt_tokens=32, output_tokens=64, concurrency=48),
                    {"sim": {"slowdowns": [{"replica": 1, "factor": 2}]}}, speeds=[1, 0.5]),
@@ -249,7 +249,7 @@ COLOURS = {"round-robin": "#8a94a0", "least-requests": "#e5893a", "least-cost": 
 LINES = ("#4c8bd0", "#e5893a", "#4aa564", "#c8577a")
 STYLE = ("text{font:12px system-ui,'Segoe UI','DejaVu Sans',sans-serif;fill:#25303b}.title{font-size:16px;font-weight:600}"
          ".faint{fill:#687684}.small{font-size:11px}.ground{fill:#fff}.grid{stroke:#dfe4e9}"
-         "@media(prefers-color-scheme:dark){text{fill:#e3e8ed}.faint{fill:#93a0ad}.ground{fill:#12171d}.grid{stroke:#2b343d}}")
+         ".r0{fill:#4c8bd0}.r1{fill:#e5893a}.r2{fill:#4aa564}@media(prefers-color-scheme:dark){text{fill:#e3e8ed}.faint{fill:#93a0ad}.ground{fill:#12171d}.grid{stroke:#2b343d}}")
 
 
 def text(x, y, words, kind="", anchor="start"):
@@ -277,7 +277,7 @@ def draw_bars(bench, top, height):
                          f'{run.throughput:.0f} tokens/s</title></rect>')
         ours = runs[OURS].throughput / runs[BASE].throughput
         parts.append(text(left + (len(SETUPS) - 0.5) * bar, y_of(ours) - 5, f"{100 * (ours - 1):+.0f} %", "small", "middle"))
-        parts.append(text(left + group / 2 - 14, y_of(0) + 17, f"{name}, {len(runs[BASE].replicas)}", "", "middle"))
+        parts.append(text(left + group / 2 - 14, y_of(0) + 17, f"{name}, R = {len(runs[BASE].replicas)}", "", "middle"))
     return parts
 
 
@@ -310,7 +310,7 @@ def draw_series(run, title, left, right, top, height, seconds):
 
 def draw(bench):
     parts = [text(LEFT, 30, "Tokens per second against round-robin", "title"),
-             text(LEFT, 50, "whole runs; below each group the load and its replicas", "faint"), *draw_bars(bench, 70, 200),
+             text(LEFT, 50, "whole runs, simulated replicas", "faint"), *draw_bars(bench, 70, 200),
              *draw_legend(318)]
     bottom = 340
     if "turns" in bench.runs:
@@ -318,6 +318,7 @@ def draw(bench):
         seconds = max(len(base.series), len(ours.series)) + 1
         middle = LEFT + (WIDTH - 24 - LEFT) / 2
         parts += [text(LEFT, 372, "How busy each replica is, outputs of 10/100/50 tokens in turn", "title"),
+                  *(text(WIDTH - 24 - 90 * (2 - r), 372, f"● replica {r}", f"r{r}", "end") for r in range(3)),
                   *draw_series(base, "round-robin", LEFT, middle - 30, 412, 110, seconds),
                   *draw_series(ours, "weighted, with stealing", middle + 30, WIDTH - 24, 412, 110, seconds)]
         bottom = 556
