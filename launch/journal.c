@@ -23,6 +23,7 @@ typedef struct header {
     uint64_t check; /* of what stands before it */
 } header;
 
+/* Of a line of the output; or where `line` is 0, of the loss of the replica `length`. */
 typedef struct record {
     uint64_t line, length;
     uint64_t hash;  /* of the output line */
@@ -36,7 +37,7 @@ struct pen_journal {
     int output, file; /* −1: not open */
     header header;
     pen_journal_options options;
-    int64_t count;
+    int64_t count, losses; /* records of either kind */
     uint64_t output_bytes; /* that are proven */
     uint8_t *has;          /* a bit per line of the input */
     bool foreign;          /* the output has another line in place of the first that the journal tells of */
@@ -146,7 +147,7 @@ static pen_status open_output(pen_journal *journal, int flags) {
 
 /* The journal is made safe before there is an output: an output without a journal is complete. */
 static pen_status begin(pen_journal *journal) {
-    if (ftruncate(journal->file, 0) != 0) return fail_at(journal->path);
+    if (ftruncate(journal->file, 0) != 0 || lseek(journal->file, 0, SEEK_SET) < 0) return fail_at(journal->path);
     PEN_TRY(write_all(journal->file, journal->path, &journal->header, sizeof journal->header));
     if (fsync(journal->file) != 0) return fail_at(journal->path);
     sync_folder(journal->path);
@@ -172,14 +173,18 @@ static pen_status prove(pen_journal *journal, const record *r, void *chunk, XXH3
 }
 
 static void take(pen_journal *journal, const record *r) {
+    if (r->line == 0) {
+        journal->losses++;
+        return;
+    }
     journal->has[(r->line - 1) / 8] |= (uint8_t)(1U << (r->line - 1) % 8);
     journal->output_bytes += r->length;
     journal->count++;
 }
 
 static bool may_follow(const pen_journal *journal, const record *r) {
-    return r->check == check_of_record(journal, r) && r->line >= 1 && r->line <= (uint64_t)journal->options.lines &&
-           !pen_journal_has(journal, (int64_t)r->line);
+    if (r->check != check_of_record(journal, r) || r->line > (uint64_t)journal->options.lines) return false;
+    return r->line == 0 || !pen_journal_has(journal, (int64_t)r->line);
 }
 
 /* Reads both files as far as they prove each other. */
@@ -191,7 +196,7 @@ static pen_status read_records(pen_journal *journal, void *chunk, XXH3_state_t *
     pen_status status = PEN_OK;
     for (bool proven = true; status == PEN_OK && proven;) {
         proven = fread(&r, sizeof r, 1, records) == 1 && may_follow(journal, &r);
-        if (proven) status = prove(journal, &r, chunk, hash, &proven);
+        if (proven && r.line > 0) status = prove(journal, &r, chunk, hash, &proven);
         if (status == PEN_OK && proven) take(journal, &r);
     }
     fclose(records);
@@ -210,7 +215,7 @@ static pen_status go_on(pen_journal *journal) {
     if (journal->foreign) /* a torn end is ours to cut, but not this */
         return pen_fail(PEN_USAGE, "%s: is not the output that %s tells of; remove the journal and give another -o",
                         journal->output_path, journal->path);
-    off_t end = (off_t)(sizeof(header) + (size_t)journal->count * sizeof(record));
+    off_t end = (off_t)(sizeof(header) + (size_t)(journal->count + journal->losses) * sizeof(record));
     if (ftruncate(journal->output, (off_t)journal->output_bytes) != 0 || lseek(journal->output, 0, SEEK_END) < 0)
         return fail_at(journal->output_path);
     if (ftruncate(journal->file, end) != 0 || lseek(journal->file, 0, SEEK_END) < 0) return fail_at(journal->path);
@@ -307,6 +312,18 @@ pen_status pen_journal_write(pen_journal *journal, int64_t number, const char *t
     PEN_TRY(write_all(journal->file, journal->path, &r, sizeof r));
     take(journal, &r);
     return PEN_OK;
+}
+
+pen_status pen_journal_note_loss(pen_journal *journal, int replica) {
+    record r = {.length = (uint64_t)replica};
+    r.check = check_of_record(journal, &r);
+    PEN_TRY(write_all(journal->file, journal->path, &r, sizeof r));
+    take(journal, &r);
+    return PEN_OK;
+}
+
+int64_t pen_journal_losses(const pen_journal *journal) {
+    return journal->losses;
 }
 
 pen_status pen_journal_finish(pen_journal *journal) {

@@ -50,6 +50,10 @@ bool pen_journal_has(const pen_journal *journal, int64_t number); /* whether thi
  * closed. */
 pen_status pen_journal_write(pen_journal *journal, int64_t number, const char *text, size_t length);
 
+/* Notes that a replica was lost: a record without a line. */
+pen_status pen_journal_note_loss(pen_journal *journal, int replica);
+int64_t pen_journal_losses(const pen_journal *journal); /* since the batch began */
+
 /* The output is complete. */
 pen_status pen_journal_finish(pen_journal *journal);
 

@@ -37,8 +37,8 @@ void pen_front_destroy(pen_front *front);
 int pen_front_replicas(const pen_front *front);
 int pen_front_stages(const pen_front *front); /* of a replica */
 
-/* As pen_engine_submit, which see. PEN_QUEUE_FULL where as many wait as may: try again after a callback. *id (or NULL)
- * is for pen_front_cancel. */
+/* As pen_engine_submit, which see; nothing is given. PEN_QUEUE_FULL where as many wait as may: try again after a
+ * callback. *id (or NULL) is for pen_front_cancel. */
 pen_status pen_front_submit(pen_front *front, const pen_request *request, int64_t *id);
 bool pen_front_has_room(const pen_front *front);
 /* Its completions end with PEN_FINISH_CANCELLED, soon, unless they ended otherwise before that. No more tokens come. */

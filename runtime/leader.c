@@ -376,15 +376,6 @@ static void trace_sample(const pen_engine *engine) {
     pen_trace_add_sample(engine->trace, &sample);
 }
 
-static pen_step_shape shape_of(const pen_microbatch *microbatch) {
-    double positions = 0;
-    for (int i = 0; i < microbatch->run_count; i++) {
-        const pen_scheduled_run *run = &microbatch->runs[i];
-        positions += run->rows * (run->position + (run->rows - 1) / 2.0);
-    }
-    return (pen_step_shape){microbatch->rows, microbatch->logit_count, positions / microbatch->rows};
-}
-
 /* Forms and sends steps while that can be done. */
 static pen_status launch_some(pen_engine *engine, bool *moved) {
     pen_leader *leader = engine->leader;
@@ -397,7 +388,7 @@ static pen_status launch_some(pen_engine *engine, bool *moved) {
         make_step(engine, f, step);
         PEN_TRY(make_history(engine, f, step));
         int history_bytes = step->history_bytes;
-        pen_step_shape shape = shape_of(&f->microbatch);
+        pen_step_shape shape = pen_microbatch_shape(&f->microbatch);
         f->planned_ms = pen_pace_launch(&leader->pace, &shape);
         leader->launched++;
         leader->stirred = true;

@@ -96,17 +96,21 @@ static void complete(int attempt) {
     go_on(journal, attempt, LINES);
     assert_int_equal(pen_journal_count(journal), LINES);
     assert_true(count <= LINES);
+    pen_journal_close(journal);
+    assert_int_equal(open_it(&journal), PEN_OK); /* as it was left */
+    assert_int_equal(pen_journal_count(journal), LINES);
     assert_int_equal(pen_journal_finish(journal), PEN_OK);
     pen_journal_close(journal);
     check_complete();
 }
 
-/* What is there after `count` lines. */
-static void make_stopped(int count, char *out, size_t *out_bytes, char *log, size_t *log_bytes) {
+/* What is there after `count` lines and `losses` of replicas. */
+static void make_stopped(int count, int losses, char *out, size_t *out_bytes, char *log, size_t *log_bytes) {
     pen_journal *journal;
     begin_anew();
     assert_int_equal(open_it(&journal), PEN_OK);
     go_on(journal, 1, count);
+    for (int i = 0; i < losses; i++) assert_int_equal(pen_journal_note_loss(journal, i + 1), PEN_OK);
     pen_journal_close(journal);
     *out_bytes = read_file(output, out);
     *log_bytes = read_file(journal_path, log);
@@ -118,9 +122,11 @@ static void test_stopped_and_gone_on(void **state) {
         char out[FILE_MOST], log[FILE_MOST];
         size_t out_bytes, log_bytes;
         pen_journal *journal;
-        make_stopped(count, out, &out_bytes, log, &log_bytes);
+        make_stopped(count, count % 3, out, &out_bytes, log, &log_bytes);
         assert_int_equal(open_it(&journal), PEN_OK);
         assert_int_equal(pen_journal_count(journal), count); /* nothing is done twice */
+        assert_int_equal(pen_journal_losses(journal), count % 3);
+        assert_int_equal(pen_journal_note_loss(journal, 7), PEN_OK);
         pen_journal_close(journal);
         complete(2);
     }
@@ -131,7 +137,7 @@ static void test_torn_anywhere(void **state) {
     (void)state;
     char out[FILE_MOST], log[FILE_MOST];
     size_t out_bytes, log_bytes, kept = 0;
-    make_stopped(3, out, &out_bytes, log, &log_bytes);
+    make_stopped(3, 0, out, &out_bytes, log, &log_bytes);
     for (size_t cut_log = 0; cut_log <= log_bytes; cut_log++)
         for (size_t cut_out = 0; cut_out <= out_bytes; cut_out++) {
             pen_journal *journal;
@@ -168,7 +174,7 @@ static void test_changed_bytes(void **state) {
     (void)state;
     char out[FILE_MOST], log[FILE_MOST];
     size_t out_bytes, log_bytes;
-    make_stopped(LINES, out, &out_bytes, log, &log_bytes);
+    make_stopped(LINES, 0, out, &out_bytes, log, &log_bytes);
     size_t first_line = (size_t)((char *)memchr(out, '\n', out_bytes) - out) + 1;
     for (size_t i = 64; i < log_bytes + out_bytes; i++) {
         bool in_log = i < log_bytes;
@@ -196,7 +202,7 @@ static void test_what_is_not_ours(void **state) {
     pen_journal *journal;
     char out[FILE_MOST], log[FILE_MOST], now[FILE_MOST];
     size_t out_bytes, log_bytes;
-    make_stopped(2, out, &out_bytes, log, &log_bytes);
+    make_stopped(2, 0, out, &out_bytes, log, &log_bytes);
     /* Another batch under this name. */
     static const struct {
         pen_journal_key key;

@@ -32,7 +32,7 @@ static void free_pipe(pipe_line *made) {
 }
 
 static void fill(pipe_line *pipe, int depth, int wanted, double slowness) {
-    const pen_step_shape shape = {1, 1, 0};
+    const pen_step_shape shape = {.rows = 1, .logit_rows = 1, .decodes = 1};
     for (; pipe->launched - pipe->landed < depth; pipe->launched++) {
         double ms = pipe->now_ms;
         for (int s = 0; s < STAGES; s++)
@@ -95,7 +95,7 @@ static void test_gaps_do_not_count(void **state) {
 static void test_without_costs_there_is_no_pace(void **state) {
     (void)state;
     pen_pace pace;
-    const pen_step_shape shape = {1, 1, 0};
+    const pen_step_shape shape = {.rows = 1, .logit_rows = 1, .decodes = 1};
     assert_int_equal(pen_pace_create(NULL, &pace), PEN_OK);
     for (int i = 1; i < 5; i++) {
         double planned_ms = pen_pace_launch(&pace, &shape);
