@@ -41,6 +41,7 @@ struct pen_world {
     MPI_Request *beats;  /* [size] of sent beats; one outstanding each */
     int64_t *heard_ns;   /* [size] when something last came from a rank */
     struct pollfd *ends; /* [size] that tell of the end of a rank of this machine; -1 for the others */
+    bool headless;       /* rank 0 has ended */
     pen_wait wait;
 };
 
@@ -239,7 +240,7 @@ void pen_world_abort(pen_world *world, pen_status status) {
 }
 
 void pen_world_drop_out(pen_world *world, pen_status status) {
-    if (!pen_world_recovers(world)) pen_world_abort(world, status);
+    if (!pen_world_recovers(world) || world->headless) pen_world_abort(world, status);
     fprintf(stderr, "penstock: %s\n", pen_last_error());
     _exit((int)status);
 }
@@ -273,6 +274,7 @@ int pen_world_find_dead(pen_world *world) {
         if (!world->ends[r].revents) continue;
         close(world->ends[r].fd);
         world->ends[r].fd = -1;
+        world->headless |= r == 0;
         return r;
     }
     return -1;

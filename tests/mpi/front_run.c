@@ -2,7 +2,7 @@
  * Replicas as their front end shows them, without a command, a plan or a profile; driven by replicas.sh and
  * recovery.py.
  *
- *   replicas_run [--dp R] [--model SPEC] [--policy NAME] [--steal] [--preempts] [--requests N] [--waves N] [--seed S]
+ *   front_run [--dp R] [--model SPEC] [--policy NAME] [--steal] [--preempts] [--requests N] [--waves N] [--seed S]
  *                [--sequences N] [--blocks N] [--rows R] [--max-queue N] [--queue-timeout S] [--timeout S]
  *                [--victim RANK [--after TOKENS] [--stop]]
  *
@@ -414,7 +414,6 @@ int main(int argc, char **argv) {
     if (status != PEN_OK) pen_world_abort(world, status);
     pen_log_init(PEN_LOG_WARN, pen_world_rank(world));
     pen_world_set_threads(world, 1);
-    pen_world_set_patience(world, o.timeout);
     machinery_spec spec = {.model = o.model,
                            .rows = o.rows,
                            .context = PIECE_MOST,
