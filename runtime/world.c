@@ -41,6 +41,7 @@ struct pen_world {
     MPI_Request *beats;  /* [size] of sent beats; one outstanding each */
     int64_t *heard_ns;   /* [size] when something last came from a rank */
     struct pollfd *ends; /* [size] that tell of the end of a rank of this machine; -1 for the others */
+    bool headless;       /* rank 0 has ended */
     pen_wait wait;
 };
 
@@ -239,7 +240,7 @@ void pen_world_abort(pen_world *world, pen_status status) {
 }
 
 void pen_world_drop_out(pen_world *world, pen_status status) {
-    if (!pen_world_recovers(world)) pen_world_abort(world, status);
+    if (!pen_world_recovers(world) || world->headless) pen_world_abort(world, status);
     fprintf(stderr, "penstock: %s\n", pen_last_error());
     MPI_Request request; /* rank 0 may be on another machine, where it cannot see us go */
     int told = MPI_Isend(NULL, 0, MPI_BYTE, 0, TAG_DROPPED, world->talk, &request) != MPI_SUCCESS;
@@ -279,6 +280,7 @@ static bool is_news(pen_world *world, int rank) {
     bool news = end->events != 0;
     if (end->fd >= 0) close(end->fd);
     *end = (struct pollfd){.fd = -1};
+    world->headless |= rank == 0;
     return news;
 }
 
