@@ -6,6 +6,15 @@
 
 static const int64_t WINDOW_NS = INT64_C(5) * 1000 * 1000 * 1000;
 
+/* A prompt counts when its first token is there. */
+static double tokens_between(const pen_load_request *request, int64_t begin_ns, int64_t end_ns) {
+    double tokens = 0;
+    for (int t = 0; t < request->tokens; t++)
+        if (request->token_ns[t] > begin_ns && request->token_ns[t] <= end_ns)
+            tokens += t == 0 ? 1 + request->prompt_tokens : 1;
+    return tokens;
+}
+
 /* A replica's busy time so far, which is taken to grow evenly between two reports; NAN outside of them. */
 static double busy_at(const pen_load_log *log, int replica, int64_t time_ns) {
     const pen_load_sample *before = NULL;
@@ -81,6 +90,7 @@ static void look_at_requests(const pen_load_log *log, int replica, int64_t begin
     for (int i = 0; i < log->load.requests; i++) {
         const pen_load_request *request = &log->requests[i];
         if (request->replica != replica || request->expired) continue;
+        summary->tokens += tokens_between(request, begin_ns, end_ns);
         int64_t ended_ns = request->token_ns[request->output_tokens - 1];
         if (ended_ns <= begin_ns || ended_ns > end_ns) continue;
         values[summary->requests++] = (double)(ended_ns - request->arrived_ns) * 1e-6;

@@ -16,6 +16,7 @@ typedef struct pen_replica_summary {
     double utilisation; /* … ÷ its time */
     double queue_mean;  /* requests that waited at its leader, over time */
     int queue_most;
+    double tokens;       /* of prompts and outputs that it did in the span, for requests that ended there at last */
     int requests;        /* that it ended in the span … */
     pen_statistics e2el; /* … and how long they took, ms */
     uint64_t stolen;     /* that it took from others, in the whole run */

@@ -45,6 +45,7 @@ typedef struct batch {
     order *next;        /* read, and not yet wholly submitted */
     order *orders;      /* all, linked */
     bool ended;         /* the input */
+    bool drains;        /* told to stop: nothing new is begun */
     pen_status outcome; /* of what callbacks did */
     pen_batch_state state;
     pen_batch_progress progress;
@@ -58,6 +59,7 @@ struct order {
     pen_batch_part *parts; /* [line.prompt_count] */
     int submitted;         /* parts */
     int open;              /* completions that were submitted and are not done */
+    bool put_off;          /* until the batch goes on another time */
     pen_status status;     /* why there is no answer … */
     char *message;         /* … in words; or NULL */
     order *before, *behind;
@@ -253,7 +255,7 @@ static pen_status submit_part(order *o) {
     pen_batch_part *part = &o->parts[o->submitted];
     PEN_TRY(make_completions(o, part));
     pen_request request = request_of(o, o->submitted);
-    PEN_TRY(pen_front_submit(o->batch->front, &request, NULL));
+    PEN_TRY(pen_front_submit(o->batch->front, &request, &part->request));
     o->submitted++;
     o->open += o->line.choices;
     return PEN_OK;
@@ -293,8 +295,29 @@ static void on_done(void *context, int index, pen_finish finish) {
         fail_order(o, pen_fail(PEN_INTERNAL, "the request was given up after %zu tokens", c->output.count));
     else if (c->failed)
         fail_order(o, pen_fail(PEN_NO_MEMORY, "no memory for the text of %zu tokens", c->output.count));
-    if (--o->open == 0 && o != b->next && b->outcome == PEN_OK) b->outcome = finish_order(o);
+    if (--o->open == 0 && o->put_off)
+        free_order(o);
+    else if (o->open == 0 && o != b->next && b->outcome == PEN_OK)
+        b->outcome = finish_order(o);
     pen_front_wake(b->front); /* there may be room */
+}
+
+static bool has_begun(const order *o) {
+    for (int p = 0; p < o->submitted; p++)
+        for (int i = 0; i < o->line.choices; i++)
+            if (o->parts[p].completions[i]->output.count > 0) return true;
+    return false;
+}
+
+/* Leaves to another time what has not begun, and what has not been read to its end. */
+static void drain(batch *b) {
+    b->drains = true;
+    for (order *o = b->orders; o; o = o->behind) {
+        if (o != b->next && has_begun(o)) continue;
+        o->put_off = true;
+        for (int p = 0; p < o->submitted; p++) pen_front_cancel(b->front, o->parts[p].request);
+    }
+    b->next = NULL;
 }
 
 /* ---- The batch --------------------------------------------------------------------------------------------------- */
@@ -358,13 +381,18 @@ static void show_progress(batch *b) {
 }
 
 static pen_status answer_all(batch *b) {
-    while (!b->ended || pen_front_open(b->front) > 0) {
-        PEN_TRY(take_lines(b));
-        bool waits = b->ended || !pen_front_has_room(b->front);
+    const pen_world *world = pen_session_world(b->session);
+    while ((!b->ended && !b->drains) || pen_front_open(b->front) > 0) {
+        if (pen_world_draining(world) && !b->drains) drain(b);
+        if (!b->drains) PEN_TRY(take_lines(b));
+        bool waits = b->drains || b->ended || !pen_front_has_room(b->front);
         PEN_TRY(pen_front_run_until(b->front, pen_clock_ns() + (waits ? SLICE_NS : SHORT_SLICE_NS)));
         PEN_TRY(b->outcome);
         show_progress(b);
     }
+    if (b->drains && pen_journal_count(b->journal) < b->state.requests)
+        return pen_fail(PEN_INTERRUPTED, "told to stop: %s has %lld of %lld answers; the same command goes on",
+                        b->options->output, (long long)pen_journal_count(b->journal), (long long)b->state.requests);
     if (pen_journal_count(b->journal) != b->state.requests)
         return pen_fail(PEN_INTERNAL, "%s has %lld lines for %lld requests", b->options->output,
                         (long long)pen_journal_count(b->journal), (long long)b->state.requests);
@@ -378,7 +406,9 @@ static pen_status summarise(const batch *b) {
             b->options->output, (long long)(s->done - s->earlier), (long long)s->failed, (long long)s->prompt_tokens,
             (long long)s->output_tokens, s->seconds, s->seconds > 0 ? tokens / s->seconds : 0);
     int64_t lost = pen_journal_losses(b->journal);
-    if (lost > 0) fprintf(stderr, "%s: replicas were lost, %lld in all\n", b->options->output, (long long)lost);
+    if (lost > 0)
+        fprintf(stderr, "%s: %lld replica%s lost on the way\n", b->options->output, (long long)lost,
+                lost == 1 ? "" : "s");
     if (!b->options->json) return PEN_OK;
     json_t *object = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "requests", (json_int_t)s->requests, "earlier",
                                (json_int_t)s->earlier, "failed", (json_int_t)s->failed, "lost_replicas",

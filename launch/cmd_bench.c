@@ -112,10 +112,10 @@ static json_t *json_replicas(const pen_balance *balance, int replicas) {
     for (int r = 0; r < replicas; r++) {
         const pen_replica_summary *s = &balance->replicas[r];
         json_array_append_new(list,
-                              json_pack("{s:f, s:i, s:I, s:f, s:f, s:i, s:o, s:f}", "utilisation", s->utilisation,
-                                        "requests", s->requests, "stolen", (json_int_t)s->stolen, "busy_s", s->busy_s,
-                                        "queue_mean", s->queue_mean, "queue_most", s->queue_most, "e2el_ms",
-                                        json_statistics(&s->e2el), "steal_core_share", s->steal_share));
+                              json_pack("{s:f, s:f, s:i, s:I, s:f, s:f, s:i, s:o, s:f}", "utilisation", s->utilisation,
+                                        "tokens", s->tokens, "requests", s->requests, "stolen", (json_int_t)s->stolen,
+                                        "busy_s", s->busy_s, "queue_mean", s->queue_mean, "queue_most", s->queue_most,
+                                        "e2el_ms", json_statistics(&s->e2el), "steal_core_share", s->steal_share));
     }
     return list;
 }

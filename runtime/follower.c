@@ -148,16 +148,18 @@ static pen_engine_wait what_for(const pen_engine *engine) {
     return wait;
 }
 
-/* Without leader, or rank 0, there will be no more steps. Where the launcher lets a rank live then, it must look. */
+/* Without another stage of this replica this one is of no use, and waiting for its silence to become long would only
+ * keep the requests from other replicas; without rank 0 nobody is. Where the launcher lets a rank live then, it must
+ * look. */
 static pen_status look_for_dead(pen_engine *engine) {
     int64_t now_ns = pen_clock_ns();
-    if (now_ns - engine->follower->looked_ns < LOOK_NS) return PEN_OK;
+    if (now_ns - engine->follower->looked_ns < LOOK_NS || !pen_world_recovers(engine->world)) return PEN_OK;
     engine->follower->looked_ns = now_ns;
-    if (!pen_world_recovers(engine->world)) return PEN_OK;
-    int leader = pen_world_rank(engine->world) - engine->index;
-    for (int rank; (rank = pen_world_find_dead(engine->world)) >= 0;)
-        if (rank == 0 || rank == leader)
-            return pen_fail(PEN_PEER_LOST, "%s has ended", pen_world_place(engine->world, rank)->name);
+    for (int rank; (rank = pen_world_find_dead(engine->world)) >= 0;) {
+        const pen_place *place = pen_world_place(engine->world, rank);
+        if (rank == 0 || place->replica == pen_world_replica(engine->world))
+            return pen_fail(PEN_PEER_LOST, "%s has ended", place->name);
+    }
     return PEN_OK;
 }
 

@@ -7,9 +7,12 @@
 #include "log.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
+
+static const int64_t LOG_NS = 1000 * 1000 * 1000;
 
 enum { QUEUE_DEPTH = 16 }; /* requests that wait at a leader at most: enough for it to go on, and for others to steal */
 
@@ -38,6 +41,8 @@ typedef struct replica_record {
     bool ready, drained, has_metrics;
     int64_t heard_ns;
     pen_replica_load load;
+    int64_t loaded_ns, logged_ns; /* when that came; … and what was logged last */
+    double logged_busy_s;
     pen_queue_counts counts;
 } replica_record;
 
@@ -55,6 +60,7 @@ struct pen_front {
     int capacity, open;
     int64_t listened_ns; /* when silences were last looked at */
     bool woken;
+    int64_t logged_ns;
     pen_front_watch *watch;
     void *watch_context;
 };
@@ -411,7 +417,8 @@ static pen_status lose(pen_front *front, int replica) {
 static pen_status take_load(pen_front *front, int from, const pen_blob *letter) {
     pen_replica_load *load = &front->replicas[from].load;
     PEN_TRY(pen_letter_decode(letter->data, letter->bytes, PEN_LETTER_LOAD, load, sizeof *load));
-    pen_distributor_report(front->distributor, from, load, pen_clock_ns());
+    front->replicas[from].loaded_ns = pen_clock_ns();
+    pen_distributor_report(front->distributor, from, load, front->replicas[from].loaded_ns);
     if (front->watch) front->watch(front->watch_context, from);
     return PEN_OK;
 }
@@ -496,6 +503,36 @@ static pen_status check_silence(pen_front *front) {
     return PEN_OK;
 }
 
+/* ---- The log ----------------------------------------------------------------------------------------------------- */
+
+/* The share of its time that a replica was busy since it was last asked for. */
+static double utilisation_since(replica_record *record) {
+    double seconds = (double)(record->loaded_ns - record->logged_ns) * 1e-9;
+    double busy = seconds > 0 ? (record->load.busy_s - record->logged_busy_s) / seconds : 0;
+    record->logged_ns = record->loaded_ns;
+    record->logged_busy_s = record->load.busy_s;
+    return busy < 1 ? busy : 1;
+}
+
+static void log_replicas(pen_front *front) {
+    int64_t now_ns = pen_clock_ns();
+    if (front->options.replicas == 1 || !pen_log_enabled(PEN_LOG_INFO) || now_ns - front->logged_ns < LOG_NS) return;
+    front->logged_ns = now_ns;
+    char *line = NULL;
+    size_t length;
+    FILE *out = open_memstream(&line, &length);
+    if (!out) return;
+    for (int r = 0; r < front->options.replicas; r++) {
+        replica_record *record = &front->replicas[r];
+        pen_replica_account account = pen_distributor_account(front->distributor, r);
+        fprintf(out, "%d: utilisation %.2f, queue %d, running %d, weight %.2f, speed %.2f; ", r,
+                utilisation_since(record), record->load.queued, record->load.running, account.weight, account.speed);
+    }
+    fprintf(out, "in the buffer: %d", pen_front_waiting(front));
+    if (fclose(out) == 0) PEN_INFO("replica %s", line);
+    free(line);
+}
+
 /* What front end and local replica can do now; rests where that is nothing. */
 static pen_status turn(pen_front *front) {
     bool moved = false;
@@ -513,7 +550,10 @@ static pen_status turn(pen_front *front) {
 
 pen_status pen_front_run_until(pen_front *front, int64_t deadline_ns) {
     front->woken = false;
-    while (front->open > 0 && !front->woken && pen_clock_ns() < deadline_ns) PEN_TRY(turn(front));
+    while (front->open > 0 && !front->woken && pen_clock_ns() < deadline_ns) {
+        PEN_TRY(turn(front));
+        log_replicas(front);
+    }
     return PEN_OK;
 }
 

@@ -696,7 +696,7 @@ pen_engine_counts pen_engine_count(const pen_engine *engine) {
                                 .waiting = pen_schedule_waiting(leader->schedule),
                                 .planned_ms = leader->pace.planned_ms,
                                 .full_ms = leader->pace.full_ms / scale,
-                                .busy_s = pen_meter_busy_s(&engine->meter) / scale};
+                                .busy_s = pen_meter_busy_s(&engine->meter)};
     counts.running = leader->live.count - counts.waiting;
     for (int g = 0; g < engine->options.kv.count; g++)
         counts.blocks_held += engine->options.kv.blocks[g] - pen_kvcache_free_blocks(leader->cache, g);

@@ -22,9 +22,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { TAG_LENGTH = 1, TAG_DATA, TAG_BEAT, TAG_HUSH, TAG_CLOCK };
+enum { TAG_LENGTH = 1, TAG_DATA, TAG_BEAT, TAG_HUSH, TAG_CLOCK, TAG_DROPPED };
 
-enum { WATCHDOG_S = 60, ABORT_S = 5, HUSH_MS = 10, DRAIN_MS = 500 };
+enum { WATCHDOG_S = 60, ABORT_S = 5, HUSH_MS = 10, DRAIN_MS = 500, TELL_MS = 200 };
 static const int64_t BEAT_NS = 1000 * 1000 * 1000;
 static const uint64_t BLOB_MAX = 1u << 30;
 
@@ -249,6 +249,12 @@ void pen_world_abort(pen_world *world, pen_status status) {
 void pen_world_drop_out(pen_world *world, pen_status status) {
     if (!pen_world_recovers(world) || world->headless) pen_world_abort(world, status);
     fprintf(stderr, "penstock: %s\n", pen_last_error());
+    MPI_Request request; /* rank 0 may be on another machine, where it cannot see us go */
+    int told = MPI_Isend(NULL, 0, MPI_BYTE, 0, TAG_DROPPED, world->talk, &request) != MPI_SUCCESS;
+    for (int i = 0; i < TELL_MS && !told; i++) {
+        pen_clock_sleep_until(pen_clock_ns() + 1000 * 1000);
+        if (MPI_Test(&request, &told, MPI_STATUS_IGNORE) != MPI_SUCCESS) break;
+    }
     _exit((int)status);
 }
 
@@ -275,16 +281,30 @@ bool pen_world_recovers(const pen_world *world) {
     return world->mpi && pen_launcher_recovers();
 }
 
+/* Whether the end of this rank is news; it is not again. */
+static bool is_news(pen_world *world, int rank) {
+    struct pollfd *end = &world->ends[rank];
+    bool news = end->events != 0;
+    if (end->fd >= 0) close(end->fd);
+    *end = (struct pollfd){.fd = -1};
+    world->headless |= rank == 0;
+    return news;
+}
+
+/* A rank that has told rank 0 that it goes; -1: none. */
+static int find_dropped(pen_world *world) {
+    int here;
+    MPI_Status status;
+    if (MPI_Iprobe(MPI_ANY_SOURCE, TAG_DROPPED, world->talk, &here, &status) != MPI_SUCCESS || !here) return -1;
+    MPI_Recv(NULL, 0, MPI_BYTE, status.MPI_SOURCE, TAG_DROPPED, world->talk, MPI_STATUS_IGNORE);
+    return is_news(world, status.MPI_SOURCE) ? status.MPI_SOURCE : -1;
+}
+
 int pen_world_find_dead(pen_world *world) {
-    if (poll(world->ends, (nfds_t)world->size, 0) <= 0) return -1;
-    for (int r = 0; r < world->size; r++) {
-        if (!world->ends[r].revents) continue;
-        close(world->ends[r].fd);
-        world->ends[r].fd = -1;
-        world->headless |= r == 0;
-        return r;
-    }
-    return -1;
+    int ended = poll(world->ends, (nfds_t)world->size, 0);
+    for (int r = 0; r < world->size && ended > 0; r++)
+        if (world->ends[r].revents && is_news(world, r)) return r;
+    return world->mpi && world->rank == 0 ? find_dropped(world) : -1;
 }
 
 int pen_world_rank(const pen_world *world) {

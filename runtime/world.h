@@ -47,8 +47,8 @@ _Noreturn void pen_world_finish(pen_world *world);
 bool pen_world_draining(const pen_world *world);
 /* Whether the launcher lets the others live when a rank is lost (mpirun --enable-recovery). */
 bool pen_world_recovers(const pen_world *world);
-/* A rank of this machine that has ended, each told of once; -1: none. Those of other machines cannot be seen from here:
- * they fall silent, and MPI says nothing. Costs a microsecond. */
+/* A rank of this machine that has ended, each told of once; -1: none. Those of other machines cannot be seen from here
+ * and MPI says nothing of them; but rank 0 is told of here by those that drop out. Costs a microsecond. */
 int pen_world_find_dead(pen_world *world);
 
 int pen_world_rank(const pen_world *world);

@@ -8,6 +8,7 @@ until every request is in the output exactly once, as if nothing had happened. W
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from pathlib import Path
 from job import GONE_S, Launcher, processes_with, write_profile
 
 SYNTHETIC = "synthetic:llama:layers=2,hidden=64,ffn=96,heads=4,kv_heads=2,vocab=300,context=512,type=f32"
-USAGE, IO = 2, 6
+USAGE, IO, INTERRUPTED = 2, 6, 8
 KILLS = 20
 PROMPTS = ["The capital of France is", "Once upon a time", "1 2 3 4 5 6 7", "x", "A list of colours:\n"]
 
@@ -209,14 +210,12 @@ class Batch(unittest.TestCase):
                 del answer["response"]["body"]["created"]
         return sorted(json.dumps(answer) for answer in found)
 
-    def undisturbed(self, **how):
-        began = time.monotonic()
-        self.batch(**how)
+    def undisturbed(self, *more, **how):
+        self.batch(*more, **how)
         self.expected = {"ids": sorted(json.loads(text)["id"] for text in self.output.read_text().splitlines()),
                          "contents": self.contents()}
         self.assertEqual(len(set(self.expected["ids"])), len(self.expected["ids"]))
         self.output.unlink()
-        return time.monotonic() - began
 
     def start_marked(self, *more):
         """A job of two ranks and mpirun, in a process group of its own."""
@@ -268,6 +267,64 @@ class Batch(unittest.TestCase):
         self.assertGreater(progress, KILLS // 4)
         self.settle(*marks)  # ranks that outlive mpirun may even get to the end
         self.finish(self.expected, ranks=2)
+
+    def test_lost_replica(self):
+        """Where the launcher lets the others live, they finish everything, and it is said that one was lost."""
+        self.requests(300)
+        self.undisturbed("--dp", 2, ranks=4)
+        mark = uuid.uuid4().hex
+        process = self.job.start(*self.arguments("--dp", 2, "--json"), ranks=4, mark=mark, stdin=subprocess.DEVNULL,
+                                 environment={"OMPI_MCA_orte_enable_recovery": "1"}, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 20
+        while not (self.output.exists() and self.output.stat().st_size > 0) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        for pid in processes_with(mark):
+            if b"OMPI_COMM_WORLD_RANK=3\0" in Path(f"/proc/{pid}/environ").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(json.loads(out)["lost_replicas"], 1, err)
+        self.assertIn("1 replica lost", err)
+        self.settle(mark)
+        self.assertEqual(self.contents(), self.expected["contents"])
+
+    def test_told_to_stop(self):
+        """SIGUSR1: what has begun is answered, the rest another time."""
+        lines = self.requests(60)
+        self.undisturbed(ranks=2)
+        process, mark = self.start_marked("--max-num-seqs", "4")
+        while process.poll() is None and not (self.output.exists() and self.output.stat().st_size > 0):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGUSR1)
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, INTERRUPTED, err)
+        said = re.findall(r"^penstock: told to stop: .* has (\d+) of (\d+) answers; .*$", err, re.MULTILINE)
+        self.assertEqual(len(said), 1, err)
+        answered = len(self.output.read_text().splitlines())
+        self.assertEqual((int(said[0][0]), int(said[0][1])), (answered, lines))
+        self.assertTrue(0 < answered < lines, answered)
+        self.settle(mark)
+        self.finish(self.expected, ranks=2)
+
+    def test_lost_replica(self):
+        """Where the launcher lets the others live, they finish everything, and it is said that one was lost."""
+        self.requests(300)
+        self.undisturbed("--dp", 2, ranks=4)
+        mark = uuid.uuid4().hex
+        process = self.job.start(*self.arguments("--dp", 2, "--json"), ranks=4, mark=mark, stdin=subprocess.DEVNULL,
+                                 environment={"OMPI_MCA_orte_enable_recovery": "1"}, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 20
+        while not (self.output.exists() and self.output.stat().st_size > 0) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        for pid in processes_with(mark):
+            if b"OMPI_COMM_WORLD_RANK=3\0" in Path(f"/proc/{pid}/environ").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(json.loads(out)["lost_replicas"], 1, err)
+        self.assertIn("1 replica lost", err)
+        self.settle(mark)
+        self.assertEqual(self.contents(), self.expected["contents"])
 
     def settle(self, *marks):
         deadline = time.monotonic() + 2 * GONE_S

@@ -3,7 +3,7 @@
 #
 #   slurm.sh PENSTOCK SURVIVE EXAMPLES       77: slurmctld, slurmd, slurm-client or munge is not there
 set -u
-penstock=$1 survive=$2 examples=$3
+penstock=$(realpath "$1") survive=$2 examples=$3
 model=synthetic:llama:layers=8,hidden=256,ffn=512,heads=4,kv_heads=2,vocab=4096,type=q4_0
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 failures=0
@@ -20,7 +20,7 @@ leave() {
     local i pid
     for ((i = 0; i < 100; i++)); do # their keepers would wait for a daemon that does not come back
         [ -n "$(squeue --noheader 2>/dev/null)" ] || break
-        [ $i = 50 ] && scancel --user="$(id -un)"
+        [ "$i" = 50 ] && scancel --user="$(id -un)"
         sleep 0.1
     done
     for pid in "$work"/*.pid "$work/munge/pid"; do [ -e "$pid" ] && kill "$(cat "$pid")"; done
@@ -112,26 +112,29 @@ code=$?
 [ "$(grep -c ^line "$work/out")" -eq 0 ] || fail "a lost task: the others went on"
 echo "a lost task: code $code"
 
-# The example: told to drain it ends with 8 and is queued again, and then all is done.
+# The example: told to stop it ends with 8 and is queued again, and then all is answered.
 mkdir "$work/bin"
-cat >"$work/bin/penstock" <<BATCH
-#!/bin/bash
-# What a batch is for the example.
-[ "\${SLURM_RESTART_COUNT:-0}" -gt 0 ] || exec "$survive" drain
-echo "batch went on: \$*"
-BATCH
-chmod +x "$work/bin/penstock"
-PATH=$work/bin:$PATH sbatch --nodes=1 --ntasks-per-node=2 --cpus-per-task=1 --time=10 --output="$work/log" --parsable \
-    "$examples/batch.sbatch" some.gguf in.jsonl out.jsonl >"$work/job" 2>"$work/err" || fail "sbatch: exit code $?"
-until_there sbatch 'rank 1 is up' "$work/log"
+ln -s "$penstock" "$work/bin/penstock"
+for ((i = 0; i < 120; i++)); do
+    printf '{"custom_id": "%d", "method": "POST", "url": "/v1/completions", ' $i
+    printf '"body": {"prompt": "x", "max_tokens": 120, "ignore_eos": true}}\n'
+done >"$work/in.jsonl"
+PATH=$work/bin:$PATH PENSTOCK_MAX_NUM_SEQS=4 \
+    sbatch --nodes=1 --ntasks-per-node=2 --cpus-per-task=1 --time=10 --output="$work/log" --parsable \
+    "$examples/batch.sbatch" "$model" "$work/in.jsonl" "$work/out.jsonl" >"$work/job" 2>"$work/err" ||
+    fail "sbatch: exit code $?"
+until_there sbatch custom_id "$work/out.jsonl"
 scancel --signal=USR1 --batch "$(cat "$work/job")"
-until_there sbatch 'rank 1 drains' "$work/log"
+until_there sbatch '^penstock: told to stop: .* of 120 answers' "$work/log"
 for ((i = 0; i < 100; i++)); do # Slurm would wait two minutes
     [ "$(squeue --noheader --format=%T)" = PENDING ] && break
     sleep 0.1
 done
 scontrol update JobId="$(cat "$work/job")" StartTime=now 2>"$work/err" || fail "sbatch: it is not queued again"
-until_there sbatch 'batch went on: batch some.gguf -i in.jsonl -o out.jsonl --dp 2' "$work/log"
+until_there sbatch 'requests are there, going on' "$work/log"
+until_there sbatch 'requests, 0 failed' "$work/log"
+[ "$(grep -c custom_id "$work/out.jsonl")" -eq 120 ] || fail "sbatch: not 120 answers"
+[ ! -e "$work/out.jsonl.journal" ] || fail "sbatch: the journal is still there"
 [ $failures = 0 ] || tail -n 30 "$work/log" "$work/slurmd.log" "$work/slurmctld.log"
-echo "sbatch: drained, queued again, done"
+echo "sbatch: $(grep -o 'told to stop.*' "$work/log"), which it did"
 exit $((failures > 0))

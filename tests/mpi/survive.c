@@ -53,6 +53,7 @@ int main(int argc, char **argv) {
         pen_world_drop_out(world, PEN_PEER_LOST);
     }
     if (rank != 0) sleep(60);
+    if (strcmp(mode, "drop") == 0) await_death(world, last);
     sleep_ms(200);
     for (int i = 0; i < LINES; i++) printf("line %d of what rank 0 has to say before it leaves\n", i);
     if (strcmp(mode, "abort") != 0) pen_world_finish(world);

@@ -33,6 +33,7 @@ try() {
 try finish 0 20000
 try drop 0 20000
 grep -q '^penstock: the replica of rank 3 is lost$' "$work/err" || fail "drop: rank 3 does not say why"
+grep -q '^rank 0 sees the end of rank 3$' "$work/err" || fail "drop: rank 0 has not seen it"
 try abort 1 0
 grep -q '^penstock: rank 0 has had enough$' "$work/err" || fail "abort: rank 0 does not say why"
 

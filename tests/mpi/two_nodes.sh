@@ -38,7 +38,7 @@ for host in pen-a pen-b; do
 done
 on() { nsenter --target "${node[$1]}" --net --uts "${@:2}"; }
 
-ip link add pen0 netns "${node[pen-a]}" type veth peer name pen0 netns "${node[pen-b]}" 2>"$work/err" ||
+on pen-a ip link add pen0 type veth peer name pen0 netns "${node[pen-b]}" 2>"$work/err" ||
     skip "no cable: $(cat "$work/err")"
 plug() {
     on "$1" ip address add "$2/24" dev pen0 && on "$1" ip link set pen0 up && on "$1" ip link set lo up
@@ -123,12 +123,13 @@ grep -q '^penstock: .*rank 1 (stage 1.*on pen-b).*' "$work/err" || fail "a stopp
 [ -z "$(processes pen-b "$penstock")" ] || fail "a stopped stage: still there"
 grep -m 1 '^penstock:' "$work/err"
 
-# A rank of the other node is lost, one of that node and the others live on: all ends, and well.
-job 2 2 --enable-recovery "$survive" finish 2
+# A rank of the other node is lost. Its neighbour sees it and drops out, which rank 0 hears of, and all ends well.
+job 2 2 --enable-recovery "$survive" drop 2
 code=$?
 [ $code -eq 0 ] || fail "a lost rank: exit code $code, not 0"
 [ "$(grep -c '^line' "$work/out")" -eq 20000 ] || fail "a lost rank: not all output has come"
 grep -q 'rank 3 sees the end of rank 2' "$work/err" || fail "a lost rank: its neighbour has not seen it"
+grep -q 'rank 0 sees the end of rank 3' "$work/err" || fail "a lost rank: rank 0 has not heard of its neighbour"
 [ -z "$(processes pen-b "$survive")" ] || fail "a lost rank: ranks are left"
 echo "a lost rank: code $code"
 

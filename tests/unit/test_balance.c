@@ -43,7 +43,8 @@ static void write_log(hand_log *hand, double begin, double end) {
     hand->log.load.requests = REQUESTS;
     hand->log.spans[0] = (pen_load_span){.begin_ns = ns_of(begin), .end_ns = ns_of(end), .stages = hand->stages};
     for (int i = 0; i < REQUESTS; i++)
-        hand->requests[i] = (pen_load_request){.token_ns = &hand->ends[i], .output_tokens = 1, .tokens = 1};
+        hand->requests[i] =
+            (pen_load_request){.token_ns = &hand->ends[i], .prompt_tokens = 5, .output_tokens = 1, .tokens = 1};
 }
 
 static void report(hand_log *hand, double at, int replica, int queued, int waiting, double busy_s) {
@@ -181,6 +182,7 @@ static void test_requests_count_where_they_ended(void **state) {
     assert_int_equal(balance.replicas[0].requests, 0);
     assert_int_equal(balance.replicas[1].requests, 2);
     near(balance.replicas[1].e2el.mean, (2000 + 8000) / 2.0, 1e-9);
+    near(balance.replicas[1].tokens, 2 * (1 + 5), 1e-12);
     pen_balance_free(&balance);
     hand.requests[1].expired = true;
     balance = balance_of(&hand);
