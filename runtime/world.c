@@ -100,6 +100,12 @@ static void raise_eager_limits(void) {
     setenv("OMPI_MCA_btl_tcp_max_send_size", "262144", 0);
 }
 
+/* Once a connection was lost, Open MPI 4.1 believes that nobody uses TCP any more, and looks for what comes over the
+ * other ones every 10 ms: a pipeline would crawl. So many µs instead. */
+static void keep_looking_at_tcp(void) {
+    setenv("OMPI_MCA_mpi_event_tick_rate", "100", 0);
+}
+
 static pen_status mpi_status(int code, const char *doing) {
     if (code == MPI_SUCCESS) return PEN_OK;
     char text[MPI_MAX_ERROR_STRING];
@@ -110,6 +116,7 @@ static pen_status mpi_status(int code, const char *doing) {
 
 static pen_status start_mpi(pen_world *world) {
     raise_eager_limits();
+    keep_looking_at_tcp();
     watchdog("MPI_Init");
     int provided, argc = 0;
     char **argv = NULL;
