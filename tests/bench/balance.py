@@ -74,7 +74,7 @@ CASES = {
     "slowed": Case("one replica slowed 2×", 2, load(160, prompt_tokens=32, output_tokens=64, concurrency=48),
                    {"sim": {"slowdowns": [{"replica": 1, "factor": 2}]}}, speeds=[1, 0.5]),
     "mixed": Case("devices of speed 1, 1, 2, 3", 4,
-                  load(420, prompt_tokens=32, output_tokens=64, length_spread=0.5, concurrency=96),
+                  load(420, prompt_tokens=32, output_tokens=64, concurrency=96),
                   {"devices": [{"name": f"speed {speed}", "speed": speed} for speed in (1, 1, 2, 3)]}, speeds=[1, 1, 2, 3],
                   time_scale=2),
     "real": Case("outputs of 16 and 128 tokens in turn, SmolLM2 on the CPU", 2,
