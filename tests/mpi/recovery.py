@@ -78,9 +78,9 @@ class Recovery(unittest.TestCase):
         """Rank 0 stands still for longer than it would wait for others, and another leader for less than that."""
         for rank, seconds in ((0, 3), (1, 0.7)):
             mark = uuid.uuid4().hex
-            process = self.front.start("--dp", 2, "--steal", "--timeout", 1, "--requests", 5000, ranks=2, mark=mark,
+            process = self.front.start("--dp", 2, "--steal", "--timeout", 1, "--requests", 3000, ranks=2, mark=mark,
                                        environment=RECOVERY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            time.sleep(1.2)
+            time.sleep(0.8)
             pid, = (pid for pid in processes_with(mark) if rank_of(pid) == rank)
             os.kill(pid, signal.SIGSTOP)
             self.assertIsNone(process.poll())
@@ -88,7 +88,7 @@ class Recovery(unittest.TestCase):
             os.kill(pid, signal.SIGCONT)
             out, err = process.communicate(timeout=60)
             self.assertEqual(process.returncode, 0, err)
-            self.assertRegex(out, r"^10000 requests, \d+ tokens, 0 differences, .*, 0 lost\n")
+            self.assertRegex(out, r"^6000 requests, \d+ tokens, 0 differences, .*, 0 lost\n")
 
     # ---- A batch ----
 
