@@ -69,13 +69,14 @@ CASES = {
                       load(180, slots=2, prompt_tokens=32, output_tokens=64, length_spread=1.2, concurrency=12),
                       time_scale=2, meets_targets=True),
     "bursts": Case("log-normal lengths in bursts", 4,
-                   load(200, slots=2, prompt_tokens=32, output_tokens=64, length_spread=1, concurrency=8, request_rate=16,
+                   load(200, slots=2, prompt_tokens=32, output_tokens=64, length_spread=1, concurrency=8, request_rate=17,
                         burstiness=0.2), time_scale=2, waits=False),
     "slowed": Case("one replica slowed 2×", 2, load(160, prompt_tokens=32, output_tokens=64, concurrency=48),
                    {"sim": {"slowdowns": [{"replica": 1, "factor": 2}]}}, speeds=[1, 0.5]),
     "mixed": Case("devices of speed 1, 1, 2, 3", 4,
-                  load(560, prompt_tokens=32, output_tokens=64, length_spread=0.5, concurrency=96),
-                  {"devices": [{"name": f"speed {speed}", "speed": speed} for speed in (1, 1, 2, 3)]}, speeds=[1, 1, 2, 3]),
+                  load(420, prompt_tokens=32, output_tokens=64, length_spread=0.5, concurrency=96),
+                  {"devices": [{"name": f"speed {speed}", "speed": speed} for speed in (1, 1, 2, 3)]}, speeds=[1, 1, 2, 3],
+                  time_scale=2),
     "real": Case("outputs of 16 and 128 tokens in turn, SmolLM2 on the CPU", 2,
                  load(64, slots=4, prompt_tokens=32, output_tokens="16,128", concurrency=16), real=True),
 }
@@ -201,9 +202,14 @@ def check_stealing(bench, name, runs):
     bench.bound(f"{name}: stealing, of a core", f"{100 * most:.4f} % (below {100 * STEAL_CORE} %)", most < STEAL_CORE)
 
 
+def core_share(runs):
+    """Of their busy time, what the two that are compared had a core for."""
+    return min(runs[BASE].cpu_share, runs[OURS].cpu_share)
+
+
 def check(bench, name, case, runs):
-    check_gain(bench, name, runs)
-    if not case.real or runs[OURS].cpu_share >= CPU_SHARE_LEAST:
+    if not case.real or core_share(runs) >= CPU_SHARE_LEAST:
+        check_gain(bench, name, runs)
         check_evenness(bench, name, case, runs[OURS])
     if case.speeds:
         check_share(bench, name, case, runs[OURS])
@@ -357,8 +363,8 @@ def cases(bench, names):
         runs = bench.compare(name, case)
         tables.append(table(name, case, runs))
         print(tables[-1], flush=True)
-        if case.real and runs[OURS].cpu_share < CPU_SHARE_LEAST:
-            print(f"others had the cores: {100 * runs[OURS].cpu_share:.0f} % of the busy time were ours\n", flush=True)
+        if case.real and core_share(runs) < CPU_SHARE_LEAST:
+            print(f"no bounds: others used the cores, {100 * core_share(runs):.0f} % of the busy time were ours\n", flush=True)
         check(bench, name, case, runs)
     return tables
 
