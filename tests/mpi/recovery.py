@@ -74,6 +74,22 @@ class Recovery(unittest.TestCase):
             self.assertRegex(outcome.complaints[0], rf"^penstock: rank {victim} \(replica 1, stage {victim - ranks // 2} on "
                                                     r"\S+\) (has said nothing|did not answer) for \d\.\d s")
 
+    def test_who_pauses_is_not_lost(self):
+        """Rank 0 stands still for longer than it would wait for others, and another leader for less than that."""
+        for rank, seconds in ((0, 3), (1, 0.7)):
+            mark = uuid.uuid4().hex
+            process = self.front.start("--dp", 2, "--steal", "--timeout", 1, "--requests", 3000, ranks=2, mark=mark,
+                                       environment=RECOVERY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            time.sleep(0.8)
+            pid, = (pid for pid in processes_with(mark) if rank_of(pid) == rank)
+            os.kill(pid, signal.SIGSTOP)
+            self.assertIsNone(process.poll())
+            time.sleep(seconds)
+            os.kill(pid, signal.SIGCONT)
+            out, err = process.communicate(timeout=60)
+            self.assertEqual(process.returncode, 0, err)
+            self.assertRegex(out, r"^6000 requests, \d+ tokens, 0 differences, .*, 0 lost\n")
+
     # ---- A batch ----
 
     def setUp(self):
