@@ -423,6 +423,7 @@ static pen_status look_for_dead(pen_replica *replica, int64_t now_ns) {
 }
 
 void pen_replica_give_up(pen_replica *replica) {
+    if (!pen_world_recovers(replica->world)) return; /* all end now, and one of them says why */
     int32_t rank = pen_world_rank(replica->world);
     int64_t deadline_ns = pen_clock_ns() + GIVE_UP_NS;
     pen_status status = send(replica, PEN_MAIL_FRONT, PEN_LETTER_DEAD, &rank, sizeof rank);

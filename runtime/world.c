@@ -41,6 +41,7 @@ struct pen_world {
     MPI_Request *beats;  /* [size] of sent beats; one outstanding each */
     int64_t *heard_ns;   /* [size] when something last came from a rank */
     struct pollfd *ends; /* [size] that tell of the end of a rank of this machine; -1 for the others */
+    bool headless;       /* rank 0 has ended */
     pen_wait wait;
 };
 
@@ -99,6 +100,12 @@ static void raise_eager_limits(void) {
     setenv("OMPI_MCA_btl_tcp_max_send_size", "262144", 0);
 }
 
+/* Once a connection was lost, Open MPI 4.1 believes that nobody uses TCP any more, and looks for what comes over the
+ * other ones every 10 ms: a pipeline would crawl. So many µs instead. */
+static void keep_looking_at_tcp(void) {
+    setenv("OMPI_MCA_mpi_event_tick_rate", "100", 0);
+}
+
 static pen_status mpi_status(int code, const char *doing) {
     if (code == MPI_SUCCESS) return PEN_OK;
     char text[MPI_MAX_ERROR_STRING];
@@ -109,6 +116,7 @@ static pen_status mpi_status(int code, const char *doing) {
 
 static pen_status start_mpi(pen_world *world) {
     raise_eager_limits();
+    keep_looking_at_tcp();
     watchdog("MPI_Init");
     int provided, argc = 0;
     char **argv = NULL;
@@ -239,7 +247,7 @@ void pen_world_abort(pen_world *world, pen_status status) {
 }
 
 void pen_world_drop_out(pen_world *world, pen_status status) {
-    if (!pen_world_recovers(world)) pen_world_abort(world, status);
+    if (!pen_world_recovers(world) || world->headless) pen_world_abort(world, status);
     fprintf(stderr, "penstock: %s\n", pen_last_error());
     MPI_Request request; /* rank 0 may be on another machine, where it cannot see us go */
     int told = MPI_Isend(NULL, 0, MPI_BYTE, 0, TAG_DROPPED, world->talk, &request) != MPI_SUCCESS;
@@ -279,6 +287,7 @@ static bool is_news(pen_world *world, int rank) {
     bool news = end->events != 0;
     if (end->fd >= 0) close(end->fd);
     *end = (struct pollfd){.fd = -1};
+    world->headless |= rank == 0;
     return news;
 }
 

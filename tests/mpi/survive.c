@@ -37,8 +37,9 @@ int main(int argc, char **argv) {
     int rank = pen_world_rank(world), last = pen_world_size(world) - 1;
     fprintf(stderr, "rank %d is up: pid %d\n", rank, (int)getpid());
     if (strcmp(mode, "drain") == 0) {
-        while (!pen_world_draining(world)) sleep_ms(1);
-        fprintf(stderr, "rank %d drains\n", rank);
+        int64_t began = pen_clock_ns();
+        while (!pen_world_draining(world) && pen_clock_ns() - began < 30LL * 1000 * 1000 * 1000) sleep_ms(1);
+        fprintf(stderr, "rank %d %s\n", rank, pen_world_draining(world) ? "drains" : "has heard nothing");
         pen_world_destroy(world);
         return PEN_INTERRUPTED;
     }

@@ -2,9 +2,9 @@
  * Replicas as their front end shows them, without a command, a plan or a profile; driven by replicas.sh and
  * recovery.py.
  *
- *   replicas_run [--dp R] [--model SPEC] [--policy NAME] [--steal] [--preempts] [--requests N] [--waves N] [--seed S]
+ *   front_run [--dp R] [--model SPEC] [--policy NAME] [--steal] [--preempts] [--requests N] [--waves N] [--seed S]
  *                [--sequences N] [--blocks N] [--rows R] [--max-queue N] [--queue-timeout S] [--timeout S]
- *                [--victim RANK [--after TOKENS] [--stop]]
+ *                [--victim RANK [--and RANK] [--after TOKENS] [--stop]]
  *
  * Some made-up requests are first heard alone on rank 0's engine, each choice by itself. Then waves of N of them at
  * random: at random moments, of several choices or one, of all priorities; some are cancelled, by callbacks or between
@@ -12,7 +12,8 @@
  * completion says must be what it said alone, bit for bit, from the beginning and without a gap; and it must end once,
  * for a reason that there is. In the end no account has anything left, and no engine holds a block.
  *
- * VICTIM is killed (or stopped) when so many tokens have come; where the launcher recovers nothing else may change.
+ * VICTIM is killed (or stopped) when so many tokens have come, and another one when it is twice as many; where the
+ * launcher recovers nothing else may change.
  */
 #include "clock.h"
 #include "front.h"
@@ -31,7 +32,7 @@ enum { SAID_TOP = 3 };
 
 typedef struct options {
     const char *model, *policy;
-    int replicas, requests, waves, seed, sequences, blocks, rows, max_queue, victim, after;
+    int replicas, requests, waves, seed, sequences, blocks, rows, max_queue, victims[2], after;
     double queue_timeout, timeout;
     bool steals, preempts, stops;
 } options;
@@ -61,7 +62,7 @@ typedef struct theatre {
     piece *pieces;    /* [PIECES] */
     play *plays;      /* [o->requests] of this wave */
     int begun, live, live_most;
-    pid_t victim; /* 0: none, or done */
+    pid_t victims[2]; /* 0: none, or done */
     pen_status failure;
     uint64_t tokens, stopped, cancelled, expired, full, differences;
 } theatre;
@@ -76,14 +77,27 @@ static options parse(int argc, char **argv) {
                  .rows = 48,
                  .max_queue = 1000,
                  .timeout = 20,
-                 .victim = -1,
+                 .victims = {-1, -1},
                  .after = 500};
-    static const struct option table[] = {
-        {"model", 1, 0, 'm'},         {"dp", 1, 0, 'd'},     {"policy", 1, 0, 'p'},   {"steal", 0, 0, 's'},
-        {"preempts", 0, 0, 'e'},      {"waves", 1, 0, 'w'},  {"requests", 1, 0, 'n'}, {"seed", 1, 0, 'S'},
-        {"sequences", 1, 0, 'q'},     {"blocks", 1, 0, 'b'}, {"rows", 1, 0, 'r'},     {"max-queue", 1, 0, 'Q'},
-        {"queue-timeout", 1, 0, 't'}, {"victim", 1, 0, 'v'}, {"after", 1, 0, 'a'},    {"stop", 0, 0, 'X'},
-        {"timeout", 1, 0, 'T'},       {0, 0, 0, 0}};
+    static const struct option table[] = {{"model", 1, 0, 'm'},
+                                          {"dp", 1, 0, 'd'},
+                                          {"policy", 1, 0, 'p'},
+                                          {"steal", 0, 0, 's'},
+                                          {"preempts", 0, 0, 'e'},
+                                          {"waves", 1, 0, 'w'},
+                                          {"requests", 1, 0, 'n'},
+                                          {"seed", 1, 0, 'S'},
+                                          {"sequences", 1, 0, 'q'},
+                                          {"blocks", 1, 0, 'b'},
+                                          {"rows", 1, 0, 'r'},
+                                          {"max-queue", 1, 0, 'Q'},
+                                          {"queue-timeout", 1, 0, 't'},
+                                          {"victim", 1, 0, 'v'},
+                                          {"after", 1, 0, 'a'},
+                                          {"stop", 0, 0, 'X'},
+                                          {"timeout", 1, 0, 'T'},
+                                          {"and", 1, 0, 'V'},
+                                          {0, 0, 0, 0}};
     for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) switch (c) {
         case 'm': o.model = optarg; break;
         case 'd': o.replicas = atoi(optarg); break;
@@ -99,7 +113,8 @@ static options parse(int argc, char **argv) {
         case 'Q': o.max_queue = atoi(optarg); break;
         case 't': o.queue_timeout = atof(optarg); break;
         case 'T': o.timeout = atof(optarg); break;
-        case 'v': o.victim = atoi(optarg); break;
+        case 'v': o.victims[0] = atoi(optarg); break;
+        case 'V': o.victims[1] = atoi(optarg); break;
         case 'a': o.after = atoi(optarg); break;
         case 'X': o.stops = true; break;
         default: exit(PEN_USAGE);
@@ -209,9 +224,11 @@ static void cancel_some(theatre *all, int seldom) {
 }
 
 static void strike(theatre *all) {
-    if (all->victim == 0 || all->tokens < (uint64_t)all->o->after) return;
-    kill(all->victim, all->o->stops ? SIGSTOP : SIGKILL);
-    all->victim = 0;
+    for (int i = 0; i < 2; i++) {
+        if (all->victims[i] == 0 || all->tokens < (uint64_t)(all->o->after * (i + 1))) continue;
+        kill(all->victims[i], all->o->stops ? SIGSTOP : SIGKILL);
+        all->victims[i] = 0;
+    }
 }
 
 static bool on_token(void *context, int index, int position, const pen_choice *choice) {
@@ -334,7 +351,8 @@ static void report(const theatre *all) {
 
 static pen_status lead(pen_world *world, const options *o, pen_mail *mail, pen_replica *local, const int *pids,
                        int *lost) {
-    theatre all = {.o = o, .victim = o->victim >= 0 ? (pid_t)pids[o->victim] : 0};
+    theatre all = {.o = o};
+    for (int i = 0; i < 2; i++) all.victims[i] = o->victims[i] >= 0 ? (pid_t)pids[o->victims[i]] : 0;
     all.pieces = calloc(PIECES, sizeof *all.pieces);
     all.plays = calloc((size_t)o->requests, sizeof *all.plays);
     if (!all.pieces || !all.plays) return pen_fail(PEN_NO_MEMORY, "no memory for %d requests", o->requests);
@@ -414,7 +432,6 @@ int main(int argc, char **argv) {
     if (status != PEN_OK) pen_world_abort(world, status);
     pen_log_init(PEN_LOG_WARN, pen_world_rank(world));
     pen_world_set_threads(world, 1);
-    pen_world_set_patience(world, o.timeout);
     machinery_spec spec = {.model = o.model,
                            .rows = o.rows,
                            .context = PIECE_MOST,
