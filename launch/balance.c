@@ -6,7 +6,16 @@
 
 static const int64_t WINDOW_NS = INT64_C(5) * 1000 * 1000 * 1000;
 
-/* Reports of one replica, as they came: its busy time between two of them is taken to grow evenly. */
+/* A prompt counts when its first token is there. */
+static double tokens_between(const pen_load_request *request, int64_t begin_ns, int64_t end_ns) {
+    double tokens = 0;
+    for (int t = 0; t < request->tokens; t++)
+        if (request->token_ns[t] > begin_ns && request->token_ns[t] <= end_ns)
+            tokens += t == 0 ? 1 + request->prompt_tokens : 1;
+    return tokens;
+}
+
+/* A replica's busy time so far, which is taken to grow evenly between two reports; NAN outside of them. */
 static double busy_at(const pen_load_log *log, int replica, int64_t time_ns) {
     const pen_load_sample *before = NULL;
     for (int i = 0; i < log->sample_count; i++) {
@@ -16,17 +25,20 @@ static double busy_at(const pen_load_log *log, int replica, int64_t time_ns) {
             before = s;
             continue;
         }
-        if (!before) return s->busy_s;
+        if (s->time_ns == time_ns) return s->busy_s;
+        if (!before) return NAN;
         double share = (double)(time_ns - before->time_ns) / (double)(s->time_ns - before->time_ns);
         return before->busy_s + share * (s->busy_s - before->busy_s);
     }
-    return before ? before->busy_s : 0;
+    return NAN;
 }
 
+/* NAN where a replica's reports do not enclose the time. */
 static double factor_between(const pen_load_log *log, int64_t from_ns, int64_t to_ns) {
     double most = 0, least = INFINITY;
     for (int r = 0; r < log->replicas; r++) {
         double busy = busy_at(log, r, to_ns) - busy_at(log, r, from_ns);
+        if (isnan(busy)) return NAN;
         most = fmax(most, busy);
         least = fmin(least, busy);
     }
@@ -47,9 +59,10 @@ static bool is_waiting(const pen_load_log *log, int64_t from_ns, int64_t to_ns) 
 
 static void look_at_windows(const pen_load_log *log, int64_t begin_ns, int64_t end_ns, pen_balance *balance) {
     for (int64_t from_ns = begin_ns; from_ns + WINDOW_NS <= end_ns; from_ns += WINDOW_NS) {
-        if (!is_waiting(log, from_ns, from_ns + WINDOW_NS)) continue;
+        double factor = factor_between(log, from_ns, from_ns + WINDOW_NS);
+        if (isnan(factor) || !is_waiting(log, from_ns, from_ns + WINDOW_NS)) continue;
         balance->windows++;
-        balance->worst_factor = fmax(balance->worst_factor, factor_between(log, from_ns, from_ns + WINDOW_NS));
+        balance->worst_factor = fmax(balance->worst_factor, factor);
     }
 }
 
@@ -77,6 +90,7 @@ static void look_at_requests(const pen_load_log *log, int replica, int64_t begin
     for (int i = 0; i < log->load.requests; i++) {
         const pen_load_request *request = &log->requests[i];
         if (request->replica != replica || request->expired) continue;
+        summary->tokens += tokens_between(request, begin_ns, end_ns);
         int64_t ended_ns = request->token_ns[request->output_tokens - 1];
         if (ended_ns <= begin_ns || ended_ns > end_ns) continue;
         values[summary->requests++] = (double)(ended_ns - request->arrived_ns) * 1e-6;

@@ -3,7 +3,7 @@
  *
  * The factor is the largest busy time of a replica ÷ the smallest one. Over a time without enough work for all it says
  * nothing; so besides that of the whole span there is the worst of its windows of 5 s in which requests were waiting
- * all the time.
+ * all the time, as far as the replicas' reports enclose them: a leader reports between two steps, which may be long.
  */
 #ifndef PEN_BALANCE_H
 #define PEN_BALANCE_H
@@ -16,6 +16,7 @@ typedef struct pen_replica_summary {
     double utilisation; /* … ÷ its time */
     double queue_mean;  /* requests that waited at its leader, over time */
     int queue_most;
+    double tokens;       /* of prompts and outputs that it did in the span, for requests that ended there at last */
     int requests;        /* that it ended in the span … */
     pen_statistics e2el; /* … and how long they took, ms */
     uint64_t stolen;     /* that it took from others, in the whole run */

@@ -17,6 +17,7 @@ typedef struct pen_batch_part {
     pen_tokens prompt;
     pen_choice *scored;           /* [prompt.count] from the second token on, where the prompt is scored */
     pen_completion **completions; /* [choices of the line] */
+    int64_t request;              /* the front end's number of it */
     void *owner;                  /* the caller's own */
 } pen_batch_part;
 

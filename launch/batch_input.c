@@ -9,7 +9,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-enum { CHUNK = 1 << 16 };
+enum { CHUNK = 1 << 16, LINES_PER_BEAT = 64 };
 
 struct pen_batch_input {
     char path[4096];
@@ -110,7 +110,7 @@ static pen_status rewind_input(pen_batch_input *input) {
 }
 
 /* The first reading. */
-static pen_status survey(pen_batch_input *input) {
+static pen_status survey(pen_batch_input *input, void (*beat)(void *), void *beat_context) {
     pen_text text;
     bool any;
     PEN_TRY(rewind_input(input));
@@ -118,19 +118,19 @@ static pen_status survey(pen_batch_input *input) {
         PEN_TRY(next_line(input, &text, &any));
         if (input->so_far.lines == 1 && any) text = without_mark(text);
         input->so_far.requests += any && !is_blank(text);
+        if (beat && input->so_far.lines % LINES_PER_BEAT == 0) beat(beat_context);
     } while (any);
     input->so_far.hash = XXH3_64bits_digest(input->hash);
     input->first = input->so_far;
     return rewind_input(input);
 }
 
-static pen_status fill(pen_batch_input *input, const char *path, size_t line_most) {
+static pen_status open_file(pen_batch_input *input, const char *path) {
     struct stat about;
     if (strlen(path) >= sizeof input->path) return pen_fail(PEN_USAGE, "the input's name is too long");
     strcpy(input->path, path);
-    input->line_most = line_most;
-    input->file =
-        open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe without a writer is refused, not waited for */
+    /* A pipe without a writer is refused, not waited for. */
+    input->file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (input->file < 0 || fstat(input->file, &about) != 0) return pen_fail(PEN_IO, "%s: %s", path, strerror(errno));
     if (!S_ISREG(about.st_mode))
         return pen_fail(PEN_USAGE, "%s: is no regular file, and a batch must be able to read its input again", path);
@@ -138,15 +138,18 @@ static pen_status fill(pen_batch_input *input, const char *path, size_t line_mos
     input->buffer = malloc(input->capacity);
     input->hash = XXH3_createState();
     if (!input->buffer || !input->hash) return pen_fail(PEN_NO_MEMORY, "%s: no memory to read it", path);
-    return survey(input);
+    return PEN_OK;
 }
 
-pen_status pen_batch_input_open(const char *path, size_t line_most, pen_batch_input **out) {
+pen_status pen_batch_input_open(const char *path, size_t line_most, void (*beat)(void *), void *beat_context,
+                                pen_batch_input **out) {
     *out = NULL;
     pen_batch_input *input = calloc(1, sizeof *input);
     if (!input) return pen_fail(PEN_NO_MEMORY, "no memory to read %s", path);
     input->file = -1;
-    pen_status status = fill(input, path, line_most);
+    input->line_most = line_most;
+    pen_status status = open_file(input, path);
+    if (status == PEN_OK) status = survey(input, beat, beat_context);
     if (status == PEN_OK)
         *out = input;
     else

@@ -16,8 +16,9 @@ typedef struct pen_batch_input_facts {
 } pen_batch_input_facts;
 
 /* Lines longer than `line_most` bytes are passed over. PEN_USAGE for what is no regular file: it could not be read
- * again after an interruption. */
-pen_status pen_batch_input_open(const char *path, size_t line_most, pen_batch_input **input);
+ * again after an interruption. `beat` (or NULL) is called now and then during the first reading. */
+pen_status pen_batch_input_open(const char *path, size_t line_most, void (*beat)(void *), void *beat_context,
+                                pen_batch_input **input);
 void pen_batch_input_close(pen_batch_input *input);
 pen_batch_input_facts pen_batch_input_about(const pen_batch_input *input);
 bool pen_batch_input_is(const pen_batch_input *input, const char *path); /* the same file */

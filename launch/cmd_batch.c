@@ -27,8 +27,8 @@ enum {
     LINES_AT_ONCE = 16,     /* taken before the replicas go on */
     SLICE_NS = 100 * 1000000,
     SHORT_SLICE_NS = 1000000,
+    LOCK_PATIENCE_S = 10, /* the ranks of a killed job may live for a moment */
 };
-static const double lock_patience_s = 10;
 
 typedef struct order order;
 
@@ -45,6 +45,7 @@ typedef struct batch {
     order *next;        /* read, and not yet wholly submitted */
     order *orders;      /* all, linked */
     bool ended;         /* the input */
+    bool drains;        /* told to stop: nothing new is begun */
     pen_status outcome; /* of what callbacks did */
     pen_batch_state state;
     pen_batch_progress progress;
@@ -58,6 +59,7 @@ struct order {
     pen_batch_part *parts; /* [line.prompt_count] */
     int submitted;         /* parts */
     int open;              /* completions that were submitted and are not done */
+    bool put_off;          /* until the batch goes on another time */
     pen_status status;     /* why there is no answer … */
     char *message;         /* … in words; or NULL */
     order *before, *behind;
@@ -101,7 +103,8 @@ static void fail_order(order *o, pen_status status) {
 /* Writes what became of the order, which then is no more. */
 static pen_status finish_order(order *o) {
     batch *b = o->batch;
-    const char *path = b->options->config.model, *slash = strrchr(path, '/');
+    const pen_config *config = &b->options->config;
+    const char *path = config->model[0] ? config->model : config->device, *slash = strrchr(path, '/');
     pen_batch_origin origin = {b->name, o->number};
     char *text = NULL;
     size_t length;
@@ -252,7 +255,7 @@ static pen_status submit_part(order *o) {
     pen_batch_part *part = &o->parts[o->submitted];
     PEN_TRY(make_completions(o, part));
     pen_request request = request_of(o, o->submitted);
-    PEN_TRY(pen_front_submit(o->batch->front, &request, NULL));
+    PEN_TRY(pen_front_submit(o->batch->front, &request, &part->request));
     o->submitted++;
     o->open += o->line.choices;
     return PEN_OK;
@@ -288,10 +291,33 @@ static void on_done(void *context, int index, pen_finish finish) {
     pen_completion_finish(c, finish);
     if (finish == PEN_FINISH_BAD_LOGITS)
         fail_order(o, pen_fail(PEN_INTERNAL, "the model's output is not a number after %zu tokens", c->output.count));
+    else if (c->finish > PEN_FINISH_BAD_LOGITS)
+        fail_order(o, pen_fail(PEN_INTERNAL, "the request was given up after %zu tokens", c->output.count));
     else if (c->failed)
         fail_order(o, pen_fail(PEN_NO_MEMORY, "no memory for the text of %zu tokens", c->output.count));
-    if (--o->open == 0 && o != b->next && b->outcome == PEN_OK) b->outcome = finish_order(o);
+    if (--o->open == 0 && o->put_off)
+        free_order(o);
+    else if (o->open == 0 && o != b->next && b->outcome == PEN_OK)
+        b->outcome = finish_order(o);
     pen_front_wake(b->front); /* there may be room */
+}
+
+static bool has_begun(const order *o) {
+    for (int p = 0; p < o->submitted; p++)
+        for (int i = 0; i < o->line.choices; i++)
+            if (o->parts[p].completions[i]->output.count > 0) return true;
+    return false;
+}
+
+/* Leaves to another time what has not begun, and what has not been read to its end. */
+static void drain(batch *b) {
+    b->drains = true;
+    for (order *o = b->orders; o; o = o->behind) {
+        if (o != b->next && has_begun(o)) continue;
+        o->put_off = true;
+        for (int p = 0; p < o->submitted; p++) pen_front_cancel(b->front, o->parts[p].request);
+    }
+    b->next = NULL;
 }
 
 /* ---- The batch --------------------------------------------------------------------------------------------------- */
@@ -306,7 +332,8 @@ static uint64_t hash_settings(const pen_options *options, int max_len) {
 
 static pen_status open_files(batch *b) {
     const pen_options *options = b->options;
-    PEN_TRY(pen_batch_input_open(options->input, PEN_BATCH_LINE_MOST, &b->input));
+    pen_world *world = pen_session_world(b->session);
+    PEN_TRY(pen_batch_input_open(options->input, PEN_BATCH_LINE_MOST, pen_world_beat, world, &b->input));
     if (pen_batch_input_is(b->input, options->output))
         return pen_fail(PEN_USAGE, "%s: is both input and output", options->output);
     pen_batch_input_facts facts = pen_batch_input_about(b->input);
@@ -314,7 +341,9 @@ static pen_status open_files(batch *b) {
                            .input_hash = facts.hash,
                            .model = pen_model_hash(pen_session_model(b->session)),
                            .settings = hash_settings(options, pen_session_max_len(b->session))};
-    PEN_TRY(pen_journal_open(options->output, &key, facts.lines, lock_patience_s, &b->journal));
+    pen_journal_options journal = {
+        .lines = facts.lines, .patience_s = LOCK_PATIENCE_S, .beat = pen_world_beat, .beat_context = world};
+    PEN_TRY(pen_journal_open(options->output, &key, &journal, &b->journal));
     b->name = XXH3_64bits(&key, sizeof key);
     b->state.requests = facts.requests;
     b->state.done = b->state.earlier = pen_journal_count(b->journal);
@@ -335,6 +364,13 @@ static pen_status prepare(void *context, const pen_session *session, pen_tokeniz
     return open_files(b);
 }
 
+/* A lost replica is noted once. */
+static void watch(void *context, int replica) {
+    batch *b = context;
+    if (pen_front_replica(b->front, replica).alive || b->outcome != PEN_OK) return;
+    b->outcome = pen_journal_note_loss(b->journal, replica);
+}
+
 static void show_progress(batch *b) {
     pen_batch_state *state = &b->state;
     state->seconds = (double)(pen_clock_ns() - b->begin_ns) * 1e-9;
@@ -345,13 +381,18 @@ static void show_progress(batch *b) {
 }
 
 static pen_status answer_all(batch *b) {
-    while (!b->ended || pen_front_open(b->front) > 0) {
-        PEN_TRY(take_lines(b));
-        bool waits = b->ended || !pen_front_has_room(b->front);
+    const pen_world *world = pen_session_world(b->session);
+    while ((!b->ended && !b->drains) || pen_front_open(b->front) > 0) {
+        if (pen_world_draining(world) && !b->drains) drain(b);
+        if (!b->drains) PEN_TRY(take_lines(b));
+        bool waits = b->drains || b->ended || !pen_front_has_room(b->front);
         PEN_TRY(pen_front_run_until(b->front, pen_clock_ns() + (waits ? SLICE_NS : SHORT_SLICE_NS)));
         PEN_TRY(b->outcome);
         show_progress(b);
     }
+    if (b->drains && pen_journal_count(b->journal) < b->state.requests)
+        return pen_fail(PEN_INTERRUPTED, "told to stop: %s has %lld of %lld answers; the same command goes on",
+                        b->options->output, (long long)pen_journal_count(b->journal), (long long)b->state.requests);
     if (pen_journal_count(b->journal) != b->state.requests)
         return pen_fail(PEN_INTERNAL, "%s has %lld lines for %lld requests", b->options->output,
                         (long long)pen_journal_count(b->journal), (long long)b->state.requests);
@@ -364,11 +405,15 @@ static pen_status summarise(const batch *b) {
     fprintf(stderr, "%s: %lld requests, %lld failed; %lld prompt and %lld output tokens in %.1f s (%.1f tokens/s)\n",
             b->options->output, (long long)(s->done - s->earlier), (long long)s->failed, (long long)s->prompt_tokens,
             (long long)s->output_tokens, s->seconds, s->seconds > 0 ? tokens / s->seconds : 0);
+    int64_t lost = pen_journal_losses(b->journal);
+    if (lost > 0)
+        fprintf(stderr, "%s: %lld replica%s lost on the way\n", b->options->output, (long long)lost,
+                lost == 1 ? "" : "s");
     if (!b->options->json) return PEN_OK;
-    json_t *object =
-        json_pack("{s:I, s:I, s:I, s:I, s:I, s:f}", "requests", (json_int_t)s->requests, "earlier",
-                  (json_int_t)s->earlier, "failed", (json_int_t)s->failed, "prompt_tokens",
-                  (json_int_t)s->prompt_tokens, "output_tokens", (json_int_t)s->output_tokens, "seconds", s->seconds);
+    json_t *object = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "requests", (json_int_t)s->requests, "earlier",
+                               (json_int_t)s->earlier, "failed", (json_int_t)s->failed, "lost_replicas",
+                               (json_int_t)lost, "prompt_tokens", (json_int_t)s->prompt_tokens, "output_tokens",
+                               (json_int_t)s->output_tokens, "seconds", s->seconds);
     bool written =
         object && json_dumpf(object, stdout, JSON_COMPACT) == 0 && fputc('\n', stdout) != EOF && fflush(stdout) == 0;
     json_decref(object);
@@ -378,12 +423,14 @@ static pen_status summarise(const batch *b) {
 static pen_status work(void *context, pen_front *front) {
     batch *b = context;
     b->front = front;
+    pen_front_set_watch(front, watch, b);
     b->begin_ns = pen_clock_ns();
     b->progress.terminal = isatty(STDERR_FILENO);
     if (b->state.earlier > 0)
         fprintf(stderr, "%s: %lld of %lld requests are there, going on\n", b->options->output,
                 (long long)b->state.earlier, (long long)b->state.requests);
     pen_status status = answer_all(b);
+    pen_front_set_watch(front, NULL, NULL);
     pen_batch_progress_end(&b->progress, stderr);
     PEN_TRY(status);
     return summarise(b);

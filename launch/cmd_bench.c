@@ -43,11 +43,13 @@ static pen_load load_of(const pen_options *options, int run) {
     else if (requests == 0)
         requests = REQUESTS_PER_STREAM * concurrency;
     return (pen_load){.prompt_tokens = options->prompt_tokens,
-                      .output_tokens = options->output_tokens,
+                      .output_cycle = options->output_tokens.values,
+                      .output_cycle_count = options->output_tokens.count,
                       .length_spread = options->length_spread,
                       .concurrency = concurrency,
                       .requests = requests,
                       .request_rate = options->request_rate,
+                      .burstiness = options->burstiness,
                       .phases = options->phases,
                       .seed = options->seed + (uint64_t)run,
                       .time_scale = options->config.time_scale};
@@ -110,11 +112,19 @@ static json_t *json_replicas(const pen_balance *balance, int replicas) {
     for (int r = 0; r < replicas; r++) {
         const pen_replica_summary *s = &balance->replicas[r];
         json_array_append_new(list,
-                              json_pack("{s:f, s:i, s:I, s:f, s:f, s:i, s:o, s:f}", "utilisation", s->utilisation,
-                                        "requests", s->requests, "stolen", (json_int_t)s->stolen, "busy_s", s->busy_s,
-                                        "queue_mean", s->queue_mean, "queue_most", s->queue_most, "e2el_ms",
-                                        json_statistics(&s->e2el), "steal_core_share", s->steal_share));
+                              json_pack("{s:f, s:f, s:i, s:I, s:f, s:f, s:i, s:o, s:f}", "utilisation", s->utilisation,
+                                        "tokens", s->tokens, "requests", s->requests, "stolen", (json_int_t)s->stolen,
+                                        "busy_s", s->busy_s, "queue_mean", s->queue_mean, "queue_most", s->queue_most,
+                                        "e2el_ms", json_statistics(&s->e2el), "steal_core_share", s->steal_share));
     }
+    return list;
+}
+
+/* One number, or a list of several. */
+static json_t *json_output_tokens(const pen_int_list *lengths) {
+    if (lengths->count == 1) return json_integer(lengths->values[0]);
+    json_t *list = json_array();
+    for (int i = 0; i < lengths->count; i++) json_array_append_new(list, json_integer(lengths->values[i]));
     return list;
 }
 
@@ -136,6 +146,13 @@ static json_t *json_phases(const pen_load_log *log) {
                                       json_stages(span->stages, log->stages)));
     }
     return phases;
+}
+
+static json_t *json_whole(const pen_load_whole *w) {
+    return json_pack("{s:f, s:f, s:o, s:o, s:o, s:o}", "seconds", w->seconds, "total_tokens_per_s",
+                     w->total_tokens_per_s, "ttft_ms", json_statistics(&w->ttft), "e2el_ms", json_statistics(&w->e2el),
+                     "predicted_ttft_ms", json_statistics(&w->predicted_ttft), "prediction_error_ms",
+                     json_statistics(&w->prediction_error));
 }
 
 static void add_speeds(json_t *object, const pen_load_summary *s) {
@@ -160,6 +177,7 @@ static json_t *json_run(const pen_load_log *log, const pen_load_summary *s, cons
                         json_pack("{s:f, s:f}", "prompt_tokens_per_s", forecast->prompt_tokens_per_s,
                                   "decode_tokens_per_s", forecast->decode_tokens_per_s));
     add_speeds(run, s);
+    json_object_set_new(run, "whole", json_whole(&s->whole));
     json_object_set_new(run, "stages", json_stages(stages, log->replicas * log->stages));
     json_object_set_new(run, "replicas", json_replicas(balance, log->replicas));
     json_object_set_new(run, "load_balance_factor", json_factor(balance->factor));
@@ -180,10 +198,12 @@ static void print_title(const bench_state *bench, int stages) {
     const pen_config *config = &options->config;
     int replicas = pen_session_replicas(bench->session);
     if (replicas > 1) printf("%d replicas of ", replicas);
-    printf("%s, %d stage%s, prompts of %d tokens, outputs of %d%s%s\n\n",
-           config->model[0] ? config->model : config->device, stages, stages == 1 ? "" : "s", options->prompt_tokens,
-           options->output_tokens, options->length_spread > 0 ? " on average" : "",
-           options->phases ? ", one after the other" : "");
+    printf("%s, %d stage%s, prompts of %d tokens, outputs of ", config->model[0] ? config->model : config->device,
+           stages, stages == 1 ? "" : "s", options->prompt_tokens);
+    for (int i = 0; i < options->output_tokens.count; i++)
+        printf("%s%d", i ? "/" : "", options->output_tokens.values[i]);
+    printf("%s%s%s\n\n", options->output_tokens.count > 1 ? " in turn" : "",
+           options->length_spread > 0 ? " on average" : "", options->phases ? ", one after the other" : "");
     puts("| streams | requests |  prompt t/s (plan) |  decode t/s (plan) | TTFT ms p50/p99 |  ITL ms p50/p99 | split | "
          "schedule | pipeline |\n"
          "|--------:|---------:|-------------------:|-------------------:|----------------:|----------------:|------:|"
@@ -324,9 +344,9 @@ static pen_status work_as_json(bench_state *bench, pen_front *front) {
     bench->runs = json_array();
     PEN_TRY(run_all(bench, front));
     PEN_TRY(pen_plan_to_json(pen_session_solved(bench->session), &plan));
-    json_t *object = json_pack("{s:i, s:i, s:f, s:o, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
-                               options->output_tokens, "length_spread", options->length_spread, "plan",
-                               json_loads(plan, 0, NULL), "runs", bench->runs);
+    json_t *object = json_pack("{s:i, s:o, s:f, s:o, s:O}", "prompt_tokens", options->prompt_tokens, "output_tokens",
+                               json_output_tokens(&options->output_tokens), "length_spread", options->length_spread,
+                               "plan", json_loads(plan, 0, NULL), "runs", bench->runs);
     free(plan);
     bool written =
         object && json_dumpf(object, stdout, JSON_COMPACT) == 0 && fputc('\n', stdout) != EOF && fflush(stdout) == 0;

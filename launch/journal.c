@@ -23,6 +23,7 @@ typedef struct header {
     uint64_t check; /* of what stands before it */
 } header;
 
+/* Of a line of the output; or where `line` is 0, of the loss of the replica `length`. */
 typedef struct record {
     uint64_t line, length;
     uint64_t hash;  /* of the output line */
@@ -35,7 +36,8 @@ struct pen_journal {
     char output_path[PATH_MOST], path[PATH_MOST];
     int output, file; /* −1: not open */
     header header;
-    int64_t lines, count;
+    pen_journal_options options;
+    int64_t count, losses; /* records of either kind */
     uint64_t output_bytes; /* that are proven */
     uint8_t *has;          /* a bit per line of the input */
     bool foreign;          /* the output has another line in place of the first that the journal tells of */
@@ -92,8 +94,12 @@ static bool exists(const char *path) {
 
 /* ---- The lock ---------------------------------------------------------------------------------------------------- */
 
-static pen_status lock(pen_journal *journal, double patience_s) {
-    int64_t deadline = pen_clock_ns() + (int64_t)(patience_s * 1e9);
+static void beat(const pen_journal *journal) {
+    if (journal->options.beat) journal->options.beat(journal->options.beat_context);
+}
+
+static pen_status lock(pen_journal *journal) {
+    int64_t deadline = pen_clock_ns() + (int64_t)(journal->options.patience_s * 1e9);
     for (bool told = false; flock(journal->file, LOCK_EX | LOCK_NB) != 0; told = true) {
         if (errno == EINTR) continue;
         if (errno != EWOULDBLOCK) {
@@ -104,18 +110,19 @@ static pen_status lock(pen_journal *journal, double patience_s) {
         if (pen_clock_ns() > deadline)
             return pen_fail(PEN_USAGE, "%s: another process is writing this output", journal->path);
         if (!told) fprintf(stderr, "%s: waiting for another process that has it\n", journal->path);
+        beat(journal);
         pen_clock_sleep_until(pen_clock_ns() + LOCK_POLL_NS);
     }
     return PEN_OK;
 }
 
 /* Opens and locks the journal that has the name then: whoever had the lock may have removed it at last. */
-static pen_status open_locked(pen_journal *journal, double patience_s) {
+static pen_status open_locked(pen_journal *journal) {
     for (;;) {
         struct stat own, named;
         journal->file = open(journal->path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
         if (journal->file < 0) return fail_at(journal->path);
-        PEN_TRY(lock(journal, patience_s));
+        PEN_TRY(lock(journal));
         if (fstat(journal->file, &own) != 0) return fail_at(journal->path);
         if (stat(journal->path, &named) == 0 && own.st_ino == named.st_ino && own.st_dev == named.st_dev) return PEN_OK;
         close(journal->file);
@@ -140,7 +147,7 @@ static pen_status open_output(pen_journal *journal, int flags) {
 
 /* The journal is made safe before there is an output: an output without a journal is complete. */
 static pen_status begin(pen_journal *journal) {
-    if (ftruncate(journal->file, 0) != 0) return fail_at(journal->path);
+    if (ftruncate(journal->file, 0) != 0 || lseek(journal->file, 0, SEEK_SET) < 0) return fail_at(journal->path);
     PEN_TRY(write_all(journal->file, journal->path, &journal->header, sizeof journal->header));
     if (fsync(journal->file) != 0) return fail_at(journal->path);
     sync_folder(journal->path);
@@ -158,6 +165,7 @@ static pen_status prove(pen_journal *journal, const record *r, void *chunk, XXH3
         PEN_TRY(read_all(journal->output, journal->output_path, chunk, left < CHUNK ? (size_t)left : CHUNK, &got));
         XXH3_64bits_update(hash, chunk, got);
         left -= got;
+        beat(journal);
     }
     *proven = left == 0 && XXH3_64bits_digest(hash) == r->hash;
     journal->foreign = left == 0 && !*proven && journal->count == 0;
@@ -165,14 +173,18 @@ static pen_status prove(pen_journal *journal, const record *r, void *chunk, XXH3
 }
 
 static void take(pen_journal *journal, const record *r) {
+    if (r->line == 0) {
+        journal->losses++;
+        return;
+    }
     journal->has[(r->line - 1) / 8] |= (uint8_t)(1U << (r->line - 1) % 8);
     journal->output_bytes += r->length;
     journal->count++;
 }
 
 static bool may_follow(const pen_journal *journal, const record *r) {
-    return r->check == check_of_record(journal, r) && r->line >= 1 && r->line <= (uint64_t)journal->lines &&
-           !pen_journal_has(journal, (int64_t)r->line);
+    if (r->check != check_of_record(journal, r) || r->line > (uint64_t)journal->options.lines) return false;
+    return r->line == 0 || !pen_journal_has(journal, (int64_t)r->line);
 }
 
 /* Reads both files as far as they prove each other. */
@@ -184,7 +196,7 @@ static pen_status read_records(pen_journal *journal, void *chunk, XXH3_state_t *
     pen_status status = PEN_OK;
     for (bool proven = true; status == PEN_OK && proven;) {
         proven = fread(&r, sizeof r, 1, records) == 1 && may_follow(journal, &r);
-        if (proven) status = prove(journal, &r, chunk, hash, &proven);
+        if (proven && r.line > 0) status = prove(journal, &r, chunk, hash, &proven);
         if (status == PEN_OK && proven) take(journal, &r);
     }
     fclose(records);
@@ -203,7 +215,7 @@ static pen_status go_on(pen_journal *journal) {
     if (journal->foreign) /* a torn end is ours to cut, but not this */
         return pen_fail(PEN_USAGE, "%s: is not the output that %s tells of; remove the journal and give another -o",
                         journal->output_path, journal->path);
-    off_t end = (off_t)(sizeof(header) + (size_t)journal->count * sizeof(record));
+    off_t end = (off_t)(sizeof(header) + (size_t)(journal->count + journal->losses) * sizeof(record));
     if (ftruncate(journal->output, (off_t)journal->output_bytes) != 0 || lseek(journal->output, 0, SEEK_END) < 0)
         return fail_at(journal->output_path);
     if (ftruncate(journal->file, end) != 0 || lseek(journal->file, 0, SEEK_END) < 0) return fail_at(journal->path);
@@ -228,10 +240,10 @@ static pen_status check_key(const pen_journal *journal, const header *found) {
 
 /* ---- Opening ----------------------------------------------------------------------------------------------------- */
 
-static pen_status open_files(pen_journal *journal, double patience_s) {
+static pen_status open_files(pen_journal *journal) {
     header found = {0};
     size_t got;
-    PEN_TRY(open_locked(journal, patience_s));
+    PEN_TRY(open_locked(journal));
     PEN_TRY(read_all(journal->file, journal->path, &found, sizeof found, &got));
     if (got == sizeof found) {
         PEN_TRY(check_key(journal, &found));
@@ -253,20 +265,21 @@ static pen_status fill(const char *output, const pen_journal_key *key, pen_journ
     memcpy(journal->header.magic, magic, sizeof magic);
     journal->header.key = *key;
     journal->header.check = XXH3_64bits(&journal->header, offsetof(header, check));
-    journal->has = calloc((size_t)journal->lines / 8 + 1, 1);
-    return journal->has ? PEN_OK
-                        : pen_fail(PEN_NO_MEMORY, "no memory for a batch of %lld lines", (long long)journal->lines);
+    journal->has = calloc((size_t)journal->options.lines / 8 + 1, 1);
+    return journal->has
+               ? PEN_OK
+               : pen_fail(PEN_NO_MEMORY, "no memory for a batch of %lld lines", (long long)journal->options.lines);
 }
 
-pen_status pen_journal_open(const char *output, const pen_journal_key *key, int64_t lines, double patience_s,
+pen_status pen_journal_open(const char *output, const pen_journal_key *key, const pen_journal_options *options,
                             pen_journal **out) {
     *out = NULL;
     pen_journal *journal = calloc(1, sizeof *journal);
     if (!journal) return pen_fail(PEN_NO_MEMORY, "no memory for a journal");
     journal->output = journal->file = -1;
-    journal->lines = lines;
+    journal->options = *options;
     pen_status status = fill(output, key, journal);
-    if (status == PEN_OK) status = open_files(journal, patience_s);
+    if (status == PEN_OK) status = open_files(journal);
     if (status == PEN_OK)
         *out = journal;
     else
@@ -299,6 +312,18 @@ pen_status pen_journal_write(pen_journal *journal, int64_t number, const char *t
     PEN_TRY(write_all(journal->file, journal->path, &r, sizeof r));
     take(journal, &r);
     return PEN_OK;
+}
+
+pen_status pen_journal_note_loss(pen_journal *journal, int replica) {
+    record r = {.length = (uint64_t)replica};
+    r.check = check_of_record(journal, &r);
+    PEN_TRY(write_all(journal->file, journal->path, &r, sizeof r));
+    take(journal, &r);
+    return PEN_OK;
+}
+
+int64_t pen_journal_losses(const pen_journal *journal) {
+    return journal->losses;
 }
 
 pen_status pen_journal_finish(pen_journal *journal) {

@@ -30,9 +30,16 @@ typedef struct pen_journal_key {
     uint64_t model, settings; /* hashes */
 } pen_journal_key;
 
-/* Begins an output, or goes on with one that this key began. `lines`: of the input. Waits `patience_s` for the lock.
- * PEN_USAGE where the output is there and complete, or where the journal tells of something else. */
-pen_status pen_journal_open(const char *output, const pen_journal_key *key, int64_t lines, double patience_s,
+typedef struct pen_journal_options {
+    int64_t lines;        /* of the input */
+    double patience_s;    /* for the lock */
+    void (*beat)(void *); /* called now and then while it opens; or NULL */
+    void *beat_context;
+} pen_journal_options;
+
+/* Begins an output, or goes on with one that this key began. PEN_USAGE where the output is there and complete, or where
+ * the journal tells of something else. */
+pen_status pen_journal_open(const char *output, const pen_journal_key *key, const pen_journal_options *options,
                             pen_journal **journal);
 void pen_journal_close(pen_journal *journal);
 
@@ -42,6 +49,10 @@ bool pen_journal_has(const pen_journal *journal, int64_t number); /* whether thi
 /* Appends the output line of the input's line `number`; `text` ends with "\n". After a failure the journal can only be
  * closed. */
 pen_status pen_journal_write(pen_journal *journal, int64_t number, const char *text, size_t length);
+
+/* Notes that a replica was lost: a record without a line. */
+pen_status pen_journal_note_loss(pen_journal *journal, int replica);
+int64_t pen_journal_losses(const pen_journal *journal); /* since the batch began */
 
 /* The output is complete. */
 pen_status pen_journal_finish(pen_journal *journal);

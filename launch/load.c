@@ -54,11 +54,28 @@ static double next_fraction(uint64_t *state) {
     return (double)(next_random(state) >> 11) * 0x1p-53;
 }
 
-/* Log-normal; Box and Muller's way. */
-static int draw_length(uint64_t *state, int mean, double spread) {
+/* Box and Muller's way. */
+static double next_normal(uint64_t *state) {
     const double turn = 6.283185307179586;
-    double radius = sqrt(-2 * log1p(-next_fraction(state))), normal = radius * cos(turn * next_fraction(state));
-    double length = mean * exp(spread * (normal - spread / 2));
+    double radius = sqrt(-2 * log1p(-next_fraction(state)));
+    return radius * cos(turn * next_fraction(state));
+}
+
+/* Marsaglia and Tsang's way, of mean `shape`; shapes below 1 from the next one above. */
+static double next_gamma(uint64_t *state, double shape) {
+    if (shape == 1) return -log1p(-next_fraction(state));
+    if (shape < 1) return next_gamma(state, shape + 1) * pow(1 - next_fraction(state), 1 / shape);
+    double d = shape - 1.0 / 3, c = 1 / sqrt(9 * d);
+    for (;;) {
+        double normal = next_normal(state), root = 1 + c * normal, cube = root * root * root;
+        if (root > 0 && log(1 - next_fraction(state)) < normal * normal / 2 + d - d * cube + d * log(cube))
+            return d * cube;
+    }
+}
+
+/* Log-normal. */
+static int draw_length(uint64_t *state, int mean, double spread) {
+    double length = mean * exp(spread * (next_normal(state) - spread / 2));
     return (int)fmax(1, fmin(round(length), (double)LONGEST * mean));
 }
 
@@ -66,15 +83,16 @@ void pen_load_lengths(const pen_load *load, int number, int *prompt_tokens, int 
     uint64_t state = load->seed ^ 0x5851f42d4c957f2d;
     state = next_random(&state) + (uint64_t)number;
     bool spreads = load->length_spread > 0;
+    int output = load->output_cycle ? load->output_cycle[number % load->output_cycle_count] : load->output_tokens;
     *prompt_tokens = spreads ? draw_length(&state, load->prompt_tokens, load->length_spread) : load->prompt_tokens;
-    *output_tokens = spreads ? draw_length(&state, load->output_tokens, load->length_spread) : load->output_tokens;
+    *output_tokens = spreads ? draw_length(&state, output, load->length_spread) : output;
 }
 
-void pen_load_arrivals(double request_rate, uint64_t seed, int64_t *arrivals, int count) {
-    uint64_t state = ~seed;
+void pen_load_arrivals(const pen_load *load, int64_t *arrivals) {
+    uint64_t state = ~load->seed;
     double seconds = 0;
-    for (int i = 0; i < count; i++) {
-        seconds -= log1p(-next_fraction(&state)) / request_rate;
+    for (int i = 0; i < load->requests; i++) {
+        seconds += next_gamma(&state, load->burstiness) / (load->burstiness * load->request_rate);
         arrivals[i] = (int64_t)(seconds * 1e9);
     }
 }
@@ -310,8 +328,8 @@ static pen_status prepare(runner *r) {
     if (!r->streams || !r->arrivals || !r->prompt)
         return pen_fail(PEN_NO_MEMORY, "no memory for a load of %d requests", load->requests);
     for (int i = 0; i < load->requests; i++) r->streams[i] = (stream){.runner = r, .request = &r->log->requests[i]};
-    if (load->request_rate > 0)
-        pen_load_arrivals(load->request_rate / load->time_scale, load->seed, r->arrivals, load->requests);
+    if (load->request_rate > 0) pen_load_arrivals(load, r->arrivals);
+    for (int i = 0; i < load->requests; i++) r->arrivals[i] = (int64_t)((double)r->arrivals[i] * load->time_scale);
     return PEN_OK;
 }
 

@@ -2,12 +2,13 @@
  * The load generator of `bench`: requests of exact lengths, made up by a seed, for the front end, and a log of when
  * their tokens came back. It lives on rank 0.
  *
- * All requests are equally long, or their lengths spread: log-normal around the same means, as those of people are.
+ * All requests are equally long; or their outputs have a few lengths in turn; or lengths spread: log-normal around
+ * these means, as those of people are.
  *
  * A load arrives in one of three ways. Closed: `concurrency` requests at a time, the next when one ends; the first ones
  * follow the first one's output at even distances, so that at any time some are at their prompt and others anywhere in
- * their output. Open: at random times, `request_rate` a second (a Poisson process). In phases: `concurrency` requests
- * at once, whose outputs begin when all prompts are through.
+ * their output. Open: at random times, `request_rate` a second, with gamma distributed gaps, in bursts or evenly. In
+ * phases: `concurrency` requests at once, whose outputs begin when all prompts are through.
  */
 #ifndef PEN_LOAD_H
 #define PEN_LOAD_H
@@ -16,10 +17,13 @@
 
 typedef struct pen_load {
     int prompt_tokens, output_tokens; /* of every request, or on average */
-    double length_spread;             /* standard deviation of the lengths' logarithms; 0: all are alike */
+    const int *output_cycle;          /* [output_cycle_count] in place of output_tokens, for the requests in turn */
+    int output_cycle_count;
+    double length_spread; /* standard deviation of the lengths' logarithms; 0: all are alike */
     int concurrency;
     int requests;
     double request_rate; /* 0: a closed load */
+    double burstiness;   /* shape of the gaps between arrivals; 1: a Poisson process */
     bool phases;
     uint64_t seed;
     double time_scale; /* of a simulated device; the load's own times, too, take so many times as long */
@@ -85,8 +89,8 @@ bool pen_load_is_steady(const pen_load *load, int submitted);
 /* How many requests of a closed load should be admitted when so many are done. */
 int pen_load_due(const pen_load_log *log, int finished);
 
-/* When the requests of an open load arrive: arrivals[count] in nanoseconds after its beginning. */
-void pen_load_arrivals(double request_rate, uint64_t seed, int64_t *arrivals, int count);
+/* When the requests of an open load arrive: arrivals[load->requests] in nanoseconds after its beginning. */
+void pen_load_arrivals(const pen_load *load, int64_t *arrivals);
 /* The lengths of a request of the load: at most LONGEST (load.c) times the mean. */
 void pen_load_lengths(const pen_load *load, int number, int *prompt_tokens, int *output_tokens);
 /* A prompt of the load. Prompts of different numbers share no beginning, but by chance. */

@@ -68,7 +68,7 @@ pen_status pen_load_simulate(const pen_load *load, pen_load_simulator *simulator
     if (status == PEN_OK && (!arrivals || !t.requests))
         status = pen_fail(PEN_NO_MEMORY, "no memory to simulate %d requests", load->requests);
     if (status == PEN_OK) {
-        if (load->request_rate > 0) pen_load_arrivals(load->request_rate, load->seed, arrivals, load->requests);
+        if (load->request_rate > 0) pen_load_arrivals(load, arrivals);
         for (size_t i = 0; i < count; i++)
             t.requests[i] =
                 (pen_simulated_request){.arrival_ms = load->request_rate > 0 ? (double)arrivals[i] * 1e-6 : INFINITY,

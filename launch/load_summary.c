@@ -1,6 +1,7 @@
 /* The summary of a load; see load_summary.h. */
 #include "load_summary.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 static double seconds_of(const pen_load_span *span) {
@@ -102,6 +103,50 @@ static void latencies(const pen_load_request *const *ended, double *values, pen_
     summary->itl = pen_statistics_of(values, gaps);
 }
 
+/* ---- The whole run ----------------------------------------------------------------------------------------------- */
+
+static double ttft_ms(const pen_load_request *request) {
+    return ms_between(request->arrived_ns, first_ns(request));
+}
+
+static double e2el_ms(const pen_load_request *request) {
+    return ms_between(request->arrived_ns, last_ns(request));
+}
+
+static double predicted_ttft_ms(const pen_load_request *request) {
+    return request->predicted_ttft_ms;
+}
+
+static double prediction_error_ms(const pen_load_request *request) {
+    return fabs(request->predicted_ttft_ms - ttft_ms(request));
+}
+
+/* Of all requests that did not wait for too long. */
+static pen_statistics statistics_of(const pen_load_log *log, double (*value_of)(const pen_load_request *),
+                                    double *values) {
+    size_t count = 0;
+    for (int i = 0; i < log->load.requests; i++)
+        if (!log->requests[i].expired) values[count++] = value_of(&log->requests[i]);
+    return pen_statistics_of(values, count);
+}
+
+static void look_at_whole(const pen_load_log *log, double *values, pen_load_whole *whole) {
+    int64_t begin_ns = log->requests[0].arrived_ns, end_ns = begin_ns;
+    double tokens = 0;
+    for (int i = 0; i < log->load.requests; i++) {
+        const pen_load_request *request = &log->requests[i];
+        if (request->expired) continue;
+        if (last_ns(request) > end_ns) end_ns = last_ns(request);
+        tokens += request->prompt_tokens + request->output_tokens;
+    }
+    *whole = (pen_load_whole){.seconds = (double)(end_ns - begin_ns) * 1e-9,
+                              .ttft = statistics_of(log, ttft_ms, values),
+                              .e2el = statistics_of(log, e2el_ms, values),
+                              .predicted_ttft = statistics_of(log, predicted_ttft_ms, values),
+                              .prediction_error = statistics_of(log, prediction_error_ms, values)};
+    whole->total_tokens_per_s = per_second(tokens, whole->seconds);
+}
+
 /* ---- All of it --------------------------------------------------------------------------------------------------- */
 
 static void stages_of(const pen_load_log *log, pen_metrics *stages, pen_load_summary *summary) {
@@ -138,6 +183,7 @@ pen_status pen_load_summarise(const pen_load_log *log, pen_load_summary *summary
             if (within(log, last_ns(&log->requests[i]))) ended[summary->requests++] = &log->requests[i];
         for (int i = 0; i < load->requests; i++) summary->expired += log->requests[i].expired;
         latencies(ended, values, summary);
+        look_at_whole(log, values, &summary->whole);
         stages_of(log, stages, summary);
     }
     free(ended);

@@ -5,6 +5,15 @@
 #include "load.h"
 #include "statistics.h"
 
+/* The run from its first request's arrival to its last token: also what no steady state shows, replicas that have
+ * nothing left to do while others have. */
+typedef struct pen_load_whole {
+    double seconds, total_tokens_per_s;
+    pen_statistics ttft, e2el;
+    pen_statistics predicted_ttft;   /* what was said at admission */
+    pen_statistics prediction_error; /* how far off each of those was, either way */
+} pen_load_whole;
+
 typedef struct pen_load_summary {
     double seconds; /* of the spans */
     int requests;   /* that ended in them: whose latencies these are */
@@ -15,6 +24,7 @@ typedef struct pen_load_summary {
     /* Milliseconds: to the first token; per later token of a request; between two tokens; to the last token. */
     pen_statistics ttft, tpot, itl, e2el;
     pen_efficiency efficiency; /* the replicas' average */
+    pen_load_whole whole;
 } pen_load_summary;
 
 pen_status pen_load_summarise(const pen_load_log *log, pen_load_summary *summary);

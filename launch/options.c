@@ -337,13 +337,19 @@ static bool is_given(const parser *p, const char *name) {
     return p->given[find_long(name, strlen(name)) - pen_option_table] != NULL;
 }
 
+static int mean_of(const pen_int_list *list) {
+    int64_t sum = 0;
+    for (int i = 0; i < list->count; i++) sum += list->values[i];
+    return (int)((sum + list->count / 2) / list->count);
+}
+
 /* The plan of a load is for that load. */
 static pen_status plan_for_load(parser *p) {
     pen_options *options = p->options;
     pen_config *config = &options->config;
     if (!is_given(p, "workload")) {
         config->workload_prompt = options->prompt_tokens;
-        config->workload_output = options->output_tokens;
+        config->workload_output = mean_of(&options->output_tokens);
     }
     int most = 0;
     for (int i = 0; i < options->concurrency.count; i++)
@@ -410,6 +416,8 @@ static pen_status check(parser *p) {
     if (options->phases && (options->num_prompts > 0 || options->request_rate > 0))
         return pen_fail(PEN_USAGE, "--phases is one wave of requests: --%s contradicts it",
                         options->num_prompts > 0 ? "num-prompts" : "request-rate");
+    if (is_given(p, "burstiness") && options->request_rate == 0)
+        return pen_fail(PEN_USAGE, "--burstiness is about arrivals at a rate: add --request-rate");
     if ((options->logprobs > 0 || options->prompt_logprobs > 0 || options->token_logprobs) && !options->json)
         return pen_fail(PEN_USAGE, "--%slogprobs is part of the JSON object: add --json",
                         options->token_logprobs        ? "token-"

@@ -62,11 +62,13 @@ typedef struct pen_options {
     const char *input, *output;
 
     /* bench: the load. */
-    int prompt_tokens, output_tokens;
+    int prompt_tokens;
+    pen_int_list output_tokens; /* of the requests, in turn */
     double length_spread;
     pen_int_list concurrency; /* a run for each */
     int num_prompts;          /* of a run; 0: 8 times its concurrency */
     double request_rate;      /* per second; 0: a request follows when another ends */
+    double burstiness;        /* shape of the gaps */
     bool phases;
 
     /* tokenize. */

@@ -12,8 +12,11 @@
  */
 static pen_step_shape shape_of(const pen_budget_demand *demand, double decodes, double prompt) {
     if (decodes > 0) decodes = fmax(decodes, 1);
-    double positions = decodes * demand->decode_context + prompt * demand->prompt_context;
-    return (pen_step_shape){decodes + prompt, decodes, positions / fmax(decodes + prompt, 1)};
+    return (pen_step_shape){.rows = decodes + prompt,
+                            .logit_rows = decodes,
+                            .decodes = decodes,
+                            .decode_context = demand->decode_context,
+                            .prompt_context = demand->prompt_context};
 }
 
 static double slot_ms(const pen_step_cost *cost, const pen_budget_demand *demand, int k, double decodes,

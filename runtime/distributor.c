@@ -374,6 +374,7 @@ static int choose(const pen_distributor *distributor, const request *r) {
             .alive = at->alive,
             .has_room = has_room(distributor, at),
             .requests = at->requests,
+            .slots = at->slots,
             .outstanding_ms = (double)at->outstanding_ns * 1e-6,
             .cost_ms = (double)(prompt_ns_at(r, at) + output_ns_at(r, at)) * 1e-6,
             .weight = pen_replica_weight_value(&at->weight),

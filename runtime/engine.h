@@ -138,7 +138,7 @@ typedef struct pen_engine_counts {
     /* What steps should have taken that came back while the pipeline was full, and what they took (pace.h): how fast
      * the replica is against its profile, whatever its load. Without a table of costs both are 0. */
     double planned_ms, full_ms;
-    double busy_s; /* of the leader's stage */
+    double busy_s; /* of the leader's stage, by the clock on the wall: --time-scale included */
 } pen_engine_counts;
 pen_engine_counts pen_engine_count(const pen_engine *engine);
 

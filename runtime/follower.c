@@ -6,10 +6,14 @@
  */
 #include "engine_internal.h"
 
+#include "clock.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
 
 enum { BUFFERS = 2 };
+
+static const int64_t LOOK_NS = 100 * 1000 * 1000; /* for dead ranks, so often */
 
 struct pen_follower {
     /* Receives of messages from the leader, posted in turn; they arrive in turn too. */
@@ -20,6 +24,7 @@ struct pen_follower {
     size_t buffer_bytes;
     uint64_t known;     /* steps heard of */
     uint64_t completed; /* steps that came back to the leader, as it said last */
+    int64_t looked_ns;  /* for dead ranks */
     unsigned char answer[sizeof(pen_header) + sizeof(pen_metrics)];
     bool stopped;
 };
@@ -143,6 +148,21 @@ static pen_engine_wait what_for(const pen_engine *engine) {
     return wait;
 }
 
+/* Without another stage of this replica this one is of no use, and waiting for its silence to become long would only
+ * keep the requests from other replicas; without rank 0 nobody is. Where the launcher lets a rank live then, it must
+ * look. */
+static pen_status look_for_dead(pen_engine *engine) {
+    int64_t now_ns = pen_clock_ns();
+    if (now_ns - engine->follower->looked_ns < LOOK_NS || !pen_world_recovers(engine->world)) return PEN_OK;
+    engine->follower->looked_ns = now_ns;
+    for (int rank; (rank = pen_world_find_dead(engine->world)) >= 0;) {
+        const pen_place *place = pen_world_place(engine->world, rank);
+        if (rank == 0 || place->replica == pen_world_replica(engine->world))
+            return pen_fail(PEN_PEER_LOST, "%s has ended", place->name);
+    }
+    return PEN_OK;
+}
+
 pen_status pen_engine_serve(pen_engine *engine) {
     while (!engine->follower->stopped) {
         bool moved = false;
@@ -153,6 +173,7 @@ pen_status pen_engine_serve(pen_engine *engine) {
             pen_engine_moved(engine);
             continue;
         }
+        PEN_TRY(look_for_dead(engine));
         pen_engine_wait wait = what_for(engine);
         PEN_TRY(pen_engine_pause(engine, &wait));
     }

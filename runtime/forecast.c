@@ -10,7 +10,10 @@
 static double period_ms(const pen_step_cost *cost, const pen_step_shape *all, int sequences) {
     double best_ms = INFINITY;
     for (int m = 1; m <= pen_step_cost_stages(cost) + 1 && m <= sequences; m++) {
-        pen_step_shape share = {all->rows / m, all->logit_rows / m, all->context};
+        pen_step_shape share = *all;
+        share.rows /= m;
+        share.logit_rows /= m;
+        share.decodes /= m;
         pen_passage way = pen_step_cost_passage(cost, &share);
         best_ms = fmin(best_ms, fmax(m * way.most_ms, way.sum_ms));
     }
@@ -23,11 +26,15 @@ static pen_forecast apart(const pen_plan_workload *workload, const pen_step_cost
     int length = workload->prompt_tokens, most_chunks = length / PEN_KV_BLOCK, sequences = options->sequences;
     double prompts = (double)length * sequences, prompts_ms = INFINITY;
     for (int chunks = (int)ceil(prompts / options->rows); isinf(prompts_ms) || chunks <= most_chunks; chunks++) {
-        pen_step_shape chunk = {prompts / chunks, (double)sequences / chunks, length / 2.0};
+        pen_step_shape chunk = {
+            .rows = prompts / chunks, .logit_rows = (double)sequences / chunks, .prompt_context = length / 2.0};
         pen_passage way = pen_step_cost_passage(cost, &chunk);
         prompts_ms = fmin(prompts_ms, way.sum_ms + (chunks - 1) * way.most_ms);
     }
-    pen_step_shape decodes = {sequences, sequences, length + workload->output_tokens / 2.0};
+    pen_step_shape decodes = {.rows = sequences,
+                              .logit_rows = sequences,
+                              .decodes = sequences,
+                              .decode_context = length + workload->output_tokens / 2.0};
     return (pen_forecast){1000 * prompts / prompts_ms, 1000 * sequences / period_ms(cost, &decodes, sequences)};
 }
 
@@ -38,7 +45,10 @@ pen_forecast pen_forecast_of(const pen_plan_workload *workload, const pen_step_c
     load.max_num_seqs = options->sequences;
     pen_steady steady = pen_plan_steady(&load, pen_step_cost_stages(cost), options->rows);
     double decodes = steady.microbatches * steady.decode_rows, rows = steady.microbatches * steady.rows;
-    pen_step_shape all = {rows, steady.microbatches * steady.logit_rows, steady.context};
+    pen_step_shape all = pen_profile_shape(&steady);
+    all.rows = rows;
+    all.logit_rows *= steady.microbatches;
+    all.decodes = decodes;
     double ms = period_ms(cost, &all, options->sequences);
     return (pen_forecast){1000 * (rows - decodes) / ms, 1000 * decodes / ms};
 }

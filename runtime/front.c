@@ -7,11 +7,16 @@
 #include "log.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <xxhash.h>
 
+static const int64_t LOG_NS = 1000 * 1000 * 1000;
+
 enum { QUEUE_DEPTH = 16 }; /* requests that wait at a leader at most: enough for it to go on, and for others to steal */
+
+static const int64_t LISTEN_NS = 100 * 1000 * 1000; /* so often it is looked who is silent */
 
 typedef struct completion {
     int position;     /* tokens before this one were delivered */
@@ -36,6 +41,8 @@ typedef struct replica_record {
     bool ready, drained, has_metrics;
     int64_t heard_ns;
     pen_replica_load load;
+    int64_t loaded_ns, logged_ns; /* when that came; … and what was logged last */
+    double logged_busy_s;
     pen_queue_counts counts;
 } replica_record;
 
@@ -51,7 +58,9 @@ struct pen_front {
     /* [capacity], request id in id mod capacity: it grows until no two meet. */
     open_request **requests;
     int capacity, open;
+    int64_t listened_ns; /* when silences were last looked at */
     bool woken;
+    int64_t logged_ns;
     pen_front_watch *watch;
     void *watch_context;
 };
@@ -182,6 +191,7 @@ static pen_status admit(pen_front *front, open_request *r) {
 
 pen_status pen_front_submit(pen_front *front, const pen_request *request, int64_t *id) {
     PEN_TRY(pen_engine_check(pen_replica_engine(front->local), request));
+    if (request->given > 0) return pen_fail(PEN_USAGE, "what a replica is given is the front end's to say");
     open_request *r = NULL;
     PEN_TRY(make_request(request, &r));
     pen_status status = admit(front, r);
@@ -314,6 +324,7 @@ static pen_status act(pen_front *front, const pen_action *action) {
         return send(front, action->replica, PEN_LETTER_ADOPTED, &action->stamp, sizeof action->stamp);
     case PEN_ACTION_EXPIRED:
     case PEN_ACTION_CANCELLED:
+        if (!r) return PEN_OK; /* it was admitted, and then there was no memory for it */
         end_all(r, action->kind == PEN_ACTION_EXPIRED ? PEN_FINISH_EXPIRED : PEN_FINISH_CANCELLED);
         forget(front, r);
         return PEN_OK;
@@ -349,7 +360,7 @@ static pen_status take_end(pen_front *front, int from, open_request *r, const pe
         if (r->completions[i].ended_there) continue;
         r->completions[i].ended_there = true;
         r->open_there--;
-        end_completion(r, i, notice->finish);
+        end_completion(r, i, r->cancelled ? PEN_FINISH_CANCELLED : notice->finish);
     }
     if (r->open_there > 0) return PEN_OK;
     pen_distributor_ended(front->distributor, from, notice->stamp);
@@ -357,11 +368,19 @@ static pen_status take_end(pen_front *front, int from, open_request *r, const pe
     return PEN_OK;
 }
 
-static pen_status take_notice(pen_front *front, int from, const pen_notice *notice) {
-    if (notice->kind == PEN_NOTICE_STARTED) {
-        pen_distributor_started(front->distributor, from, notice->stamp);
-        return PEN_OK;
+/* Where it began anew, what had ended in its former life need not run again to its end. */
+static pen_status take_start(pen_front *front, int from, const pen_notice *notice) {
+    if (!pen_distributor_started(front->distributor, from, notice->stamp)) return PEN_OK;
+    const open_request *r = find(front, notice->stamp.id);
+    for (int i = 0; r && i < r->choices; i++) {
+        pen_cancel cancel = {.stamp = notice->stamp, .index = r->request.pick.choice + i};
+        if (r->completions[i].ended) PEN_TRY(send(front, from, PEN_LETTER_CANCEL, &cancel, sizeof cancel));
     }
+    return PEN_OK;
+}
+
+static pen_status take_notice(pen_front *front, int from, const pen_notice *notice) {
+    if (notice->kind == PEN_NOTICE_STARTED) return take_start(front, from, notice);
     bool is_token = notice->kind == PEN_NOTICE_TOKEN;
     /* What speaks of a former life does not count. */
     if (!pen_distributor_progressed(front->distributor, from, notice->stamp, is_token)) return PEN_OK;
@@ -398,7 +417,8 @@ static pen_status lose(pen_front *front, int replica) {
 static pen_status take_load(pen_front *front, int from, const pen_blob *letter) {
     pen_replica_load *load = &front->replicas[from].load;
     PEN_TRY(pen_letter_decode(letter->data, letter->bytes, PEN_LETTER_LOAD, load, sizeof *load));
-    pen_distributor_report(front->distributor, from, load, pen_clock_ns());
+    front->replicas[from].loaded_ns = pen_clock_ns();
+    pen_distributor_report(front->distributor, from, load, front->replicas[from].loaded_ns);
     if (front->watch) front->watch(front->watch_context, from);
     return PEN_OK;
 }
@@ -465,10 +485,15 @@ static pen_status read_mail(pen_front *front, bool *moved) {
     return PEN_OK;
 }
 
-/* Replicas report every half second and between two steps at the latest. */
+/* Replicas report every half second and between two steps at the latest. Where this rank itself was away for long, as
+ * it was stopped or the command was busy, what they sent meanwhile may not be here yet: they begin anew. */
 static pen_status check_silence(pen_front *front) {
-    int64_t now_ns = pen_clock_ns();
+    int64_t now_ns = pen_clock_ns(), since_ns = now_ns - front->listened_ns;
+    if (since_ns < LISTEN_NS) return PEN_OK;
+    front->listened_ns = now_ns;
+    bool was_away = (double)since_ns * 1e-9 > front->options.patience_s / 2;
     for (int r = 1; r < front->options.replicas; r++) {
+        if (was_away) front->replicas[r].heard_ns = now_ns;
         double silent_s = (double)(now_ns - front->replicas[r].heard_ns) * 1e-9;
         if (silent_s < front->options.patience_s || !is_alive(front, r)) continue;
         pen_fail(PEN_PEER_LOST, "%s has said nothing for %.1f s",
@@ -476,6 +501,36 @@ static pen_status check_silence(pen_front *front) {
         PEN_TRY(lose(front, r));
     }
     return PEN_OK;
+}
+
+/* ---- The log ----------------------------------------------------------------------------------------------------- */
+
+/* The share of its time that a replica was busy since it was last asked for. */
+static double utilisation_since(replica_record *record) {
+    double seconds = (double)(record->loaded_ns - record->logged_ns) * 1e-9;
+    double busy = seconds > 0 ? (record->load.busy_s - record->logged_busy_s) / seconds : 0;
+    record->logged_ns = record->loaded_ns;
+    record->logged_busy_s = record->load.busy_s;
+    return busy < 1 ? busy : 1;
+}
+
+static void log_replicas(pen_front *front) {
+    int64_t now_ns = pen_clock_ns();
+    if (front->options.replicas == 1 || !pen_log_enabled(PEN_LOG_INFO) || now_ns - front->logged_ns < LOG_NS) return;
+    front->logged_ns = now_ns;
+    char *line = NULL;
+    size_t length;
+    FILE *out = open_memstream(&line, &length);
+    if (!out) return;
+    for (int r = 0; r < front->options.replicas; r++) {
+        replica_record *record = &front->replicas[r];
+        pen_replica_account account = pen_distributor_account(front->distributor, r);
+        fprintf(out, "%d: utilisation %.2f, queue %d, running %d, weight %.2f, speed %.2f; ", r,
+                utilisation_since(record), record->load.queued, record->load.running, account.weight, account.speed);
+    }
+    fprintf(out, "in the buffer: %d", pen_front_waiting(front));
+    if (fclose(out) == 0) PEN_INFO("replica %s", line);
+    free(line);
 }
 
 /* What front end and local replica can do now; rests where that is nothing. */
@@ -487,15 +542,18 @@ static pen_status turn(pen_front *front) {
         PEN_TRY(act(front, &action));
         moved = true;
     }
+    PEN_TRY(check_silence(front));
     PEN_TRY(pen_replica_turn(front->local, &moved));
     if (moved) return PEN_OK;
-    PEN_TRY(check_silence(front));
     return pen_replica_rest(front->local, front->options.replicas > 1);
 }
 
 pen_status pen_front_run_until(pen_front *front, int64_t deadline_ns) {
     front->woken = false;
-    while (front->open > 0 && !front->woken && pen_clock_ns() < deadline_ns) PEN_TRY(turn(front));
+    while (front->open > 0 && !front->woken && pen_clock_ns() < deadline_ns) {
+        PEN_TRY(turn(front));
+        log_replicas(front);
+    }
     return PEN_OK;
 }
 
@@ -578,7 +636,8 @@ static pen_status make(pen_front *front) {
     front->metrics = calloc(stages, sizeof *front->metrics);
     if (!front->requests || !front->replicas || !front->measured_ms || !front->metrics)
         return pen_fail(PEN_NO_MEMORY, "no memory for the front end");
-    for (size_t r = 0; r < replicas; r++) front->replicas[r].heard_ns = pen_clock_ns();
+    front->listened_ns = pen_clock_ns();
+    for (size_t r = 0; r < replicas; r++) front->replicas[r].heard_ns = front->listened_ns;
     pen_distributor_options distributor = {.replicas = options->replicas,
                                            .policy = options->policy,
                                            .max_queue = options->max_queue,

@@ -6,6 +6,8 @@
  * prompt and the tokens that had come. A replica is lost when one of its ranks is seen to have ended, or its leader has
  * been silent for too long; where the launcher does not let the others live that is the end of the run.
  *
+ * At log level info it says once a second, while there is work, what each of several replicas is doing.
+ *
  * Owner: the caller keeps world, mail and rank 0's replica alive. Callbacks come from within pen_front_run*.
  */
 #ifndef PEN_FRONT_H
@@ -35,8 +37,8 @@ void pen_front_destroy(pen_front *front);
 int pen_front_replicas(const pen_front *front);
 int pen_front_stages(const pen_front *front); /* of a replica */
 
-/* As pen_engine_submit, which see. PEN_QUEUE_FULL where as many wait as may: try again after a callback. *id (or NULL)
- * is for pen_front_cancel. */
+/* As pen_engine_submit, which see; nothing is given. PEN_QUEUE_FULL where as many wait as may: try again after a
+ * callback. *id (or NULL) is for pen_front_cancel. */
 pen_status pen_front_submit(pen_front *front, const pen_request *request, int64_t *id);
 bool pen_front_has_room(const pen_front *front);
 /* Its completions end with PEN_FINISH_CANCELLED, soon, unless they ended otherwise before that. No more tokens come. */

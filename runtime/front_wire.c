@@ -182,7 +182,7 @@ pen_status pen_letter_encode_requests(pen_letter_kind kind, const pen_queued *en
 static pen_status read_entry(pen_reader *r, int64_t now_ns, pen_queued *entry) {
     queued_body body;
     if (!pen_get(r, &body, sizeof body) || body.bytes > r->left || !(body.cost_ms >= body.prompt_ms) ||
-        !(body.prompt_ms >= 0) || body.waited_ns < 0 || body.left_ns < 0)
+        !(body.prompt_ms >= 0) || body.waited_ns < 0 || body.left_ns < 0 || body.left_ns > INT64_MAX - now_ns)
         return pen_fail(PEN_INTERNAL, "bad letter: a request that it does not hold");
     *entry = (pen_queued){.stamp = body.stamp,
                           .priority = body.priority,

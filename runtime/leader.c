@@ -34,7 +34,7 @@ typedef struct flight {
     void *history;   /* [history_capacity] the message of histories */
     size_t history_capacity;
     pen_transfer history_send; /* 0: done */
-    pen_passage planned;       /* where there is a table of costs */
+    double planned_ms;         /* when it should come back (pace.h) */
 } flight;
 
 /* What another stage answers. */
@@ -118,6 +118,7 @@ pen_status pen_leader_create(pen_engine *engine) {
     pen_leader *leader = engine->leader = calloc(1, sizeof *leader);
     if (!leader) return pen_fail(PEN_NO_MEMORY, "no memory for the leader");
     PEN_TRY(pen_live_table_create(&leader->live));
+    PEN_TRY(pen_pace_create(options->cost, &leader->pace));
     PEN_TRY(pen_kvcache_create(&options->kv, options->sequences, options->context, &leader->cache));
     pen_schedule_options schedule = {.stages = engine->stages,
                                      .in_flight = options->in_flight,
@@ -148,6 +149,7 @@ void pen_leader_destroy(pen_leader *leader) {
     }
     for (int i = 0; i < TOKEN_BUFFERS; i++) free(leader->incoming[i]);
     pen_live_table_destroy(&leader->live);
+    pen_pace_destroy(&leader->pace);
     free(leader->flights);
     free(leader->choices);
     free(leader->row_tokens);
@@ -374,18 +376,6 @@ static void trace_sample(const pen_engine *engine) {
     pen_trace_add_sample(engine->trace, &sample);
 }
 
-/* What the way of a microbatch is planned to be. */
-static pen_passage plan_of(const pen_engine *engine, const pen_microbatch *microbatch) {
-    if (!engine->options.cost) return (pen_passage){0, 0};
-    double positions = 0;
-    for (int i = 0; i < microbatch->run_count; i++) {
-        const pen_scheduled_run *run = &microbatch->runs[i];
-        positions += run->rows * (run->position + (run->rows - 1) / 2.0);
-    }
-    pen_step_shape shape = {microbatch->rows, microbatch->logit_count, positions / microbatch->rows};
-    return pen_step_cost_passage(engine->options.cost, &shape);
-}
-
 /* Forms and sends steps while that can be done. */
 static pen_status launch_some(pen_engine *engine, bool *moved) {
     pen_leader *leader = engine->leader;
@@ -398,7 +388,8 @@ static pen_status launch_some(pen_engine *engine, bool *moved) {
         make_step(engine, f, step);
         PEN_TRY(make_history(engine, f, step));
         int history_bytes = step->history_bytes;
-        f->planned = plan_of(engine, &f->microbatch);
+        pen_step_shape shape = pen_microbatch_shape(&f->microbatch);
+        f->planned_ms = pen_pace_launch(&leader->pace, &shape);
         leader->launched++;
         leader->stirred = true;
         trace_sample(engine);
@@ -414,9 +405,7 @@ static pen_status launch_some(pen_engine *engine, bool *moved) {
 static pen_status launch_steps(pen_engine *engine, bool *moved) {
     pen_leader *leader = engine->leader;
     PEN_TRY(launch_some(engine, moved));
-    if (engine->options.cost)
-        pen_pace_launched(&leader->pace, (int)(leader->launched - leader->landed),
-                          pen_schedule_depth(leader->schedule));
+    pen_pace_fill(&leader->pace, (int)(leader->launched - leader->landed), pen_schedule_depth(leader->schedule));
     return PEN_OK;
 }
 
@@ -490,7 +479,7 @@ static void take_run(pen_engine *engine, const pen_scheduled_run *run, const pen
 static void land(pen_engine *engine, const flight *f) {
     pen_leader *leader = engine->leader;
     leader->landed++;
-    pen_pace_landed(&leader->pace, &f->planned, pen_clock_ns());
+    pen_pace_land(&leader->pace, f->planned_ms, pen_clock_ns());
     const pen_choice *choices = leader->choices;
     for (int i = 0; i < f->microbatch.run_count; i++) {
         take_run(engine, &f->microbatch.runs[i], choices);
@@ -707,7 +696,7 @@ pen_engine_counts pen_engine_count(const pen_engine *engine) {
                                 .waiting = pen_schedule_waiting(leader->schedule),
                                 .planned_ms = leader->pace.planned_ms,
                                 .full_ms = leader->pace.full_ms / scale,
-                                .busy_s = pen_meter_busy_s(&engine->meter) / scale};
+                                .busy_s = pen_meter_busy_s(&engine->meter)};
     counts.running = leader->live.count - counts.waiting;
     for (int g = 0; g < engine->options.kv.count; g++)
         counts.blocks_held += engine->options.kv.blocks[g] - pen_kvcache_free_blocks(leader->cache, g);

@@ -20,6 +20,7 @@ struct letter {
     int from, to; /* addresses */
     size_t bytes;
     MPI_Request request; /* MPI_REQUEST_NULL: complete */
+    int failed;          /* MPI's code where it could not even be sent, which is for the next progress to say */
     unsigned char *data;
 };
 
@@ -132,9 +133,9 @@ pen_status pen_mail_send(pen_mail *mail, int from, int to, const void *message, 
         return PEN_OK;
     }
     int tag = (to == PEN_MAIL_FRONT ? TO_FRONT : 0) | (from == PEN_MAIL_FRONT ? FROM_FRONT : 0);
-    int code = MPI_Isend(l->data, (int)bytes, MPI_BYTE, rank_of(mail, to), tag, mail->comm, &l->request);
+    l->failed = MPI_Isend(l->data, (int)bytes, MPI_BYTE, rank_of(mail, to), tag, mail->comm, &l->request);
     append(&mail->outgoing, l);
-    return code == MPI_SUCCESS ? PEN_OK : lost(mail, to, code);
+    return PEN_OK;
 }
 
 int pen_mail_unsent(const pen_mail *mail, int from, int to) {
@@ -150,6 +151,7 @@ static pen_status find_incoming(pen_mail *mail, int *peer) {
         MPI_Status status;
         int found, bytes;
         int code = MPI_Improbe(MPI_ANY_SOURCE, MPI_ANY_TAG, mail->comm, &found, &message, &status);
+        *peer = PEN_MAIL_FRONT; /* nobody's fault: this rank cannot go on */
         if (code != MPI_SUCCESS) return pen_fail(PEN_PEER_LOST, "MPI_Improbe failed with code %d", code);
         if (!found) return PEN_OK;
         MPI_Get_count(&status, MPI_BYTE, &bytes);
@@ -166,10 +168,9 @@ static pen_status find_incoming(pen_mail *mail, int *peer) {
 
 /* Whether the transfer is complete; with an error it will never be, and the peer is lost. */
 static pen_status look_at(const pen_mail *mail, letter *l, int peer, bool *complete) {
-    if (l->request == MPI_REQUEST_NULL) {
-        *complete = true;
-        return PEN_OK;
-    }
+    *complete = l->request == MPI_REQUEST_NULL;
+    if (l->failed != MPI_SUCCESS) return lost(mail, peer, l->failed);
+    if (*complete) return PEN_OK;
     int done = 0, code = MPI_Test(&l->request, &done, MPI_STATUS_IGNORE);
     *complete = done != 0;
     return code == MPI_SUCCESS ? PEN_OK : lost(mail, peer, code);

@@ -89,6 +89,7 @@ pen_status pen_plan_from_model(const pen_model *model, const pen_plan_model_opti
     const pen_profile *profile = options->profile;
     made->workload = options->workload;
     pen_steady steady = pen_plan_steady(&made->workload, options->stages, options->rows);
+    pen_step_shape shape = pen_profile_shape(&steady);
     for (int u = 0; u < units; u++) {
         const pen_unit *unit = pen_model_unit(model, u);
         pen_plan_unit *to = &made->units[u];
@@ -98,8 +99,7 @@ pen_status pen_plan_from_model(const pen_model *model, const pen_plan_model_opti
         to->workspace_bytes = pen_plan_activation_bytes(pen_model_hparams(model)->hidden, steady.rows);
         if (options->device) fill_on_device(model, options, u, to);
         fill_window(model, options, u, to);
-        to->time_ms = profile ? pen_profile_unit_ms(profile, model, u, steady.rows, steady.logit_rows, steady.context)
-                              : estimate_ms(model, unit, &steady);
+        to->time_ms = profile ? pen_profile_unit_ms(profile, model, u, &shape) : estimate_ms(model, unit, &steady);
     }
     uint64_t first = made->units[0].weight_bytes, last = made->units[units - 1].weight_bytes;
     made->tied_bytes = pen_model_unit(model, 0)->tied_bytes;

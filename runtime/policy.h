@@ -9,7 +9,7 @@
 /* A replica as a policy sees it. */
 typedef struct pen_policy_view {
     bool alive, has_room; /* no room: its queue is as long as it may be */
-    int requests;         /* that it has */
+    int requests, slots;  /* that it has; that run at a time */
     double outstanding_ms;
     double cost_ms; /* of this request there */
     double weight;

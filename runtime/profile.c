@@ -18,8 +18,8 @@ static const int grid[PEN_PROFILE_ROWS] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512
 
 enum {
     LOGIT_ROWS_MOST = 64, /* the grid's end for the head */
-    DECODES_MOST = 16,    /* up to here rows are decodes, each of its own sequence; above, one prompt's chunk */
-    COPIES_MOST = 512,    /* copies of a unit */
+    DECODES_MOST = PEN_PROFILE_DECODES,
+    COPIES_MOST = 512, /* copies of a unit */
     PASSES = 2,
     REPEATS_LEAST = 3,
     REPEATS_MOST = 25,
@@ -263,12 +263,21 @@ static void measure_grid(bench *b, pen_unit_kind kind, pen_shard **copies, int c
     }
 }
 
-/* What else runs on the machine makes measurements longer, for a while: of two that lie apart the shorter one counts.
- */
-static void keep_quicker(pen_profile_class *class, const pen_profile_class *again) {
+/* What else runs on the machine makes measurements longer, for a while, and it will make runs longer, too: of two that
+ * lie apart the average counts. (The shorter one promised 2 to 8 % more than runs kept.) */
+static void take_average(pen_profile_class *class, const pen_profile_class *again) {
+    if (again->row_count < class->row_count) class->row_count = again->row_count;
     for (int c = 0; c < class->context_count; c++)
-        for (int i = 0; i < class->row_count && i < again->row_count; i++)
-            if (again->points[c][i].median < class->points[c][i].median) class->points[c][i] = again->points[c][i];
+        for (int i = 0; i < class->row_count; i++) {
+            pen_profile_point *point = &class->points[c][i];
+            const pen_profile_point *other = &again->points[c][i];
+            point->median = (point->median + other->median) / 2;
+            point->mean = (point->mean + other->mean) / 2;
+            point->deviation = (point->deviation + other->deviation) / 2;
+            point->min = fmin(point->min, other->min);
+            point->max = fmax(point->max, other->max);
+            point->count += other->count;
+        }
 }
 
 /* More rows, or more context, do not cost less: a point that says so was disturbed by something else on the machine. */
@@ -346,7 +355,7 @@ static pen_status measure_all(bench *b, const pen_profile_options *options, cons
         if (step < profile->class_count)
             *class = measured;
         else
-            keep_quicker(class, &measured);
+            take_average(class, &measured);
     }
     for (int i = 0; i < profile->class_count; i++) make_monotone(&profile->classes[i]);
     if (options->progress) options->progress(options->progress_context, profile->class_count, profile->class_count);
@@ -404,14 +413,34 @@ static double at_rows(const pen_profile_class *class, int context, double rows) 
     return points[i].median + share * (points[i + 1].median - points[i].median);
 }
 
-double pen_profile_unit_ms(const pen_profile *profile, const pen_model *model, int unit, double rows, double logit_rows,
-                           double context) {
+/* Milliseconds for each position before a decode, or before a row of a chunk: the median over the grid's points of that
+ * kind. At few decodes, where reading the weights is nearly all, the difference of two contexts is mostly noise. */
+static double position_ms(const pen_profile_class *class, bool decodes) {
+    double found[PEN_PROFILE_ROWS];
+    int begin = 0, end = 0, count = 0;
+    while (end < class->row_count && class->rows[end] <= PEN_PROFILE_DECODES) end++;
+    if (!decodes && end < class->row_count) {
+        begin = end;
+        end = class->row_count;
+    } else {
+        begin = end / 2;
+    }
+    for (int i = begin; i < end; i++) {
+        double growth = class->points[1][i].median - class->points[0][i].median;
+        found[count++] = growth / class->rows[i] / class->contexts[1];
+    }
+    qsort(found, (size_t)count, sizeof *found, by_value);
+    return fmax((found[(count - 1) / 2] + found[count / 2]) / 2, 0);
+}
+
+double pen_profile_unit_ms(const pen_profile *profile, const pen_model *model, int unit, const pen_step_shape *shape) {
     const pen_profile_class *class = pen_profile_class_of(profile, model, unit);
-    if (pen_model_unit(model, unit)->kind == PEN_UNIT_HEAD) rows = logit_rows;
-    double ms = at_rows(class, 0, rows);
+    bool head = pen_model_unit(model, unit)->kind == PEN_UNIT_HEAD;
+    double ms = at_rows(class, 0, head ? shape->logit_rows : shape->rows);
     if (class->context_count == 1) return ms;
-    double growth = at_rows(class, 1, rows) - ms; /* below 0 it is noise */
-    return growth > 0 ? ms + growth * context / class->contexts[1] : ms;
+    double decode_positions = shape->decodes * shape->decode_context;
+    double prompt_positions = (shape->rows - shape->decodes) * shape->prompt_context;
+    return ms + decode_positions * position_ms(class, true) + prompt_positions * position_ms(class, false);
 }
 
 pen_steady pen_profile_steady(int prompt, int output, int sequences, int microbatches) {
@@ -424,7 +453,16 @@ pen_steady pen_profile_steady(int prompt, int output, int sequences, int microba
         .rows = decodes + decodes * prompt / output,
         .logit_rows = decodes * (1 + 1.0 / output),
         .context = prompt + output / 2.0,
+        .prompt_context = prompt / 2.0,
     };
+}
+
+pen_step_shape pen_profile_shape(const pen_steady *steady) {
+    return (pen_step_shape){.rows = steady->rows,
+                            .logit_rows = steady->logit_rows,
+                            .decodes = steady->decode_rows,
+                            .decode_context = steady->context,
+                            .prompt_context = steady->prompt_context};
 }
 
 /* ---- As text ----------------------------------------------------------------------------------------------------- */

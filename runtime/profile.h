@@ -2,7 +2,9 @@
  * Profiles: what each unit of a model costs on a device, measured.
  *
  * Units of one shape and types are one class, measured once, on a small grid: rows of the microbatch (for the head:
- * rows that want logits) at two contexts. Anything between is interpolated. A profile is plain data: it travels as
+ * rows that want logits) at two contexts. Between rows is interpolated. What the context adds is in proportion to the
+ * positions that the rows attend to, at a price for each position before a decode, which reads its keys and values for
+ * one row alone, and a lower one before the rows of a chunk, which share them. A profile is plain data: it travels as
  * JSON text, from the ranks to rank 0 and to the cache on disk (profile_cache.h).
  */
 #ifndef PEN_PROFILE_H
@@ -10,7 +12,19 @@
 
 #include "model.h"
 
-enum { PEN_PROFILE_ROWS = 10, PEN_PROFILE_CONTEXTS = 2 };
+enum {
+    PEN_PROFILE_ROWS = 10,
+    PEN_PROFILE_CONTEXTS = 2,
+    PEN_PROFILE_DECODES = 16, /* up to here rows are decodes, each of its own sequence; above, one prompt's chunk */
+};
+
+/* What a microbatch costs by. Averages may be fractions. */
+typedef struct pen_step_shape {
+    double rows, logit_rows;
+    double decodes;        /* of the rows, those that are their sequence's only one */
+    double decode_context; /* positions before a decode */
+    double prompt_context; /* positions before the chunk that another row belongs to */
+} pen_step_shape;
 
 /* Repetitions of one measurement, in milliseconds. */
 typedef struct pen_profile_point {
@@ -58,17 +72,18 @@ bool pen_profile_covers(const pen_profile *profile, const pen_model *model);
 /* The class of a unit; the profile covers the model. */
 const pen_profile_class *pen_profile_class_of(const pen_profile *profile, const pen_model *model, int unit);
 
-/* Milliseconds of a unit in a microbatch of `rows` rows, `logit_rows` of which want logits, with `context` positions
- * before them. Rows may be fractions, as an average is. */
-double pen_profile_unit_ms(const pen_profile *profile, const pen_model *model, int unit, double rows, double logit_rows,
-                           double context);
+/* Milliseconds of a unit in such a microbatch. */
+double pen_profile_unit_ms(const pen_profile *profile, const pen_model *model, int unit, const pen_step_shape *shape);
 
 /* The microbatch that a workload makes in the steady state: `prompt` tokens in and `output` tokens out per sequence
  * (each ≥ 1), `sequences` of them in `microbatches` microbatches, or fewer where there are fewer sequences. */
 typedef struct pen_steady {
     int microbatches; /* in flight */
-    double decode_rows, rows, logit_rows, context;
+    double decode_rows, rows, logit_rows;
+    double context;        /* before a decode */
+    double prompt_context; /* before a row of prompt */
 } pen_steady;
 pen_steady pen_profile_steady(int prompt, int output, int sequences, int microbatches);
+pen_step_shape pen_profile_shape(const pen_steady *steady);
 
 #endif

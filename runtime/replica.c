@@ -254,10 +254,11 @@ static pen_status take_requests(pen_replica *replica, int from, pen_letter_kind 
                                        PEN_STEAL_MOST, &count));
     for (int i = 0; i < count; i++) {
         pen_status status = pen_replica_queue_push(replica->queue, &replica->given[i]);
+        int queued = status == PEN_OK ? i + 1 : i; /* whose payloads are the queue's */
         if (status == PEN_OK && kind == PEN_LETTER_GIVE)
             status = send(replica, PEN_MAIL_FRONT, PEN_LETTER_TAKEN, &replica->given[i].stamp, sizeof(pen_stamp));
         if (status == PEN_OK) continue;
-        for (int k = i; k < count; k++) free(replica->given[k].payload);
+        for (int k = queued; k < count; k++) free(replica->given[k].payload);
         return status;
     }
     if (kind == PEN_LETTER_GIVE)
@@ -311,6 +312,12 @@ static pen_status cancel(pen_replica *replica, const pen_cancel *wish) {
     return PEN_OK;
 }
 
+/* Another replica is gone. */
+static void bury(pen_replica *replica, int other) {
+    pen_mail_bury(replica->mail, other);
+    pen_replica_queue_lost(replica->queue, other);
+}
+
 static pen_status handle(pen_replica *replica, int from, const pen_blob *letter) {
     pen_letter_kind kind;
     PEN_TRY(pen_letter_kind_of(letter->data, letter->bytes, &kind));
@@ -337,8 +344,9 @@ static pen_status handle(pen_replica *replica, int from, const pen_blob *letter)
     case PEN_LETTER_LAP: return pen_engine_lap(replica->engine);
     case PEN_LETTER_REPORT: replica->asked_for_metrics = true; return pen_engine_ask_metrics(replica->engine);
     case PEN_LETTER_LOST:
-        pen_mail_bury(replica->mail, body.number);
-        pen_replica_queue_lost(replica->queue, body.number);
+        if (body.number <= 0 || body.number >= replica->options.replicas)
+            return pen_fail(PEN_INTERNAL, "bad letter: replica %d", body.number);
+        bury(replica, body.number);
         return PEN_OK;
     case PEN_LETTER_DRAIN:
         replica->drains = true;
@@ -350,12 +358,18 @@ static pen_status handle(pen_replica *replica, int from, const pen_blob *letter)
 }
 
 static pen_status read_mail(pen_replica *replica, bool *moved) {
-    int from;
+    int from = 0;
     pen_blob letter;
-    PEN_TRY(pen_mail_progress(replica->mail, moved, &from));
+    pen_status status = pen_mail_progress(replica->mail, moved, &from);
+    if (status == PEN_PEER_LOST && from > 0 && pen_world_recovers(replica->world)) {
+        int32_t rank = from * replica->options.stages;
+        bury(replica, from);
+        status = send(replica, PEN_MAIL_FRONT, PEN_LETTER_DEAD, &rank, sizeof rank);
+    }
+    PEN_TRY(status);
     while (!replica->stopped && pen_mail_receive(replica->mail, replica->options.self, &from, &letter)) {
         int64_t began_ns = pen_clock_ns();
-        pen_status status = handle(replica, from, &letter);
+        status = handle(replica, from, &letter);
         if (from != PEN_MAIL_FRONT) replica->steal_s += (double)(pen_clock_ns() - began_ns) * 1e-9;
         free(letter.data);
         PEN_TRY(status);
@@ -394,19 +408,22 @@ static pen_status steal(pen_replica *replica, int64_t now_ns) {
     return PEN_OK;
 }
 
-/* A rank of this machine is gone: a stage of this replica, which cannot go on without it, or of another one. */
+/* A rank of this machine is gone: a stage of this replica, which cannot go on without it, or rank 0, without which
+ * nobody can; or of another replica. */
 static pen_status look_for_dead(pen_replica *replica, int64_t now_ns) {
     if (now_ns - replica->looked_ns < LOOK_NS || !pen_world_recovers(replica->world)) return PEN_OK;
     replica->looked_ns = now_ns;
     for (int32_t rank; (rank = pen_world_find_dead(replica->world)) >= 0;) {
         const pen_place *place = pen_world_place(replica->world, rank);
-        if (place->replica == replica->options.self) return pen_fail(PEN_PEER_LOST, "%s has ended", place->name);
+        if (place->replica == replica->options.self || rank == 0)
+            return pen_fail(PEN_PEER_LOST, "%s has ended", place->name);
         PEN_TRY(send(replica, PEN_MAIL_FRONT, PEN_LETTER_DEAD, &rank, sizeof rank));
     }
     return PEN_OK;
 }
 
 void pen_replica_give_up(pen_replica *replica) {
+    if (!pen_world_recovers(replica->world)) return; /* all end now, and one of them says why */
     int32_t rank = pen_world_rank(replica->world);
     int64_t deadline_ns = pen_clock_ns() + GIVE_UP_NS;
     pen_status status = send(replica, PEN_MAIL_FRONT, PEN_LETTER_DEAD, &rank, sizeof rank);

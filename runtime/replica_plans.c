@@ -64,12 +64,11 @@ static void average_times(const pen_replica_plans_options *options, int rank, co
                           double *unit_ms) {
     const pen_rank_report *own = &options->ranks[rank];
     int count = 0, units = pen_model_unit_count(options->model);
+    pen_step_shape shape = pen_profile_shape(steady);
     for (int r = 0; r < options->replicas * options->stages; r++) {
         const pen_rank_report *other = &options->ranks[r];
         if (other->node != own->node || strcmp(other->profile->device, own->profile->device) != 0) continue;
-        for (int u = 0; u < units; u++)
-            unit_ms[u] += pen_profile_unit_ms(other->profile, options->model, u, steady->rows, steady->logit_rows,
-                                              steady->context);
+        for (int u = 0; u < units; u++) unit_ms[u] += pen_profile_unit_ms(other->profile, options->model, u, &shape);
         count++;
     }
     for (int u = 0; u < units; u++) unit_ms[u] /= count;
@@ -199,7 +198,7 @@ static pen_status make_plan(const task *t, const pen_plan_workload *workload, in
 pen_status pen_replica_plans_make_cost(const pen_plan *plan, const pen_model *model, const pen_profile *profile,
                                        int rows, pen_step_cost **cost) {
     pen_steady steady = pen_plan_steady(&plan->workload, plan->stage_count, rows);
-    pen_step_shape planned = {steady.rows, steady.logit_rows, steady.context};
+    pen_step_shape planned = pen_profile_shape(&steady);
     return pen_step_cost_create(plan, model, profile, &planned, cost);
 }
 

@@ -197,6 +197,7 @@ bool pen_replica_queue_ask(pen_replica_queue *queue, const pen_replica_load *loa
     *ask = (pen_steal_ask){.backlog_ms = load->queued_ms + load->running_ms,
                            .speed = speed,
                            .cost = queue->cost,
+                           .running = load->running,
                            .free_slots = free_slots,
                            .most = free_slots > LEAST_WISH ? free_slots : LEAST_WISH};
     return true;
@@ -257,29 +258,66 @@ static pen_queued for_thief(const pen_replica_queue *queue, const pen_queued *en
     return moved;
 }
 
-/* Beginning with the least urgent one, each is given that the thief would be done with sooner: what starts soonest here
- * stays. */
+/* What is being given away. */
+typedef struct gift {
+    const pen_steal_ask *ask;
+    int thief, count, most;
+    double there_ms; /* what the thief will have to do */
+    pen_queued *entries;
+} gift;
+
+static void add_to(gift *g, pen_replica_queue *queue, int at, const pen_queued *moved) {
+    memmove(&queue->entries[at], &queue->entries[at + 1],
+            (size_t)(--queue->length - at) * sizeof *queue->entries); /* they stay sorted */
+    g->there_ms += moved->cost_ms;
+    g->entries[g->count++] = *moved;
+    queue->tombstones[queue->tombstone_count++] = (tombstone){moved->stamp, g->thief};
+}
+
+/* The most urgent ones as far as the thief can start them at once. Each of n requests that run together takes its share
+ * of the time; and here one begins when (i + 1) ÷ n of what the n before it cost is gone, if i of them wait. */
+static void give_to_slots(gift *g, pen_replica_queue *queue, const pen_replica_load *load, double speed) {
+    double before_ms = load->running_ms;
+    int running = load->running > 0 ? load->running : 1;
+    for (int i = 0; i < queue->length && g->count < g->most && g->count < g->ask->free_slots;) {
+        double cost_ms = queue->entries[i].cost_ms;
+        pen_queued moved = for_thief(queue, &queue->entries[i], g->ask);
+        double here_ms = before_ms * (i + 1) / (running + i) + cost_ms * running;
+        double there_ms = moved.cost_ms * (g->ask->running + g->count + 1);
+        if (there_ms / g->ask->speed < here_ms / speed) {
+            add_to(g, queue, i, &moved);
+        } else {
+            before_ms += cost_ms;
+            i++;
+        }
+    }
+}
+
+/* Beginning with the least urgent one, each that the thief would be done with sooner: what starts soonest here stays.
+ */
+static void give_to_queue(gift *g, pen_replica_queue *queue, const pen_replica_load *load, double speed) {
+    double here_ms = load->running_ms + pen_replica_queue_cost_ms(queue);
+    for (int i = queue->length - 1; i >= 0 && g->count < g->most; i--) {
+        double cost_ms = queue->entries[i].cost_ms;
+        pen_queued moved = for_thief(queue, &queue->entries[i], g->ask);
+        bool sooner = (g->there_ms + moved.cost_ms) / g->ask->speed < here_ms / speed;
+        here_ms -= cost_ms;
+        if (sooner) add_to(g, queue, i, &moved);
+    }
+}
+
 int pen_replica_queue_give(pen_replica_queue *queue, int thief, const pen_steal_ask *ask, const pen_replica_load *load,
                            double speed, int64_t now_ns, pen_queued *entries, int capacity) {
-    int most = (queue->length + 1) / 2;
-    if (most > ask->most) most = ask->most;
-    if (most > capacity) most = capacity;
-    if (queue->draining || most <= 0 || !reserve_tombstones(queue, most)) return 0;
+    gift g = {
+        .ask = ask, .thief = thief, .most = (queue->length + 1) / 2, .there_ms = ask->backlog_ms, .entries = entries};
+    if (g.most > ask->most) g.most = ask->most;
+    if (g.most > capacity) g.most = capacity;
+    if (queue->draining || g.most <= 0 || !reserve_tombstones(queue, g.most)) return 0;
     sort_entries(queue, now_ns);
-    double here_ms = load->running_ms + pen_replica_queue_cost_ms(queue), there_ms = ask->backlog_ms;
-    int count = 0;
-    for (int i = queue->length - 1; i >= 0 && count < most; i--) {
-        pen_queued moved = for_thief(queue, &queue->entries[i], ask);
-        bool sooner = (there_ms + moved.cost_ms) / ask->speed < here_ms / speed;
-        here_ms -= queue->entries[i].cost_ms;
-        if (!sooner) continue;
-        take_out(queue, i); /* who fills the place was looked at before */
-        there_ms += moved.cost_ms;
-        entries[count++] = moved;
-        queue->tombstones[queue->tombstone_count++] = (tombstone){moved.stamp, thief};
-    }
-    queue->counts.given += (uint64_t)count;
-    return count;
+    give_to_slots(&g, queue, load, speed);
+    give_to_queue(&g, queue, load, speed);
+    queue->counts.given += (uint64_t)g.count;
+    return g.count;
 }
 
 void pen_replica_queue_adopted(pen_replica_queue *queue, pen_stamp stamp) {

@@ -66,8 +66,9 @@ typedef struct pen_steal_ask {
     double backlog_ms; /* what it has yet to do */
     double speed;      /* how fast it is: a cost of 1 ms takes it so much less than a millisecond */
     pen_token_cost cost;
-    int free_slots; /* requests that it could start at once */
-    int most;       /* requests that it wants at most */
+    int running;    /* requests */
+    int free_slots; /* … that it could start at once */
+    int most;       /* … that it wants at most */
 } pen_steal_ask;
 
 /* Whether to ask now, and whom. `load` is this leader's own. */

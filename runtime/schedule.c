@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <limits.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -92,6 +93,19 @@ int pen_schedule_limit(const pen_schedule *schedule) {
 
 int pen_schedule_depth(const pen_schedule *schedule) {
     return schedule->depth;
+}
+
+pen_step_shape pen_microbatch_shape(const pen_microbatch *microbatch) {
+    pen_step_shape shape = {.rows = microbatch->rows, .logit_rows = microbatch->logit_count};
+    double decode_positions = 0, prompt_positions = 0;
+    for (int i = 0; i < microbatch->run_count; i++) {
+        const pen_scheduled_run *run = &microbatch->runs[i];
+        shape.decodes += run->rows == 1;
+        *(run->rows == 1 ? &decode_positions : &prompt_positions) += (double)run->rows * run->position;
+    }
+    shape.decode_context = decode_positions / fmax(shape.decodes, 1);
+    shape.prompt_context = prompt_positions / fmax(shape.rows - shape.decodes, 1);
+    return shape;
 }
 
 /* ---- Sequences -------------------------------------------------------------------------------------------------- */
@@ -491,6 +505,16 @@ static void take_prompts(pen_schedule *schedule, int share, pen_microbatch *micr
     }
 }
 
+/* Nothing is in flight, and nothing could be formed: whether somebody has rows to run, for which there are no blocks.
+ * All others wait to be continued. */
+static bool lacks_blocks(const pen_schedule *schedule) {
+    for (int i = 0; i < schedule->running; i++) {
+        const sequence *s = &schedule->slots[schedule->order[i]];
+        if (s->next < s->known) return true;
+    }
+    return false;
+}
+
 bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
     if (schedule->exhausted || schedule->in_flight == schedule->options.in_flight) return false;
     admit(schedule);
@@ -510,7 +534,7 @@ bool pen_schedule_next(pen_schedule *schedule, pen_microbatch *microbatch) {
     take_prompts(schedule, share, microbatch);
     /* Prompts that have begun may hold all blocks between them. When nobody is left to give any up, the least urgent
      * must. */
-    while (microbatch->rows == 0 && schedule->in_flight == 0 && schedule->running > 1 &&
+    while (microbatch->rows == 0 && schedule->in_flight == 0 && schedule->running > 1 && lacks_blocks(schedule) &&
            pause_last(schedule, schedule->slots[schedule->order[0]].number))
         take_prompts(schedule, share, microbatch);
     schedule->exhausted = microbatch->rows == 0;

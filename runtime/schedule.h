@@ -21,6 +21,7 @@
 #define PEN_SCHEDULE_H
 
 #include "kvcache.h"
+#include "profile.h"
 #include "status.h"
 
 #include <stdbool.h>
@@ -57,6 +58,9 @@ typedef struct pen_microbatch {
     int old_blocks;          /* that it tells the stages of, in tables of which they have never heard */
     pen_scheduled_run *runs; /* [options.rows] */
 } pen_microbatch;
+
+/* What it costs by. */
+pen_step_shape pen_microbatch_shape(const pen_microbatch *microbatch);
 
 /* `cache` gives the sequences their blocks and outlives the schedule. */
 pen_status pen_schedule_create(const pen_schedule_options *options, pen_kvcache *cache, pen_schedule **schedule);

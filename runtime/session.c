@@ -72,6 +72,9 @@ int pen_session_replicas(const pen_session *session) {
 int pen_session_slots(const pen_session *session) {
     return session->layout.sequences;
 }
+pen_world *pen_session_world(const pen_session *session) {
+    return session->world;
+}
 const pen_plan *pen_session_solved(const pen_session *session) {
     return session->plan;
 }
@@ -639,8 +642,7 @@ pen_status pen_session_measure(pen_session *session, double *ms) {
 
 static double predicted_ms(void *context, int stage, const pen_simulated_step *step) {
     const pen_session *session = context;
-    pen_step_shape shape = {step->rows, step->logit_rows, step->context};
-    return pen_step_cost_stage_ms(session->cost, stage, &shape);
+    return pen_step_cost_stage_ms(session->cost, stage, &step->shape);
 }
 
 pen_status pen_session_simulate(const pen_session *session, const pen_simulated_watch *watch,

@@ -36,7 +36,8 @@ pen_status pen_session_open(pen_world *world, const pen_config *config, pen_sess
 void pen_session_close(pen_session *session);
 
 const pen_model *pen_session_model(const pen_session *session);
-int pen_session_max_len(const pen_session *session); /* longest sequence allowed */
+pen_world *pen_session_world(const pen_session *session); /* for pen_world_beat in what takes long */
+int pen_session_max_len(const pen_session *session);      /* longest sequence allowed */
 
 /* What the requests of this run need; counts on rank 0 only. */
 typedef struct pen_session_need {

@@ -326,7 +326,12 @@ pen_sim_link pen_sim_profile_link(const pen_sim_profile *sim) {
 
 static double unit_ms(void *context, int unit, const pen_sim_load *load) {
     const pen_sim_profile *sim = context;
-    double ms = pen_profile_unit_ms(sim->times, sim->model, unit, load->rows, load->logit_rows, load->context);
+    const pen_step_shape shape = {.rows = load->rows,
+                                  .logit_rows = load->logit_rows,
+                                  .decodes = load->decodes,
+                                  .decode_context = load->decode_context,
+                                  .prompt_context = load->prompt_context};
+    double ms = pen_profile_unit_ms(sim->times, sim->model, unit, &shape);
     for (int i = 0; i < sim->slowdown_count; i++)
         if (load->at_s >= sim->slowdowns[i].from_s && load->at_s < sim->slowdowns[i].to_s)
             ms *= sim->slowdowns[i].factor;

@@ -77,15 +77,6 @@ static void unmake(simulator *s) {
 
 /* ---- The way of a step ------------------------------------------------------------------------------------------- */
 
-static double mean_context(const pen_microbatch *microbatch) {
-    double before = 0;
-    for (int i = 0; i < microbatch->run_count; i++) {
-        const pen_scheduled_run *run = &microbatch->runs[i];
-        before += (double)run->rows * (run->position + (run->rows - 1) / 2.0);
-    }
-    return before / microbatch->rows;
-}
-
 /* Seconds of what is counted, as far as it lies between two times. */
 static double counted_s(const simulator *s, double begin_ms, double end_ms) {
     return fmax(fmin(end_ms, s->to_ms) - fmax(begin_ms, s->from_ms), 0) * 1e-3;
@@ -112,20 +103,19 @@ static void launch(simulator *s, flight *f) {
     int copies; /* what the leader would tell the stages of */
     pen_kvcache_take_copies(s->cache, &copies);
     for (int i = 0; i < microbatch->run_count; i++) pen_kvcache_tell(s->cache, microbatch->runs[i].slot);
-    pen_simulated_step step = {
-        .rows = microbatch->rows, .logit_rows = microbatch->logit_count, .context = mean_context(microbatch)};
+    pen_simulated_step step = {.shape = pen_microbatch_shape(microbatch)};
     double arrived = s->now_ms; /* of the rows at the stage */
     for (int i = 0; i < s->stage_count; i++) {
         stage *own = &s->stages[i];
         if (i > 0) {
             stage *before = &s->stages[i - 1];
-            before->wire_free_ms = fmax(before->wire_free_ms, before->end_ms) + step.rows * o->ms_per_row;
+            before->wire_free_ms = fmax(before->wire_free_ms, before->end_ms) + step.shape.rows * o->ms_per_row;
             arrived = before->wire_free_ms + o->latency_ms;
             before->sent_ms[slot] = fmax(arrived, own->sent_ms[slot]); /* it is received where there is a slot */
         }
         step.at_ms = fmax(fmax(arrived, own->sent_ms[slot]), own->end_ms);
         double ms = o->stage_ms(o->context, i, &step);
-        account(s, i, s->now_ms + (i > 0 ? o->latency_ms : 0), arrived, step.at_ms, ms, step.rows);
+        account(s, i, s->now_ms + (i > 0 ? o->latency_ms : 0), arrived, step.at_ms, ms, microbatch->rows);
         own->end_ms = step.at_ms + ms;
         if (i == 0) {
             f->start_ms = step.at_ms;

@@ -9,13 +9,13 @@
 #define PEN_SIMULATE_H
 
 #include "metrics.h"
+#include "profile.h"
 #include "schedule.h"
 
 /* A microbatch at a stage. */
 typedef struct pen_simulated_step {
-    int rows, logit_rows;
-    double context; /* positions before a row, on average */
-    double at_ms;   /* when it begins */
+    pen_step_shape shape;
+    double at_ms; /* when it begins */
 } pen_simulated_step;
 
 /* Milliseconds that a stage takes. */

@@ -1,6 +1,6 @@
-/* What a step costs; see step_cost.h. A profile's times are linear between the rows of its grid and linear in the
- * context. So are sums over a stage's units, which are kept at rows 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, …: four
- * to each doubling, all that profiles are measured at among them. */
+/* What a step costs; see step_cost.h. A profile's times are linear between the rows of its grid, and linear in the
+ * positions that decodes and chunks attend to. So are sums over a stage's units, which are kept at rows 1, 2, 3, 4, 5,
+ * 6, 7, 8, 10, 12, 14, 16, 20, …: four to each doubling, all that profiles are measured at among them. */
 #include "step_cost.h"
 
 #include <math.h>
@@ -12,13 +12,13 @@
 
 enum { DOUBLINGS = 14, GRID = 3 + 4 * DOUBLINGS + 1 }; /* up to 65,536 rows */
 
-/* Milliseconds at the grid's rows: without context, and more for each position of it. */
 typedef struct curve {
-    double ms[GRID], ms_per_position[GRID];
+    double ms[GRID]; /* without context */
 } curve;
 
 typedef struct stage_cost {
-    curve rows, logits;      /* of the units that all rows go through, and of the head */
+    curve rows, logits; /* of the units that all rows go through, and of the head */
+    double decode_position_ms, prompt_position_ms;
     double send_ms, wire_ms; /* per row */
 } stage_cost;
 
@@ -50,18 +50,17 @@ static double grid_rows(int i) {
 }
 
 /* At most one row costs as one; beyond the last point in proportion. */
-static double look_up(const curve *c, double rows, double context) {
+static double look_up(const curve *c, double rows) {
     if (rows <= 0) return 0;
-    if (rows <= 1) return c->ms[0] + context * c->ms_per_position[0];
+    if (rows <= 1) return c->ms[0];
     int i = (int)rows - 1; /* the last grid point at or below `rows` */
     if (rows >= 4) {
         int doubling = ilogb(rows);
         i = 3 + 4 * (doubling - 2) + (int)(4 * rows / (1 << doubling) - 4);
     }
-    if (i >= GRID - 1) return (c->ms[GRID - 1] + context * c->ms_per_position[GRID - 1]) * rows / grid_rows(GRID - 1);
+    if (i >= GRID - 1) return c->ms[GRID - 1] * rows / grid_rows(GRID - 1);
     double share = (rows - grid_rows(i)) / (grid_rows(i + 1) - grid_rows(i));
-    double ms = c->ms[i] + share * (c->ms[i + 1] - c->ms[i]);
-    return ms + context * (c->ms_per_position[i] + share * (c->ms_per_position[i + 1] - c->ms_per_position[i]));
+    return c->ms[i] + share * (c->ms[i + 1] - c->ms[i]);
 }
 
 /* ---- Making ------------------------------------------------------------------------------------------------------ */
@@ -88,16 +87,18 @@ static void set_stage(pen_step_cost *cost, int stage, const stage_cost *of) {
 }
 
 /* `planned_ms` is what the unit takes there with the planned rows; the profile, of one device, gives the proportion. */
-static void add_profiled(curve *to, const pen_model *model, const pen_profile *profile, int unit,
+static void add_profiled(stage_cost *stage, curve *to, const pen_model *model, const pen_profile *profile, int unit,
                          const pen_step_shape *planned, double planned_ms) {
-    double measured = pen_profile_unit_ms(profile, model, unit, planned->rows, planned->logit_rows, planned->context);
+    double measured = pen_profile_unit_ms(profile, model, unit, planned);
     double factor = measured > 0 ? planned_ms / measured : 1;
     for (int i = 0; i < GRID; i++) {
-        double rows = grid_rows(i), bare = pen_profile_unit_ms(profile, model, unit, rows, rows, 0);
-        double deep = pen_profile_unit_ms(profile, model, unit, rows, rows, planned->context);
-        to->ms[i] += factor * bare;
-        if (planned->context > 0) to->ms_per_position[i] += factor * (deep - bare) / planned->context;
+        pen_step_shape bare = {.rows = grid_rows(i), .logit_rows = grid_rows(i)};
+        to->ms[i] += factor * pen_profile_unit_ms(profile, model, unit, &bare);
     }
+    pen_step_shape row = {.rows = 1, .logit_rows = 1}, decode = {1, 1, 1, 1, 0}, prompt = {1, 1, 0, 0, 1};
+    double bare_ms = pen_profile_unit_ms(profile, model, unit, &row);
+    stage->decode_position_ms += factor * (pen_profile_unit_ms(profile, model, unit, &decode) - bare_ms);
+    stage->prompt_position_ms += factor * (pen_profile_unit_ms(profile, model, unit, &prompt) - bare_ms);
 }
 
 static void add_even(curve *to, double fixed_ms, double row_ms) {
@@ -115,7 +116,7 @@ pen_status pen_step_cost_create(const pen_plan *plan, const pen_model *model, co
             double ms = pen_plan_unit_ms(plan, u, stage->device), rows = head ? planned->logit_rows : planned->rows;
             curve *units = head ? &own.logits : &own.rows;
             if (profile)
-                add_profiled(units, model, profile, u, planned, ms);
+                add_profiled(&own, units, model, profile, u, planned, ms);
             else
                 add_even(units, ms * FIXED_ROWS / (FIXED_ROWS + rows), ms / (FIXED_ROWS + rows));
         }
@@ -138,8 +139,9 @@ pen_status pen_step_cost_create_even(int stages, double fixed_ms, double row_ms,
 /* ---- Asking ------------------------------------------------------------------------------------------------------ */
 
 static double compute_ms(const stage_cost *stage, const pen_step_shape *shape) {
-    return look_up(&stage->rows, shape->rows, shape->context) +
-           look_up(&stage->logits, shape->logit_rows, shape->context);
+    return look_up(&stage->rows, shape->rows) + look_up(&stage->logits, shape->logit_rows) +
+           stage->decode_position_ms * shape->decodes * shape->decode_context +
+           stage->prompt_position_ms * (shape->rows - shape->decodes) * shape->prompt_context;
 }
 
 double pen_step_cost_stage_ms(const pen_step_cost *cost, int stage, const pen_step_shape *shape) {

@@ -11,12 +11,6 @@
 
 typedef struct pen_step_cost pen_step_cost;
 
-/* Averages may be fractions. */
-typedef struct pen_step_shape {
-    double rows, logit_rows;
-    double context; /* positions before a row */
-} pen_step_shape;
-
 /* `planned` is the microbatch that the plan's times are for. Without a profile (NULL; then `model` may be NULL, too)
  * all times are in proportion to a fixed part and the rows. */
 pen_status pen_step_cost_create(const pen_plan *plan, const pen_model *model, const pen_profile *profile,

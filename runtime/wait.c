@@ -14,8 +14,8 @@ enum {
     SLICE_SHARED_NS = 100 * 1000,
     SLICE_DUE_NS = 1000 * 1000,
     SLICE_IDLE_NS = 1000 * 1000,
-    SLICE_LONG_IDLE_NS = 5 * 1000 * 1000,
-    SETTLE_NS = 10 * 1000 * 1000, /* without work: short slices for this long, the next request may be near */
+    SLICE_LONG_IDLE_NS = 5500 * 1000, /* an answer may take 6 ms */
+    SETTLE_NS = 10 * 1000 * 1000,     /* without work: short slices for this long, the next request may be near */
     LONG_IDLE_NS = 1000 * 1000 * 1000,
     LONG_NS = 100 * 1000 * 1000,   /* a wait worth a line in the log, */
     QUIET_NS = 1000 * 1000 * 1000, /* of which there are no more than one in this time */

@@ -4,8 +4,9 @@
  * Where the rank has a core of its own and work is in flight, it looks again and again for 10 ms, and then sleeps in
  * slices of a few µs: an answer is seen within 50 µs. (A sleep that short costs as much as looking, on a virtual
  * machine nearly a whole core, but leaves others some.) Without a core of its own, slices are 100 µs. With no work in
- * flight slices grow to 1 ms and, after a second, to 5 ms: an idle rank costs well under 1 % of a core. Where it is
- * known when the device will be done, the rank wakes for that and else only now and then, to keep the links moving.
+ * flight slices grow to 1 ms and, after a second, to 5.5 ms: an idle rank costs little more than sleeping does, and
+ * answers within 6 ms. Where it is known when the device will be done, the rank wakes for that and else only now and
+ * then, to keep the links moving.
  *
  * Whoever waits knows for whom and for what, and says so at log level debug when it takes long.
  */

@@ -22,9 +22,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { TAG_LENGTH = 1, TAG_DATA, TAG_BEAT, TAG_HUSH, TAG_CLOCK };
+enum { TAG_LENGTH = 1, TAG_DATA, TAG_BEAT, TAG_HUSH, TAG_CLOCK, TAG_DROPPED };
 
-enum { WATCHDOG_S = 60, ABORT_S = 5, HUSH_MS = 10, DRAIN_MS = 500 };
+enum { WATCHDOG_S = 60, ABORT_S = 5, HUSH_MS = 10, DRAIN_MS = 500, TELL_MS = 200 };
 static const int64_t BEAT_NS = 1000 * 1000 * 1000;
 static const uint64_t BLOB_MAX = 1u << 30;
 
@@ -41,6 +41,7 @@ struct pen_world {
     MPI_Request *beats;  /* [size] of sent beats; one outstanding each */
     int64_t *heard_ns;   /* [size] when something last came from a rank */
     struct pollfd *ends; /* [size] that tell of the end of a rank of this machine; -1 for the others */
+    bool headless;       /* rank 0 has ended */
     pen_wait wait;
 };
 
@@ -99,6 +100,12 @@ static void raise_eager_limits(void) {
     setenv("OMPI_MCA_btl_tcp_max_send_size", "262144", 0);
 }
 
+/* Once a connection was lost, Open MPI 4.1 believes that nobody uses TCP any more, and looks for what comes over the
+ * other ones every 10 ms: a pipeline would crawl. So many µs instead. */
+static void keep_looking_at_tcp(void) {
+    setenv("OMPI_MCA_mpi_event_tick_rate", "100", 0);
+}
+
 static pen_status mpi_status(int code, const char *doing) {
     if (code == MPI_SUCCESS) return PEN_OK;
     char text[MPI_MAX_ERROR_STRING];
@@ -109,6 +116,7 @@ static pen_status mpi_status(int code, const char *doing) {
 
 static pen_status start_mpi(pen_world *world) {
     raise_eager_limits();
+    keep_looking_at_tcp();
     watchdog("MPI_Init");
     int provided, argc = 0;
     char **argv = NULL;
@@ -239,8 +247,14 @@ void pen_world_abort(pen_world *world, pen_status status) {
 }
 
 void pen_world_drop_out(pen_world *world, pen_status status) {
-    if (!pen_world_recovers(world)) pen_world_abort(world, status);
+    if (!pen_world_recovers(world) || world->headless) pen_world_abort(world, status);
     fprintf(stderr, "penstock: %s\n", pen_last_error());
+    MPI_Request request; /* rank 0 may be on another machine, where it cannot see us go */
+    int told = MPI_Isend(NULL, 0, MPI_BYTE, 0, TAG_DROPPED, world->talk, &request) != MPI_SUCCESS;
+    for (int i = 0; i < TELL_MS && !told; i++) {
+        pen_clock_sleep_until(pen_clock_ns() + 1000 * 1000);
+        if (MPI_Test(&request, &told, MPI_STATUS_IGNORE) != MPI_SUCCESS) break;
+    }
     _exit((int)status);
 }
 
@@ -267,15 +281,30 @@ bool pen_world_recovers(const pen_world *world) {
     return world->mpi && pen_launcher_recovers();
 }
 
+/* Whether the end of this rank is news; it is not again. */
+static bool is_news(pen_world *world, int rank) {
+    struct pollfd *end = &world->ends[rank];
+    bool news = end->events != 0;
+    if (end->fd >= 0) close(end->fd);
+    *end = (struct pollfd){.fd = -1};
+    world->headless |= rank == 0;
+    return news;
+}
+
+/* A rank that has told rank 0 that it goes; -1: none. */
+static int find_dropped(pen_world *world) {
+    int here;
+    MPI_Status status;
+    if (MPI_Iprobe(MPI_ANY_SOURCE, TAG_DROPPED, world->talk, &here, &status) != MPI_SUCCESS || !here) return -1;
+    MPI_Recv(NULL, 0, MPI_BYTE, status.MPI_SOURCE, TAG_DROPPED, world->talk, MPI_STATUS_IGNORE);
+    return is_news(world, status.MPI_SOURCE) ? status.MPI_SOURCE : -1;
+}
+
 int pen_world_find_dead(pen_world *world) {
-    if (poll(world->ends, (nfds_t)world->size, 0) <= 0) return -1;
-    for (int r = 0; r < world->size; r++) {
-        if (!world->ends[r].revents) continue;
-        close(world->ends[r].fd);
-        world->ends[r].fd = -1;
-        return r;
-    }
-    return -1;
+    int ended = poll(world->ends, (nfds_t)world->size, 0);
+    for (int r = 0; r < world->size && ended > 0; r++)
+        if (world->ends[r].revents && is_news(world, r)) return r;
+    return world->mpi && world->rank == 0 ? find_dropped(world) : -1;
 }
 
 int pen_world_rank(const pen_world *world) {

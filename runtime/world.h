@@ -37,7 +37,7 @@ void pen_world_destroy(pen_world *world);
  * Where the launcher recovers, its exit code is 1 if this rank is on its node, and 0 otherwise: it will not be told. */
 _Noreturn void pen_world_abort(pen_world *world, pen_status status);
 /* For failures of this rank's replica: says what went wrong, and ends this process only where the launcher recovers.
- * Elsewhere the same as pen_world_abort. */
+ * Elsewhere the same as pen_world_abort, and where rank 0 was found dead, without whom nobody goes on. */
 _Noreturn void pen_world_drop_out(pen_world *world, pen_status status);
 /* For rank 0 when all is done and some ranks are lost, so that pen_world_destroy would wait in vain: ends this process
  * and every other rank, now; the launcher's exit code is 0. */
@@ -47,8 +47,8 @@ _Noreturn void pen_world_finish(pen_world *world);
 bool pen_world_draining(const pen_world *world);
 /* Whether the launcher lets the others live when a rank is lost (mpirun --enable-recovery). */
 bool pen_world_recovers(const pen_world *world);
-/* A rank of this machine that has ended, each told of once; -1: none. Those of other machines cannot be seen from here:
- * they fall silent, and MPI says nothing. Costs a microsecond. */
+/* A rank of this machine that has ended, each told of once; -1: none. Those of other machines cannot be seen from here
+ * and MPI says nothing of them; but rank 0 is told of here by those that drop out. Costs a microsecond. */
 int pen_world_find_dead(pen_world *world);
 
 int pen_world_rank(const pen_world *world);

@@ -44,7 +44,8 @@ MAY_NOT_INCLUDE = {
 MPI_FILES = re.compile(r"runtime/(world\w*|link_mpi|mail)\.c|launch/version\.c|tests/mpi/\w+\.c")
 
 # Options of other programs that the documents mention.
-FOREIGN_OPTIONS = {"--oversubscribe", "--preset", "--build", "--target", "--test-dir"}
+FOREIGN_OPTIONS = {"--bind-to", "--build", "--enable-recovery", "--kill-on-bad-exit", "--mca", "--mpi", "--oversubscribe",
+                   "--preset", "--target", "--test-dir"}
 
 
 def files(*suffixes):

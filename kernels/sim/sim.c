@@ -236,13 +236,16 @@ static double unit_ms(pen_device *device, int unit) {
 
 static void set_batch(pen_device *base, const pen_batch *batch) {
     sim_device *device = sim(base);
-    double before = 0;
+    pen_sim_load load = {.rows = batch->rows, .logit_rows = batch->logit_count};
+    double decode_positions = 0, prompt_positions = 0;
     for (int r = 0; r < batch->run_count; r++) {
         const pen_run *run = &batch->runs[r];
-        before += (double)run->rows * (run->position + (run->rows - 1) / 2.0);
+        load.decodes += run->rows == 1;
+        *(run->rows == 1 ? &decode_positions : &prompt_positions) += (double)run->rows * run->position;
     }
-    device->load =
-        (pen_sim_load){.rows = batch->rows, .logit_rows = batch->logit_count, .context = before / batch->rows};
+    if (load.decodes > 0) load.decode_context = decode_positions / load.decodes;
+    if (load.rows > load.decodes) load.prompt_context = prompt_positions / (load.rows - load.decodes);
+    device->load = load;
     device->unit = -1;
     int64_t now = pen_clock_ns();
     if (device->end_ns < now) device->end_ns = now; /* the stream was idle */

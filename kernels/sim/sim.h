@@ -16,8 +16,10 @@
 /* What a unit is about to work on. */
 typedef struct pen_sim_load {
     int rows, logit_rows;
-    double context; /* positions before a row, on average */
-    double at_s;    /* seconds since the device was made, before --time-scale: when the unit begins */
+    int decodes;           /* rows that are their run's only one */
+    double decode_context; /* positions before one of them, on average … */
+    double prompt_context; /* … and before the run of another row */
+    double at_s;           /* seconds since the device was made, before --time-scale: when the unit begins */
 } pen_sim_load;
 
 /* Milliseconds of a unit, before scaling. */

@@ -4,7 +4,10 @@
 links  16 streams on two ranks of one thread: pipeline efficiency and speed by default, with CMA off and over TCP, in
        turns; the median over the rounds of each round's ratio to the default. And from traces: the part of its time that
        a stage has nothing to do while what it waits for has been sent, be it rows or token ids on their way back.
-idle   CPU time of every rank's threads while the program is up and nobody asks for anything.
+trace  What --trace costs: recording a step (bench_trace) as a part of a step's time, which is the figure that has a
+       bound; and the speed of the same load with and without it, in turns, which says no more than its spread.
+idle   CPU time of every rank's threads while the program is up and nobody asks for anything. Beside it, measured just
+       before and after, a process that only sleeps as long at a time: on a virtual machine waking up is most of it.
 wake   One stream: from the end of a stage's step to the beginning of the next stage's, which waits for it. Beside it,
        from the end of the last stage's to the beginning of the first one's next, in which it also makes that step. With
        a core a rank, and with more ranks than cores.
@@ -39,6 +42,7 @@ CONDITIONS = {
     "tcp": {"OMPI_MCA_btl": "tcp,self"},
 }
 DEEP_US = 1.05e6  # idle for as long: deep
+SLICE_S = 0.0055  # then a rank sleeps so long at a time (runtime/wait.c)
 
 
 class Bench:
@@ -122,22 +126,53 @@ def measure_links(bench, model):
                  lambda r: r[condition]["pipeline_efficiency"] / r["default"]["pipeline_efficiency"], 0.97, least=True)
 
 
+# ---- Trace ----------------------------------------------------------------------------------------------------------
+
+def measure_trace(bench, model):
+    name = Path(model).name
+    load = ["--concurrency", 16, "--num-prompts", 32, "--prompt-tokens", 128, "--output-tokens", 64]
+    bench.trace(2, model, *load[:2], "--num-prompts", 1, *load[4:])  # measures the profile
+
+    def plain():
+        return bench.launcher.run(*bench.line(model, *load), ranks=2, limit=600).json()["runs"][0]
+
+    def traced():
+        return bench.trace(2, model, *load)[0]
+
+    rounds = []
+    for number in range(2 * bench.arguments.rounds):
+        first, second = (plain, traced) if number % 2 == 0 else (traced, plain)
+        a, b = first(), second()
+        rounds.append((a, b) if number % 2 == 0 else (b, a))
+    ratios = sorted(t["total_tokens_per_s"] / p["total_tokens_per_s"] for p, t in rounds)
+    step_us = min(statistics.median(1e6 * p["stages"][s]["busy_s"] / p["stages"][s]["steps"] for p, _ in rounds)
+                  for s in range(2))
+    record = json.loads(subprocess.run([bench.arguments.penstock.parent / "tests/bench_trace"], check=True,
+                                       stdout=subprocess.PIPE).stdout)
+    bench.show("trace", "recording a step", record["record_ns"] / 1000, "us")
+    bench.show("trace", f"{name}: the quickest stage's step", step_us, "us")
+    bench.show("trace", f"{name}: recording, of a step's time", record["record_ns"] / 10 / step_us, "%", 1)
+    bench.show("trace", f"{name}: speed with ÷ without, median of {len(ratios)}", statistics.median(ratios), "")
+    bench.show("trace", f"{name}: the lowest of them", ratios[0], "")
+    bench.show("trace", f"{name}: the highest of them", ratios[-1], "")
+
+
 # ---- Idle -----------------------------------------------------------------------------------------------------------
 
 def cpu_seconds(pid):
     return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) * 1e-9
 
 
-def measure_sleeper(bench):
-    """What the machine takes for the sleeping alone: no rank that looks every 5 ms can take less."""
+def sleeper_share():
+    """What the machine takes for the sleeping alone, in % of a core: no rank that looks as often can take less."""
     began, used = time.monotonic(), time.process_time()
     while time.monotonic() < began + 5:
-        time.sleep(0.005)
-    share = 100 * (time.process_time() - used) / (time.monotonic() - began)
-    bench.show("idle", "a process that sleeps 5 ms at a time and does nothing else", share, "%")
+        time.sleep(SLICE_S)
+    return 100 * (time.process_time() - used) / (time.monotonic() - began)
 
 
 def measure_idle(bench, ranks):
+    sleepers = [sleeper_share()]
     mark = f"idle-{os.getpid()}-{ranks}"
     # The first request would come after a quarter of an hour.
     line = bench.line(TINY, "--request-rate", 0.001, "--num-prompts", 1, "--prompt-tokens", 8, "--output-tokens", 4)
@@ -158,9 +193,12 @@ def measure_idle(bench, ranks):
     process.send_signal(signal.SIGTERM)
     process.wait()
     drain.join()
-    shares = [100 * u / wall for u in used]
+    sleepers.append(sleeper_share())
+    shares, sleeper = [100 * u / wall for u in used], statistics.mean(sleepers)
     what = f"{ranks} ranks, {wall:.0f} s: a core's share of the busiest"
     bench.show("idle", what, max(shares), "%", 1)
+    bench.show("idle", f"{ranks} ranks: a process that only sleeps {1000 * SLICE_S} ms at a time", sleeper, "%")
+    bench.show("idle", f"{ranks} ranks: the busiest above it", max(shares) - sleeper, "%", 0.1)
     bench.show("idle", f"{ranks} ranks, {wall:.0f} s: CPU time of all", sum(used), "s")
 
 
@@ -198,12 +236,12 @@ def processor():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--penstock", required=True)
-    parser.add_argument("--model", action="append", help="for links; may be given again")
+    parser.add_argument("--penstock", required=True, type=Path)
+    parser.add_argument("--model", action="append", help="for links and trace; may be given again")
     parser.add_argument("--mpirun", default="mpirun")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--idle", type=float, default=30, metavar="SECONDS")
-    parser.add_argument("--only", default="links,idle,wake,deep", metavar="PART,…")
+    parser.add_argument("--only", default="links,trace,idle,wake,deep", metavar="PART,…")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")
     arguments = parser.parse_args()
     bench, parts = Bench(arguments), arguments.only.split(",")
@@ -215,12 +253,12 @@ def main():
             measure_wake(bench, 2 * cores, f"{2 * cores} ranks, which may not", 250)
         if "deep" in parts:
             measure_deep(bench)
-        if "idle" in parts:
-            measure_sleeper(bench)
         for ranks in (2, 4, 8) if "idle" in parts else ():
             measure_idle(bench, ranks)
         for model in arguments.model or () if "links" in parts else ():
             measure_links(bench, model)
+        for model in arguments.model or () if "trace" in parts else ():
+            measure_trace(bench, model)
     finally:
         shutil.rmtree(bench.folder)
     print(f"{bench.missed} of the bounds missed")

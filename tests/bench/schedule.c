@@ -91,16 +91,16 @@ static double stage_ms(void *context, int stage, const pen_simulated_step *step)
     const machine *m = context;
     double sum = 0;
     for (int u = m->plan->stages[stage].first; u <= m->plan->stages[stage].last; u++)
-        sum += pen_profile_unit_ms(m->times, m->model, u, step->rows, step->logit_rows, step->context);
+        sum += pen_profile_unit_ms(m->times, m->model, u, &step->shape);
     return sum;
 }
 
-static double slowest_ms(const machine *m, double rows, double logit_rows, double context) {
+static double slowest_ms(const machine *m, const pen_step_shape *shape) {
     double most = 0;
     for (int s = 0; s < m->plan->stage_count; s++) {
         double sum = 0;
         for (int u = m->plan->stages[s].first; u <= m->plan->stages[s].last; u++)
-            sum += pen_profile_unit_ms(m->times, m->model, u, rows, logit_rows, context);
+            sum += pen_profile_unit_ms(m->times, m->model, u, shape);
         most = fmax(most, sum);
     }
     return most;
@@ -135,7 +135,12 @@ static double capacity(const machine *m, int sequences) {
     double prompt = m->plan->workload.prompt_tokens, output = m->plan->workload.output_tokens;
     int in_flight = m->plan->stage_count + 1;
     double decodes = (double)sequences / in_flight;
-    double ms = slowest_ms(m, decodes * (1 + prompt / output), decodes * (1 + 1 / output), prompt + output / 2);
+    pen_step_shape shape = {.rows = decodes * (1 + prompt / output),
+                            .logit_rows = decodes * (1 + 1 / output),
+                            .decodes = decodes,
+                            .decode_context = prompt + output / 2,
+                            .prompt_context = prompt / 2};
+    double ms = slowest_ms(m, &shape);
     return 1000 * sequences / (in_flight * ms * output);
 }
 
@@ -145,13 +150,17 @@ static void make_load(load_kind kind, int streams, run *r) {
     pen_load load = {.prompt_tokens = plan->workload.prompt_tokens,
                      .output_tokens = plan->workload.output_tokens,
                      .length_spread = kind == POISSON ? SPREAD : 0,
+                     .requests = kind == LONG || kind == DECODE ? streams : 4 * streams,
+                     .request_rate = 0.8 * capacity(r->machine, streams),
+                     .burstiness = 1,
                      .seed = 1};
-    int count = r->count = kind == LONG || kind == DECODE ? streams : 4 * streams;
+    int count = r->count = load.requests;
     int64_t *arrivals = claim((size_t)count, sizeof *arrivals);
-    double token_ms = slowest_ms(r->machine, STREAMS_EACH, STREAMS_EACH, 100) * plan->stage_count;
+    pen_step_shape shape = {STREAMS_EACH, STREAMS_EACH, STREAMS_EACH, 100, 0};
+    double token_ms = slowest_ms(r->machine, &shape) * plan->stage_count;
     r->requests = claim((size_t)count, sizeof *r->requests);
     r->waiting = kind == STEADY ? streams : count;
-    if (kind == POISSON) pen_load_arrivals(0.8 * capacity(r->machine, streams), load.seed, arrivals, count);
+    if (kind == POISSON) pen_load_arrivals(&load, arrivals);
     for (int i = 0; i < count; i++) {
         pen_simulated_request *request = &r->requests[i];
         pen_load_lengths(&load, i, &request->prompt, &request->output);
@@ -185,12 +194,11 @@ static int split(machine *m, load_kind kind, int stages) {
     int streams = kind == LONG ? LONG_AMID + 1 : (stages + 1) * STREAMS_EACH;
     pen_plan_workload workload = m->plan->workload = workload_of(kind, streams);
     pen_steady steady = pen_profile_steady(workload.prompt_tokens, workload.output_tokens, streams, stages + 1);
+    pen_step_shape planned = pen_profile_shape(&steady);
     for (int u = 0; u < m->plan->unit_count; u++)
-        m->plan->units[u].time_ms =
-            pen_profile_unit_ms(m->times, m->model, u, steady.rows, steady.logit_rows, steady.context);
+        m->plan->units[u].time_ms = pen_profile_unit_ms(m->times, m->model, u, &planned);
     check(pen_plan_solve(m->plan, &(pen_plan_options){.stages = stages, .memory = UINT64_C(1) << 50}));
     pen_step_cost_destroy(m->cost);
-    pen_step_shape planned = {steady.rows, steady.logit_rows, steady.context};
     check(pen_step_cost_create(m->plan, m->model, m->times, &planned, &m->cost));
     return streams;
 }

@@ -88,7 +88,8 @@ static void use_profile(const char *text, size_t length) {
     if (pen_profile_decode(text, length, &profile) != PEN_OK) return;
     for (int u = 0; pen_profile_covers(profile, model) && u < pen_model_unit_count(model); u++)
         for (double rows = 0; rows < 2000; rows = 3 * rows + 1) {
-            double ms = pen_profile_unit_ms(profile, model, u, rows, rows / 2, 100 * rows);
+            const pen_step_shape shape = {rows, rows / 2, rows / 2, 100 * rows, 10 * rows};
+            double ms = pen_profile_unit_ms(profile, model, u, &shape);
             require(!isnan(ms) && ms >= 0);
         }
     char *again = pen_profile_encode(profile);

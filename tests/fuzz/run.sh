@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 seconds=${1:-30}
 [ $# = 0 ] || shift
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(gguf tokenizer plan wire batch)
+[ ${#targets[@]} -gt 0 ] || targets=(gguf tokenizer plan wire front batch)
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

@@ -15,6 +15,7 @@
 
 #include "arch.h"
 #include "batch_line.h"
+#include "front_wire.h"
 #include "plan_json.h"
 #include "pretokenizer.h"
 #include "profile.h"
@@ -404,6 +405,57 @@ static void write_messages(void) {
     }
 }
 
+static void write_letters(void) {
+    static const int32_t ids[] = {5, 6, 7, 8, 9};
+    static const pen_logit_bias biases[] = {{3, -2}, {4, 0.5f}};
+    pen_queued entries[3];
+    for (int i = 0; i < 3; i++) {
+        pen_request request = {.prompt = ids,
+                               .prompt_count = 3,
+                               .given = i,
+                               .max_tokens = 9,
+                               .stop_ids = ids,
+                               .stop_count = i,
+                               .biases = biases,
+                               .bias_count = 2 - i};
+        pen_blob payload;
+        check(pen_payload_encode(&request, &payload) == PEN_OK, "payload");
+        entries[i] = (pen_queued){.stamp = {7 + i, i, 1},
+                                  .arrived_ns = 10,
+                                  .deadline_ns = i * 100,
+                                  .cost_ms = 3,
+                                  .prompt_ms = 1,
+                                  .payload = payload.data,
+                                  .bytes = payload.bytes};
+    }
+    pen_blob letter;
+    check(pen_letter_encode_requests(PEN_LETTER_SUBMIT, entries, 1, 20, &letter) == PEN_OK, "submit");
+    write_seed("front", "submit", letter.data, letter.bytes, "", 0);
+    free(letter.data);
+    check(pen_letter_encode_requests(PEN_LETTER_GIVE, entries, 3, 20, &letter) == PEN_OK, "give");
+    write_seed("front", "give", letter.data, letter.bytes, "", 0);
+    free(letter.data);
+    for (int i = 0; i < 3; i++) free(entries[i].payload);
+
+    pen_notices notices = {0};
+    for (int kind = PEN_NOTICE_STARTED; kind <= PEN_NOTICE_DONE; kind++) {
+        pen_notice notice = {.stamp = {7, 0, 1}, .kind = (pen_notice_kind)kind, .top = kind * 2};
+        check(pen_notices_add(&notices, &notice) == PEN_OK, "notices");
+    }
+    letter = pen_notices_letter(&notices);
+    write_seed("front", "notices", letter.data, letter.bytes, "", 0);
+    pen_notices_free(&notices);
+
+    for (int kind = 1; kind < PEN_LETTER_KINDS; kind++) {
+        char name[16];
+        snprintf(name, sizeof name, "plain-%d", kind);
+        check(pen_letter_encode((pen_letter_kind)kind, "0123456789abcdef", (size_t)(kind % 3) * 8, &letter) == PEN_OK,
+              name);
+        write_seed("front", name, letter.data, letter.bytes, "", 0);
+        free(letter.data);
+    }
+}
+
 /* ---- Lines of a batch -------------------------------------------------------------------------------------------- */
 
 static void write_lines(void) {
@@ -443,6 +495,7 @@ int main(int argc, char **argv) {
     write_plans(argc - 2, argv + 2);
     write_profile();
     write_messages();
+    write_letters();
     write_lines();
     return 0;
 }

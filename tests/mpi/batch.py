@@ -8,6 +8,7 @@ until every request is in the output exactly once, as if nothing had happened. W
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from pathlib import Path
 from job import GONE_S, Launcher, processes_with, write_profile
 
 SYNTHETIC = "synthetic:llama:layers=2,hidden=64,ffn=96,heads=4,kv_heads=2,vocab=300,context=512,type=f32"
-USAGE, IO = 2, 6
+USAGE, IO, INTERRUPTED = 2, 6, 8
 KILLS = 20
 PROMPTS = ["The capital of France is", "Once upon a time", "1 2 3 4 5 6 7", "x", "A list of colours:\n"]
 
@@ -195,7 +196,8 @@ class Batch(unittest.TestCase):
 
     def finish(self, expected, **how):
         """Goes on until it is done, and compares with what an undisturbed run says."""
-        self.batch(**how)
+        if self.journal.exists() or not self.output.exists():
+            self.batch(**how)
         self.assertFalse(self.journal.exists())
         lines = self.output.read_text().splitlines()
         self.assertEqual(sorted(json.loads(text)["id"] for text in lines), expected["ids"])
@@ -208,14 +210,12 @@ class Batch(unittest.TestCase):
                 del answer["response"]["body"]["created"]
         return sorted(json.dumps(answer) for answer in found)
 
-    def undisturbed(self, **how):
-        began = time.monotonic()
-        self.batch(**how)
+    def undisturbed(self, *more, **how):
+        self.batch(*more, **how)
         self.expected = {"ids": sorted(json.loads(text)["id"] for text in self.output.read_text().splitlines()),
                          "contents": self.contents()}
         self.assertEqual(len(set(self.expected["ids"])), len(self.expected["ids"]))
         self.output.unlink()
-        return time.monotonic() - began
 
     def start_marked(self, *more):
         """A job of two ranks and mpirun, in a process group of its own."""
@@ -241,8 +241,10 @@ class Batch(unittest.TestCase):
         self.assertEqual(len(self.expected["ids"]), lines)
         draw = random.Random(6)
         kills = progress = 0
+        marks = []
         while kills < KILLS:
             process, mark = self.start_marked("--dp", draw.choice([1, 2]))  # which changes nothing
+            marks.append(mark)
             before = self.output.stat().st_size if self.output.exists() else 0
             # Some die while they start, most a moment after they have written something.
             patience = time.monotonic() + (draw.uniform(0, 0.5) if draw.random() < 0.25 else 20)
@@ -257,18 +259,78 @@ class Batch(unittest.TestCase):
             _, err = process.communicate()
             # Done in between: once more from the beginning.
             if process.returncode == 0 or (self.output.exists() and not self.journal.exists()):
-                self.settle(mark)
+                self.settle(*marks)
                 self.assertEqual(self.contents(), self.expected["contents"], err)
                 self.output.unlink()
                 continue
             progress += self.output.exists() and self.output.stat().st_size > before
         self.assertGreater(progress, KILLS // 4)
+        self.settle(*marks)  # ranks that outlive mpirun may even get to the end
         self.finish(self.expected, ranks=2)
 
-    def settle(self, mark):
+    def test_lost_replica(self):
+        """Where the launcher lets the others live, they finish everything, and it is said that one was lost."""
+        self.requests(300)
+        self.undisturbed("--dp", 2, ranks=4)
+        mark = uuid.uuid4().hex
+        process = self.job.start(*self.arguments("--dp", 2, "--json"), ranks=4, mark=mark, stdin=subprocess.DEVNULL,
+                                 environment={"OMPI_MCA_orte_enable_recovery": "1"}, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 20
+        while not (self.output.exists() and self.output.stat().st_size > 0) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        for pid in processes_with(mark):
+            if b"OMPI_COMM_WORLD_RANK=3\0" in Path(f"/proc/{pid}/environ").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(json.loads(out)["lost_replicas"], 1, err)
+        self.assertIn("1 replica lost", err)
+        self.settle(mark)
+        self.assertEqual(self.contents(), self.expected["contents"])
+
+    def test_told_to_stop(self):
+        """SIGUSR1: what has begun is answered, the rest another time."""
+        lines = self.requests(60)
+        self.undisturbed(ranks=2)
+        process, mark = self.start_marked("--max-num-seqs", "4")
+        while process.poll() is None and not (self.output.exists() and self.output.stat().st_size > 0):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGUSR1)
+        _, err = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, INTERRUPTED, err)
+        said = re.findall(r"^penstock: told to stop: .* has (\d+) of (\d+) answers; .*$", err, re.MULTILINE)
+        self.assertEqual(len(said), 1, err)
+        answered = len(self.output.read_text().splitlines())
+        self.assertEqual((int(said[0][0]), int(said[0][1])), (answered, lines))
+        self.assertTrue(0 < answered < lines, answered)
+        self.settle(mark)
+        self.finish(self.expected, ranks=2)
+
+    def test_lost_replica(self):
+        """Where the launcher lets the others live, they finish everything, and it is said that one was lost."""
+        self.requests(300)
+        self.undisturbed("--dp", 2, ranks=4)
+        mark = uuid.uuid4().hex
+        process = self.job.start(*self.arguments("--dp", 2, "--json"), ranks=4, mark=mark, stdin=subprocess.DEVNULL,
+                                 environment={"OMPI_MCA_orte_enable_recovery": "1"}, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 20
+        while not (self.output.exists() and self.output.stat().st_size > 0) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        for pid in processes_with(mark):
+            if b"OMPI_COMM_WORLD_RANK=3\0" in Path(f"/proc/{pid}/environ").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=60)
+        self.assertEqual(json.loads(out)["lost_replicas"], 1, err)
+        self.assertIn("1 replica lost", err)
+        self.settle(mark)
+        self.assertEqual(self.contents(), self.expected["contents"])
+
+    def settle(self, *marks):
         deadline = time.monotonic() + 2 * GONE_S
-        while processes_with(mark) and time.monotonic() < deadline:
+        while (left := [pid for mark in marks for pid in processes_with(mark)]) and time.monotonic() < deadline:
             time.sleep(0.02)
+        self.assertEqual(left, [])
 
     def test_full_disk(self):
         self.requests(30)
@@ -289,6 +351,27 @@ class Batch(unittest.TestCase):
             full += self.output.exists() and self.output.stat().st_size > 0
         self.assertEqual(full, 4)
         self.finish(self.expected)
+
+    def test_full_file_system(self):
+        """A real one, where we may make it."""
+        mount = self.folder / "mount"
+        mount.mkdir()
+        def system(*line):
+            return subprocess.run(line, capture_output=True).returncode
+        if system("mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", mount):
+            self.skipTest("nothing can be mounted")
+        self.addCleanup(system, "umount", mount)
+        self.requests(30)
+        self.undisturbed(ranks=2)
+        self.output, self.journal = mount / "out.jsonl", mount / "out.jsonl.journal"
+        outcome = self.batch(ranks=2, code=IO)
+        self.assertEqual(len(outcome.complaints), 1, outcome.err)
+        self.assertIn("the same command goes on", outcome.complaints[0])
+        self.assertGreater(self.output.stat().st_size, 1000)
+        self.assertEqual(system("mount", "-o", "remount,size=10m", mount), 0)
+        self.assertIn("going on", self.job.run(*self.arguments(), ranks=2).err)
+        self.assertEqual(self.contents(), self.expected["contents"])
+        self.assertFalse(self.journal.exists())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
  */
 #include "clock.h"
 #include "engine_run.h"
+#include "machinery.h"
 
 #include <inttypes.h>
 #include <math.h>

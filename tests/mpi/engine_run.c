@@ -17,9 +17,8 @@
  */
 #include "engine_run.h"
 #include "clock.h"
-#include "cpu.h"
 #include "log.h"
-#include "step_cost.h"
+#include "machinery.h"
 
 #include <getopt.h>
 #include <inttypes.h>
@@ -123,26 +122,6 @@ static void announce(const options *o, const pen_world *world, const char *phase
     char line[96];
     int length = snprintf(line, sizeof line, "rank %d pid %d %s\n", pen_world_rank(world), (int)getpid(), phase);
     if (write(STDOUT_FILENO, line, (size_t)length) < 0) exit(PEN_IO);
-}
-
-static bool beat(void *context, uint64_t done, uint64_t total) {
-    (void)done, (void)total;
-    pen_world_beat(context);
-    return true;
-}
-
-void add_rules(pen_request *request, int number) {
-    static const pen_logit_bias biases[] = {{3, 4}, {5, -30}, {9, 2.5f}};
-    static const int32_t stop_ids[] = {1, 9, 17, 200};
-    if (number % 3 == 1) return;
-    request->repetition_penalty = 1.3f;
-    request->presence_penalty = 0.5f * (float)(number % 2);
-    request->frequency_penalty = 0.25f;
-    request->biases = biases;
-    request->bias_count = number % 4;
-    request->stop_ids = stop_ids;
-    request->stop_count = 4;
-    request->min_tokens = request->max_tokens;
 }
 
 static int64_t submit(pen_engine *engine, const pen_request *request) {
@@ -423,65 +402,6 @@ static pen_status play_schedules(pen_engine *engine, const options *o, int vocab
 
 /* ---- The machinery ----------------------------------------------------------------------------------------------- */
 
-typedef struct machinery {
-    pen_model *model;
-    pen_device *device;
-    pen_stage *stage;
-    pen_step_cost *cost;
-    pen_engine *engine;
-} machinery;
-
-static pen_status load(pen_world *world, const options *o, machinery *m) {
-    PEN_TRY(pen_model_open(o->model, &m->model));
-    const pen_share *share = pen_world_share(world);
-    pen_cpu_options cpu = {.activations = o->exact ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
-                           .threads = share->threads,
-                           .may_spin = share->may_spin};
-    PEN_TRY(pen_cpu_device_create(&cpu, &m->device));
-    int units = pen_model_unit_count(m->model), stages = pen_world_stages(world), stage = pen_world_stage(world);
-    if (units < stages) return pen_fail(PEN_USAGE, "%d stages for %d units", stages, units);
-    pen_stage_options limits = {.first = units * stage / stages,
-                                .last = units * (stage + 1) / stages - 1,
-                                .rows = o->rows,
-                                .logit_rows = 24,
-                                .context = o->prompt + 7 * o->requests + o->output,
-                                .slots = PEN_ENGINE_SLOTS,
-                                .progress = beat,
-                                .progress_context = world};
-    PEN_TRY(pen_step_cost_create_even(stages, o->overhead, 1, &m->cost));
-    int blocks = o->blocks ? o->blocks : o->sequences * pen_kv_blocks_for(limits.context + PEN_KV_BLOCK);
-    limits.kv = pen_stage_kv_pools(m->model, o->sequences, o->rows, limits.context, blocks);
-    PEN_TRY(pen_stage_create(m->model, m->device, &limits, &m->stage));
-    const pen_hparams *h = pen_model_hparams(m->model);
-    pen_engine_options engine = {.hidden = h->hidden,
-                                 .vocab = h->vocab,
-                                 .rows = limits.rows,
-                                 .logit_rows = limits.logit_rows,
-                                 .context = limits.context,
-                                 .kv = limits.kv,
-                                 .sequences = o->sequences,
-                                 .in_flight = o->in_flight,
-                                 .preempts = o->preempts,
-                                 .cost = m->cost,
-                                 .step_timeout_s = o->timeout};
-    return pen_engine_create(world, m->device, m->stage, &engine, &m->engine);
-}
-
-/* Rank 0 hears of everyone's process: pids[ranks], or NULL elsewhere. */
-static pen_status gather_pids(pen_world *world, int **pids) {
-    int own = (int)getpid(), size = pen_world_size(world);
-    bool first = pen_world_rank(world) == 0;
-    pen_blob *blobs = first ? calloc((size_t)size, sizeof *blobs) : NULL;
-    *pids = first ? calloc((size_t)size, sizeof **pids) : NULL;
-    pen_status status = pen_world_gather(world, "asking for processes", &own, sizeof own, blobs);
-    for (int r = 0; first && r < size; r++) {
-        if (blobs[r].bytes == sizeof own) memcpy(&(*pids)[r], blobs[r].data, sizeof own);
-        free(blobs[r].data);
-    }
-    free(blobs);
-    return status;
-}
-
 int main(int argc, char **argv) {
     options o = parse(argc, argv);
     pen_world *world = NULL;
@@ -493,7 +413,17 @@ int main(int argc, char **argv) {
     pen_world_set_threads(world, o.threads);
     pen_world_set_patience(world, o.timeout);
     announce(&o, world, "loading");
-    status = pen_world_agree(world, "loading", load(world, &o, &m));
+    machinery_spec spec = {.model = o.model,
+                           .rows = o.rows,
+                           .context = o.prompt + 7 * o.requests + o.output,
+                           .sequences = o.sequences,
+                           .blocks = o.blocks,
+                           .in_flight = o.in_flight,
+                           .overhead = o.overhead,
+                           .timeout = o.timeout,
+                           .exact = o.exact,
+                           .preempts = o.preempts};
+    status = pen_world_agree(world, "loading", load_machinery(world, &spec, &m));
     int *pids = NULL;
     if (status == PEN_OK) status = gather_pids(world, &pids);
     bool together = status != PEN_PEER_LOST;
@@ -510,11 +440,7 @@ int main(int argc, char **argv) {
     if (status != PEN_OK && !together) pen_world_abort(world, status);
     if (status != PEN_OK && pen_world_rank(world) == 0) fprintf(stderr, "penstock: %s\n", pen_last_error());
     free(pids);
-    pen_engine_destroy(m.engine);
-    pen_stage_destroy(m.stage);
-    pen_step_cost_destroy(m.cost);
-    pen_device_destroy(m.device);
-    pen_model_close(m.model);
+    unload_machinery(&m);
     pen_world_destroy(world);
     return (int)status;
 }

@@ -17,7 +17,4 @@ typedef struct options {
 /* Leader: `options->pressure` requests, `options->queue` of them at a time; pids[ranks] are the job's processes. */
 pen_status run_pressure(pen_engine *engine, const options *options, int vocab, const int *pids, int ranks);
 
-/* Penalties, biases and bans for every request but each third, which is a neighbour without any. */
-void add_rules(pen_request *request, int number);
-
 #endif

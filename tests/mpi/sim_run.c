@@ -116,7 +116,9 @@ static pen_status lead(pen_session *session, const task *t, outcome *outcomes, p
         tpot += (double)(o->end_ns - o->first_ns) * 1e-6 / scale / (t->output > 1 ? t->output - 1 : 1) / t->requests;
         if ((double)(o->end_ns - begin) * 1e-6 / scale > end) end = (double)(o->end_ns - begin) * 1e-6 / scale;
     }
-    printf("{\"stages\": %d, \"tokens_hash\": \"%016" PRIx64 "\", ", stages, hash);
+    pen_engine_counts counts = pen_engine_count(engine);
+    printf("{\"stages\": %d, \"tokens_hash\": \"%016" PRIx64 "\", \"full_ms\": %.3f, \"speed\": %.4f, ", stages, hash,
+           counts.full_ms, counts.full_ms > 0 ? counts.planned_ms / counts.full_ms : 0);
     print("measured", end, ttft, tpot, pen_metrics_efficiency(metrics, stages));
 
     for (int r = 0; r < t->requests; r++)

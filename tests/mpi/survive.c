@@ -35,10 +35,11 @@ int main(int argc, char **argv) {
     pen_world *world = NULL;
     if (pen_world_create(&world) != PEN_OK) pen_world_abort(world, PEN_INTERNAL);
     int rank = pen_world_rank(world), last = pen_world_size(world) - 1;
+    fprintf(stderr, "rank %d is up: pid %d\n", rank, (int)getpid());
     if (strcmp(mode, "drain") == 0) {
-        fprintf(stderr, "rank %d is up\n", rank);
-        while (!pen_world_draining(world)) sleep_ms(1);
-        fprintf(stderr, "rank %d drains\n", rank);
+        int64_t began = pen_clock_ns();
+        while (!pen_world_draining(world) && pen_clock_ns() - began < 30LL * 1000 * 1000 * 1000) sleep_ms(1);
+        fprintf(stderr, "rank %d %s\n", rank, pen_world_draining(world) ? "drains" : "has heard nothing");
         pen_world_destroy(world);
         return PEN_INTERRUPTED;
     }
@@ -53,6 +54,7 @@ int main(int argc, char **argv) {
         pen_world_drop_out(world, PEN_PEER_LOST);
     }
     if (rank != 0) sleep(60);
+    if (strcmp(mode, "drop") == 0) await_death(world, last);
     sleep_ms(200);
     for (int i = 0; i < LINES; i++) printf("line %d of what rank 0 has to say before it leaves\n", i);
     if (strcmp(mode, "abort") != 0) pen_world_finish(world);

@@ -2,7 +2,7 @@
 """The file of --trace: trace.py PROGRAM MPIRUN
 
 Every step once on every stage, slices that do not overlap, arrows that pair up and lead on, counters that return to
-where they began. Where the perfetto package of PyPI is here, with the program that it downloads, it opens the file.
+where they began. Where Perfetto's trace processor is here (perfetto_query.py), it opens the file.
 """
 import json
 import sys
@@ -11,6 +11,7 @@ import unittest
 from pathlib import Path
 
 from job import Launcher
+from perfetto_query import Missing, ask
 
 MODEL = "synthetic:llama:layers=4,hidden=64,ffn=96,heads=4,kv_heads=2,vocab=300,context=512,type=q4_0"
 P, G = 40, 12
@@ -111,17 +112,17 @@ class Trace(unittest.TestCase):
 
     def test_perfetto_opens_it(self):
         try:
-            from perfetto.trace_processor import TraceProcessor
-            processor = TraceProcessor(trace=self.path)
-        except Exception as problem:  # no package, or no trace_processor_shell, which it downloads
+            tracks, flows, errors = ask(
+                self.path,
+                "select t.name as track, count(*) as slices from slice s join thread_track r on s.track_id = r.id "
+                "join thread t using (utid) group by t.name order by t.name",
+                "select count(*) as n from flow",
+                "select name, value from stats where severity in ('error', 'data_loss') and value > 0")
+        except Missing as problem:
             self.skipTest(f"no perfetto: {problem}")
-        rows = list(processor.query("select t.name as track, count(*) as slices from slice s join thread_track r on "
-                                    "s.track_id = r.id join thread t using (utid) group by t.name order by t.name"))
-        self.assertEqual([(row.track, row.slices) for row in rows],
-                         [(f"stage {s}", len(self.tracks[s])) for s in range(RANKS)])
-        flows, = processor.query("select count(*) as n from flow")
-        self.assertEqual(flows.n, (RANKS - 1) * len(self.tracks[0]))
-        processor.close()
+        self.assertEqual(tracks, [(f"stage {s}", len(self.tracks[s])) for s in range(RANKS)])
+        self.assertEqual(flows, [((RANKS - 1) * len(self.tracks[0]),)])
+        self.assertEqual(errors, [])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 #
 #   two_nodes.sh PENSTOCK SURVIVE [MODEL]        77: namespaces are not allowed here
 set -u
-penstock=$1 survive=$2
+penstock=$(realpath "$1") survive=$(realpath "$2")
 model=${3:-synthetic:llama:layers=8,hidden=256,ffn=512,heads=4,kv_heads=2,vocab=4096,type=q4_0}
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 failures=0
@@ -38,7 +38,7 @@ for host in pen-a pen-b; do
 done
 on() { nsenter --target "${node[$1]}" --net --uts "${@:2}"; }
 
-ip link add pen0 netns "${node[pen-a]}" type veth peer name pen0 netns "${node[pen-b]}" 2>"$work/err" ||
+on pen-a ip link add pen0 type veth peer name pen0 netns "${node[pen-b]}" 2>"$work/err" ||
     skip "no cable: $(cat "$work/err")"
 plug() {
     on "$1" ip address add "$2/24" dev pen0 && on "$1" ip link set pen0 up && on "$1" ip link set lo up
@@ -78,13 +78,13 @@ until_there() {
     fail "not there: ${*:2}"
 }
 
-# Processes NAME of a host.
+# processes HOST PROGRAM
 processes() {
-    local pid
-    for pid in $(pgrep -f "$2"); do
-        [ "$(readlink "/proc/$pid/exe")" = "$(readlink -f "$2")" ] &&
-            [ "$(readlink "/proc/$pid/ns/net")" = "$(readlink "/proc/${node[$1]}/ns/net")" ] && echo "$pid"
-    done
+    local folder network
+    network=$(readlink "/proc/${node[$1]}/ns/net")
+    for folder in /proc/[0-9]*; do
+        [ "$(readlink "$folder/ns/net") $(readlink "$folder/exe")" = "$network $2" ] && echo "${folder#/proc/}"
+    done 2>/dev/null
 }
 
 ids() { grep -o '"output_ids": *\[[^]]*\]' "$1"; }
@@ -96,10 +96,10 @@ question=(-p "The capital of France is" -n 24 --json)
 [ -n "$(ids "$work/alone")" ] || fail "one process: no tokens"
 # same WHAT RANKS-A RANKS-B
 same() {
-    local began=$EPOCHREALTIME
+    local began=${EPOCHREALTIME/[.,]/}
     job "$2" "$3" "${run[@]}" "${question[@]}" || fail "$1: exit code $?"
     [ "$(ids "$work/out")" = "$(ids "$work/alone")" ] || fail "$1: other tokens"
-    echo "$1: the same tokens, $(printf '%.1f' "$(bc <<<"$EPOCHREALTIME - $began")") s"
+    echo "$1: the same tokens, $(((${EPOCHREALTIME/[.,]/} - began) / 1000)) ms"
 }
 same "a stage on each node" 1 1
 same "two stages on each node" 2 2
@@ -111,6 +111,7 @@ else
 fi
 
 # A stage of the other node stops: it is named with its host.
+: >"$work/err"
 job 1 1 "${run[@]}" -p x -n 4000 --step-timeout 2 &
 until_there 1 grep 'measured:' "$work/err"
 stopped=$(processes pen-b "$penstock")
@@ -122,19 +123,23 @@ grep -q '^penstock: .*rank 1 (stage 1.*on pen-b).*' "$work/err" || fail "a stopp
 [ -z "$(processes pen-b "$penstock")" ] || fail "a stopped stage: still there"
 grep -m 1 '^penstock:' "$work/err"
 
-# A rank of the other node is lost, one of that node and the others live on: all ends, and well.
-job 2 2 --enable-recovery "$survive" finish 2
+# A rank of the other node is lost. Its neighbour sees it and drops out, which rank 0 hears of, and all ends well.
+job 2 2 --enable-recovery "$survive" drop 2
 code=$?
 [ $code -eq 0 ] || fail "a lost rank: exit code $code, not 0"
 [ "$(grep -c '^line' "$work/out")" -eq 20000 ] || fail "a lost rank: not all output has come"
 grep -q 'rank 3 sees the end of rank 2' "$work/err" || fail "a lost rank: its neighbour has not seen it"
+grep -q 'rank 0 sees the end of rank 3' "$work/err" || fail "a lost rank: rank 0 has not heard of its neighbour"
 [ -z "$(processes pen-b "$survive")" ] || fail "a lost rank: ranks are left"
 echo "a lost rank: code $code"
 
+: >"$work/err"
 job 1 2 "$survive" drain &
 drained=$!
 until_there 3 grep 'is up' "$work/err"
-kill -USR1 "$(pgrep -P "$(pgrep -P $drained)")" # mpirun, timeout's child
+read -r limit <"/proc/$drained/task/$drained/children"
+read -r mpirun <"/proc/${limit% }/task/${limit% }/children"
+kill -USR1 "$mpirun"
 wait $drained
 code=$?
 [ $code -eq 8 ] || fail "USR1: exit code $code, not 8"

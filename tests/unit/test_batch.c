@@ -216,7 +216,7 @@ static void read_file(const void *data, size_t bytes, size_t line_most, pen_batc
     pen_batch_input *input;
     pen_batch_input_line line;
     write_file(data, bytes);
-    assert_int_equal(pen_batch_input_open(path, line_most, &input), PEN_OK);
+    assert_int_equal(pen_batch_input_open(path, line_most, NULL, NULL, &input), PEN_OK);
     *facts = pen_batch_input_about(input);
     assert_int_equal(facts->bytes, bytes);
     int64_t requests = 0;
@@ -277,7 +277,7 @@ static void test_long_lines(void **state) {
         memcpy(data, "a\n", 2);
         memcpy(data + 2 + lengths[i], "\nz\n", 3);
         write_file(data, (size_t)lengths[i] + 5);
-        assert_int_equal(pen_batch_input_open(path, MOST, &input), PEN_OK);
+        assert_int_equal(pen_batch_input_open(path, MOST, NULL, NULL, &input), PEN_OK);
         assert_int_equal(pen_batch_input_next(input, &line), PEN_OK);
         assert_true(line.number == 1 && line.text.length == 1 && line.text.data[0] == 'a');
         assert_int_equal(pen_batch_input_next(input, &line), PEN_OK);
@@ -298,11 +298,11 @@ static void test_files_that_cannot_be_read_twice(void **state) {
     (void)state;
     pen_batch_input *input;
     pen_batch_input_line line;
-    assert_int_equal(pen_batch_input_open("/dev/null", 8, &input), PEN_USAGE);
-    assert_int_equal(pen_batch_input_open("/tmp", 8, &input), PEN_USAGE);
-    assert_int_equal(pen_batch_input_open("/tmp/penstock/there/is/none", 8, &input), PEN_IO);
+    assert_int_equal(pen_batch_input_open("/dev/null", 8, NULL, NULL, &input), PEN_USAGE);
+    assert_int_equal(pen_batch_input_open("/tmp", 8, NULL, NULL, &input), PEN_USAGE);
+    assert_int_equal(pen_batch_input_open("/tmp/penstock/there/is/none", 8, NULL, NULL, &input), PEN_IO);
     write_file("a\nb\n", 4);
-    assert_int_equal(pen_batch_input_open(path, 8, &input), PEN_OK);
+    assert_int_equal(pen_batch_input_open(path, 8, NULL, NULL, &input), PEN_OK);
     assert_true(pen_batch_input_is(input, path));
     assert_false(pen_batch_input_is(input, "/tmp"));
     write_file("a\nc\n", 4);

@@ -25,15 +25,15 @@ static void test_costs_are_linear_between_points_and_proportional_beyond(void **
     (void)state;
     pen_step_cost *cost = even(3, 5, 0.5);
     for (double rows = 1; rows <= 65536; rows *= 1.03) {
-        pen_step_shape shape = {rows, 0, 100};
+        pen_step_shape shape = {.rows = rows};
         assert_ms(pen_step_cost_stage_ms(cost, 1, &shape), 5 + 0.5 * rows);
         pen_passage way = pen_step_cost_passage(cost, &shape);
         assert_ms(way.most_ms, 5 + 0.5 * rows);
         assert_ms(way.sum_ms, 15 + 1.5 * rows);
     }
-    assert_ms(pen_step_cost_stage_ms(cost, 0, &(pen_step_shape){0.5, 0, 0}), 5.5);
-    assert_ms(pen_step_cost_stage_ms(cost, 0, &(pen_step_shape){0, 0, 0}), 0);
-    assert_ms(pen_step_cost_stage_ms(cost, 0, &(pen_step_shape){131072, 0, 0}), 2 * (5 + 0.5 * 65536));
+    assert_ms(pen_step_cost_stage_ms(cost, 0, &(pen_step_shape){.rows = 0.5}), 5.5);
+    assert_ms(pen_step_cost_stage_ms(cost, 0, &(pen_step_shape){0}), 0);
+    assert_ms(pen_step_cost_stage_ms(cost, 0, &(pen_step_shape){.rows = 131072}), 2 * (5 + 0.5 * 65536));
     pen_step_cost_destroy(cost);
 }
 
@@ -53,7 +53,7 @@ static void test_the_plan_says_what_a_stage_takes(void **state) {
     plan->devices[0].send_ms = 0.5;
     plan->devices[0].wire_ms = 2;
     assert_int_equal(pen_plan_apply(plan, "custom", 2, (int[]){0, 2, 4}, 1000), PEN_OK);
-    pen_step_shape planned = {32, 8, 100};
+    pen_step_shape planned = {.rows = 32, .logit_rows = 8, .decodes = 8, .decode_context = 100};
     pen_step_cost *cost;
     assert_int_equal(pen_step_cost_create(plan, NULL, NULL, &planned, &cost), PEN_OK);
     assert_ms(pen_step_cost_stage_ms(cost, 0, &planned), 5);
@@ -61,7 +61,7 @@ static void test_the_plan_says_what_a_stage_takes(void **state) {
     pen_passage way = pen_step_cost_passage(cost, &planned);
     assert_ms(way.most_ms, 5.5);
     assert_ms(way.sum_ms, 5 + 0.5 + 2 + 5);
-    pen_step_shape prompt = {32, 0, 100};
+    pen_step_shape prompt = {.rows = 32};
     assert_ms(pen_step_cost_stage_ms(cost, 1, &prompt), 2);
     pen_step_cost_destroy(cost);
     pen_plan_destroy(plan);

@@ -84,9 +84,9 @@ static int choice(const char *policy, const pen_policy_view *views, int last) {
 
 static void test_each_policy_looks_at_its_own(void **state) {
     (void)state;
-    /*                                alive, room, requests, outstanding, cost, weight */
+    /*                                alive, room, requests, slots, outstanding, cost, weight */
     const pen_policy_view views[3] = {
-        {true, true, 1, 300, 10, 2}, {true, true, 2, 200, 10, 1}, {true, true, 3, 190, 30, 1}};
+        {true, true, 1, 1, 300, 10, 2}, {true, true, 2, 1, 200, 10, 1}, {true, true, 3, 1, 190, 30, 1}};
     assert_int_equal(choice("round-robin", views, 1), 2);
     assert_int_equal(choice("round-robin", views, 2), 0);
     assert_int_equal(choice("least-requests", views, 1), 0);
@@ -98,13 +98,35 @@ static void test_each_policy_looks_at_its_own(void **state) {
 
 static void test_only_replicas_that_live_and_have_room(void **state) {
     (void)state;
-    const pen_policy_view views[3] = {{false, true, 0, 0, 1, 1}, {true, false, 1, 1, 1, 1}, {true, true, 9, 9, 1, 1}};
+    const pen_policy_view views[3] = {
+        {false, true, 0, 9, 0, 1, 1}, {true, false, 1, 9, 1, 1, 1}, {true, true, 9, 9, 9, 1, 1}};
     for (int p = 0; p < pen_policy_count; p++) {
         int expected = strcmp(pen_policies[p].name, "round-robin") == 0 ? -1 : 2; /* it waits for the next in turn */
         assert_int_equal(pen_policies[p].choose(views, 3, 2), expected);
         assert_int_equal(pen_policies[p].choose(views, 3, 1), 2);
         assert_int_equal(pen_policies[p].choose(views, 2, 1), -1);
     }
+}
+
+static void test_weighted_fills_free_slots_first(void **state) {
+    (void)state;
+    pen_policy_view views[3] = {
+        {true, true, 4, 4, 100, 10, 1}, {true, true, 3, 4, 300, 10, 1}, {true, true, 2, 4, 400, 10, 1}};
+    assert_int_equal(choice("weighted", views, 2), 1); /* the one with less of the two that have a slot */
+    views[1].requests = 4;
+    assert_int_equal(choice("weighted", views, 2), 2);
+    views[2].requests = 9;
+    assert_int_equal(choice("weighted", views, 2), 0); /* none has: the least work */
+    /* Behind one of four, after 25 ms, a fast one has it done after 65 ms; one that starts it now but is slow after 80.
+     */
+    views[2] = (pen_policy_view){true, true, 3, 4, 60, 10, 0.5};
+    assert_int_equal(choice("weighted", views, 2), 0);
+    views[2].weight = 0.63;
+    assert_int_equal(choice("weighted", views, 2), 2);
+    /* Without room there the slow one must do. */
+    views[2].weight = 0.5;
+    views[0].has_room = false;
+    assert_int_equal(choice("weighted", views, 2), 2);
 }
 
 static void test_equal_replicas_take_turns(void **state) {
@@ -624,6 +646,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_each_policy_looks_at_its_own),
         cmocka_unit_test(test_only_replicas_that_live_and_have_room),
+        cmocka_unit_test(test_weighted_fills_free_slots_first),
         cmocka_unit_test(test_equal_replicas_take_turns),
         cmocka_unit_test(test_unknown_policy),
         cmocka_unit_test(test_three_lengths),

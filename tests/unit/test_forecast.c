@@ -28,7 +28,7 @@ static double scaled(double rows, double planned) {
 
 static void expect(const pen_plan *plan, pen_forecast_options options, double prompt, double decode) {
     pen_steady planned = pen_plan_steady(&plan->workload, plan->stage_count, options.rows);
-    pen_step_shape shape = {planned.rows, planned.logit_rows, planned.context};
+    pen_step_shape shape = pen_profile_shape(&planned);
     pen_step_cost *cost;
     assert_int_equal(pen_step_cost_create(plan, NULL, NULL, &shape, &cost), PEN_OK);
     pen_forecast got = pen_forecast_of(&plan->workload, cost, &options);

@@ -26,6 +26,7 @@ enum { LINES = 5, TEXT = 64, FILE_MOST = 1024 };
 static char folder[64] = "/dev/shm/penstock_journal_XXXXXX";
 static char output[80], journal_path[96];
 static const pen_journal_key key = {100, 200, 300, 400};
+static const pen_journal_options options = {.lines = LINES};
 
 static bool exists(const char *path) {
     return access(path, F_OK) == 0;
@@ -52,7 +53,7 @@ static void write_file(const char *path, const char *data, size_t bytes) {
 }
 
 static pen_status open_it(pen_journal **journal) {
-    return pen_journal_open(output, &key, LINES, 0, journal);
+    return pen_journal_open(output, &key, &options, journal);
 }
 
 /* The answer to a line, in the given attempt; longer for later lines. */
@@ -95,17 +96,21 @@ static void complete(int attempt) {
     go_on(journal, attempt, LINES);
     assert_int_equal(pen_journal_count(journal), LINES);
     assert_true(count <= LINES);
+    pen_journal_close(journal);
+    assert_int_equal(open_it(&journal), PEN_OK); /* as it was left */
+    assert_int_equal(pen_journal_count(journal), LINES);
     assert_int_equal(pen_journal_finish(journal), PEN_OK);
     pen_journal_close(journal);
     check_complete();
 }
 
-/* What is there after `count` lines. */
-static void make_stopped(int count, char *out, size_t *out_bytes, char *log, size_t *log_bytes) {
+/* What is there after `count` lines and `losses` of replicas. */
+static void make_stopped(int count, int losses, char *out, size_t *out_bytes, char *log, size_t *log_bytes) {
     pen_journal *journal;
     begin_anew();
     assert_int_equal(open_it(&journal), PEN_OK);
     go_on(journal, 1, count);
+    for (int i = 0; i < losses; i++) assert_int_equal(pen_journal_note_loss(journal, i + 1), PEN_OK);
     pen_journal_close(journal);
     *out_bytes = read_file(output, out);
     *log_bytes = read_file(journal_path, log);
@@ -117,9 +122,11 @@ static void test_stopped_and_gone_on(void **state) {
         char out[FILE_MOST], log[FILE_MOST];
         size_t out_bytes, log_bytes;
         pen_journal *journal;
-        make_stopped(count, out, &out_bytes, log, &log_bytes);
+        make_stopped(count, count % 3, out, &out_bytes, log, &log_bytes);
         assert_int_equal(open_it(&journal), PEN_OK);
         assert_int_equal(pen_journal_count(journal), count); /* nothing is done twice */
+        assert_int_equal(pen_journal_losses(journal), count % 3);
+        assert_int_equal(pen_journal_note_loss(journal, 7), PEN_OK);
         pen_journal_close(journal);
         complete(2);
     }
@@ -130,7 +137,7 @@ static void test_torn_anywhere(void **state) {
     (void)state;
     char out[FILE_MOST], log[FILE_MOST];
     size_t out_bytes, log_bytes, kept = 0;
-    make_stopped(3, out, &out_bytes, log, &log_bytes);
+    make_stopped(3, 0, out, &out_bytes, log, &log_bytes);
     for (size_t cut_log = 0; cut_log <= log_bytes; cut_log++)
         for (size_t cut_out = 0; cut_out <= out_bytes; cut_out++) {
             pen_journal *journal;
@@ -167,7 +174,7 @@ static void test_changed_bytes(void **state) {
     (void)state;
     char out[FILE_MOST], log[FILE_MOST];
     size_t out_bytes, log_bytes;
-    make_stopped(LINES, out, &out_bytes, log, &log_bytes);
+    make_stopped(LINES, 0, out, &out_bytes, log, &log_bytes);
     size_t first_line = (size_t)((char *)memchr(out, '\n', out_bytes) - out) + 1;
     for (size_t i = 64; i < log_bytes + out_bytes; i++) {
         bool in_log = i < log_bytes;
@@ -195,7 +202,7 @@ static void test_what_is_not_ours(void **state) {
     pen_journal *journal;
     char out[FILE_MOST], log[FILE_MOST], now[FILE_MOST];
     size_t out_bytes, log_bytes;
-    make_stopped(2, out, &out_bytes, log, &log_bytes);
+    make_stopped(2, 0, out, &out_bytes, log, &log_bytes);
     /* Another batch under this name. */
     static const struct {
         pen_journal_key key;
@@ -205,7 +212,7 @@ static void test_what_is_not_ours(void **state) {
                   {{100, 200, 301, 400}, "another model"},
                   {{100, 200, 300, 401}, "other options"}};
     for (int i = 0; i < 4; i++) {
-        assert_int_equal(pen_journal_open(output, &others[i].key, LINES, 0, &journal), PEN_USAGE);
+        assert_int_equal(pen_journal_open(output, &others[i].key, &options, &journal), PEN_USAGE);
         assert_non_null(strstr(pen_last_error(), others[i].says));
         assert_non_null(strstr(pen_last_error(), journal_path));
     }
@@ -229,13 +236,14 @@ static void test_what_is_not_ours(void **state) {
     assert_false(exists(journal_path));
     assert_int_equal(read_file(output, now), 43);
     begin_anew();
-    assert_int_equal(pen_journal_open("/tmp/penstock/there/is/none", &key, LINES, 0, &journal), PEN_IO);
+    assert_int_equal(pen_journal_open("/tmp/penstock/there/is/none", &key, &options, &journal), PEN_IO);
 }
 
 /* While one has it another waits, and finds what the first one left. The other is there before the first one opens
  * anything, since an open file that it inherited would hold the lock, too. */
 static void test_two_at_once(void **state) {
     (void)state;
+    const pen_journal_options patient = {.lines = LINES, .patience_s = 20};
     for (int finishes = 0; finishes < 2; finishes++) {
         pen_journal *journal, *other;
         int begun[2], code;
@@ -245,7 +253,7 @@ static void test_two_at_once(void **state) {
         pid_t child = fork();
         if (child == 0) {
             if (!freopen("/dev/null", "w", stderr) || read(begun[0], &go, 1) != 1) _exit(99);
-            pen_status status = pen_journal_open(output, &key, LINES, 20, &other);
+            pen_status status = pen_journal_open(output, &key, &patient, &other);
             if (status == PEN_OK && pen_journal_count(other) != 2) _exit(98);
             _exit((int)status);
         }

@@ -37,7 +37,8 @@ static void test_arrivals_are_a_poisson_process(void **state) {
     (void)state;
     enum { N = 20000 };
     int64_t *arrivals = calloc(2 * N, sizeof *arrivals);
-    pen_load_arrivals(50, 7, arrivals, N);
+    pen_load load = {.request_rate = 50, .burstiness = 1, .requests = N, .seed = 7};
+    pen_load_arrivals(&load, arrivals);
     double mean = (double)arrivals[N - 1] / N, squares = 0;
     for (int i = 1; i < N; i++) {
         assert_true(arrivals[i] >= arrivals[i - 1]);
@@ -46,11 +47,55 @@ static void test_arrivals_are_a_poisson_process(void **state) {
     }
     near(mean, 20e6, 0.6e6);                 /* 4 standard errors */
     near(sqrt(squares / N) / mean, 1, 0.05); /* exponential: the deviation is the mean */
-    pen_load_arrivals(50, 7, arrivals + N, N);
+    pen_load_arrivals(&load, arrivals + N);
     assert_memory_equal(arrivals, arrivals + N, N * sizeof *arrivals);
-    pen_load_arrivals(50, 8, arrivals + N, N);
+    load.seed = 8;
+    pen_load_arrivals(&load, arrivals + N);
     assert_memory_not_equal(arrivals, arrivals + N, N * sizeof *arrivals);
     free(arrivals);
+}
+
+/* Gamma: the mean is the rate's, the deviation 1 ÷ √shape of it, the third moment 2 ÷ √shape of the deviation's. */
+static void test_arrivals_come_in_bursts(void **state) {
+    (void)state;
+    enum { N = 40000 };
+    int64_t *arrivals = calloc(N, sizeof *arrivals);
+    static const double shapes[] = {0.25, 0.5, 2, 9};
+    for (int s = 0; s < 4; s++) {
+        double shape = shapes[s], squares = 0, cubes = 0;
+        pen_load load = {.request_rate = 50, .burstiness = shape, .requests = N, .seed = 7};
+        pen_load_arrivals(&load, arrivals);
+        double mean = (double)arrivals[N - 1] / N;
+        for (int i = 1; i < N; i++) {
+            double gap = (double)(arrivals[i] - arrivals[i - 1]) / mean - 1;
+            assert_true(gap >= -1);
+            squares += gap * gap / N;
+            cubes += gap * gap * gap / N;
+        }
+        near(mean, 20e6, 20e6 * 4 / sqrt(shape * N));
+        near(sqrt(squares) * sqrt(shape), 1, 0.03);
+        near(cubes / pow(squares, 1.5) * sqrt(shape) / 2, 1, 0.2);
+    }
+    free(arrivals);
+}
+
+static void test_outputs_have_lengths_in_turn(void **state) {
+    (void)state;
+    static const int cycle[] = {10, 100, 50};
+    pen_load load = {.prompt_tokens = 7, .output_cycle = cycle, .output_cycle_count = 3, .seed = 3};
+    int prompt, output;
+    for (int i = 0; i < 30; i++) {
+        pen_load_lengths(&load, i, &prompt, &output);
+        assert_int_equal(prompt, 7);
+        assert_int_equal(output, cycle[i % 3]);
+    }
+    load.length_spread = 0.3;
+    double sums[3] = {0};
+    for (int i = 0; i < 9000; i++) {
+        pen_load_lengths(&load, i, &prompt, &output);
+        sums[i % 3] += output;
+    }
+    for (int k = 0; k < 3; k++) near(sums[k] / 3000, cycle[k], 0.03 * cycle[k]);
 }
 
 static void test_prompts_follow_from_seed_and_number(void **state) {
@@ -158,6 +203,28 @@ static void test_steady_state_counts_what_ends_in_it(void **state) {
     near(s.efficiency.split, 0.1 / 0.15, 1e-12);
     near(s.efficiency.schedule, 0.75, 1e-12);
     near(s.efficiency.pipeline, 0.5, 1e-12);
+    near(s.whole.seconds, 0.4, 1e-12);
+    near(s.whole.total_tokens_per_s, (4 * 10 + 4 * 3) / 0.4, 1e-9);
+    near(s.whole.ttft.mean, (60 + 60 + 50 + 50) / 4.0, 1e-9);
+    near(s.whole.e2el.mean, (100 + 150 + 200 + 200) / 4.0, 1e-9);
+}
+
+static void test_predictions_are_compared_one_by_one(void **state) {
+    (void)state;
+    hand_log hand;
+    pen_load_summary s;
+    write_log(&hand, 3, (int[]){0, 50, 60}, (const int[][OUTPUTS]){{60, 80, 100}, {110, 150, 200}, {150, 220, 300}});
+    span(&hand, 0, 0, 300, 0.15, 0.05);
+    hand.requests[0].predicted_ttft_ms = 50; /* measured: 60 */
+    hand.requests[1].predicted_ttft_ms = 80; /* 60 */
+    hand.requests[2].predicted_ttft_ms = 1000;
+    hand.requests[2].expired = true;
+    hand.requests[2].token_ns[OUTPUTS - 1] = 0;
+    assert_int_equal(pen_load_summarise(&hand.log, &s), PEN_OK);
+    near(s.whole.predicted_ttft.mean, 65, 1e-9);
+    near(s.whole.prediction_error.mean, 15, 1e-9);
+    near(s.whole.total_tokens_per_s, 2 * 13 / 0.2, 1e-9);
+    assert_int_equal(s.expired, 1);
 }
 
 static void test_requests_one_by_one_have_speeds_of_their_own(void **state) {
@@ -265,12 +332,13 @@ static void test_simulated_arrivals(void **state) {
                      .concurrency = 6,
                      .requests = N,
                      .request_rate = 50,
+                     .burstiness = 1,
                      .seed = 9,
                      .time_scale = 1};
     pen_load_log log;
     pen_load_summary s;
     int64_t arrivals[N];
-    pen_load_arrivals(50, 9, arrivals, N);
+    pen_load_arrivals(&load, arrivals);
     assert_int_equal(pen_load_simulate(&load, simulate_two_stages, &(int){6}, 2, &log), PEN_OK);
     assert_int_equal(pen_load_summarise(&log, &s), PEN_OK);
     int64_t first_end = INT64_MAX;
@@ -295,10 +363,13 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_percentiles_are_numpys),
         cmocka_unit_test(test_arrivals_are_a_poisson_process),
+        cmocka_unit_test(test_arrivals_come_in_bursts),
+        cmocka_unit_test(test_outputs_have_lengths_in_turn),
         cmocka_unit_test(test_prompts_follow_from_seed_and_number),
         cmocka_unit_test(test_lengths_are_log_normal),
         cmocka_unit_test(test_lengths_are_alike_without_a_spread),
         cmocka_unit_test(test_steady_state_counts_what_ends_in_it),
+        cmocka_unit_test(test_predictions_are_compared_one_by_one),
         cmocka_unit_test(test_requests_one_by_one_have_speeds_of_their_own),
         cmocka_unit_test(test_phases_are_timed_apart),
         cmocka_unit_test(test_simulated_one_by_one),

@@ -97,10 +97,15 @@ static void test_values(void **state) {
     assert_int_equal(o.concurrency.count, 3);
     assert_memory_equal(o.concurrency.values, ((int[]){1, 4, 32}), 3 * sizeof(int));
     assert_true(o.request_rate == 2.5);
-    assert_true(o.length_spread == 0.8);
+    assert_true(o.length_spread == 0.8 && o.burstiness == 1);
     assert_int_equal(o.config.workload_prompt, 100); /* the plan is for the load */
     assert_int_equal(o.config.workload_output, 128);
     assert_int_equal(o.config.max_num_seqs, 32);
+    accept("penstock bench m --output-tokens 10,100,50 --request-rate 3 --burstiness 0.25", &o);
+    assert_int_equal(o.output_tokens.count, 3);
+    assert_memory_equal(o.output_tokens.values, ((int[]){10, 100, 50}), 3 * sizeof(int));
+    assert_int_equal(o.config.workload_output, 53);
+    assert_true(o.burstiness == 0.25);
     accept("penstock bench m --workload 7:8 --max-num-seqs 4", &o);
     assert_int_equal(o.concurrency.count, 2);
     assert_int_equal(o.config.workload_prompt, 7);
@@ -273,6 +278,7 @@ static void test_contradictions(void **state) {
     refuse("penstock bench", "bench needs a MODEL");
     refuse("penstock bench m --phases --num-prompts 9", "--num-prompts contradicts it");
     refuse("penstock bench m --phases --max-num-seqs 4", "all 16 requests");
+    refuse("penstock bench m --burstiness 0.5", "add --request-rate");
     refuse("penstock bench m --phases --request-rate 9", "--request-rate contradicts it");
     refuse("penstock plan m --method custom", "needs --layers");
     refuse("penstock plan m --method dp --layers 1,2", "--method dp contradicts it");

@@ -151,7 +151,7 @@ static void test_other_speeds_have_other_plans(void **state) {
     (void)state;
     cluster *c = make_cluster("{\"speed\": 1}, {\"speed\": 1}, {\"speed\": 3}, {\"speed\": 1}, {}, {}");
     assert_splits(c, "4 6 4*");
-    pen_step_shape shape = {100, 20, 10};
+    pen_step_shape shape = {.rows = 100, .logit_rows = 20, .decodes = 20, .decode_context = 10};
     double first = pen_step_cost_passage(pen_replica_plans_cost(c->plans, 0), &shape).most_ms;
     assert_true(pen_step_cost_passage(pen_replica_plans_cost(c->plans, 1), &shape).most_ms < 0.6 * first);
     free_cluster(c);

@@ -217,6 +217,33 @@ static void test_only_what_the_thief_does_sooner(void **state) {
     pen_replica_queue_destroy(queue);
 }
 
+/* What the thief starts at once is what has waited longest; the rest comes from the other end. */
+static void test_free_slots_take_the_most_urgent(void **state) {
+    (void)state;
+    pen_replica_queue *queue = make(true);
+    pen_queued given[8];
+    push_many(queue, 8, 100);
+    pen_steal_ask ask = {.speed = 1, .cost = COST, .free_slots = 2, .running = 2, .most = 3};
+    pen_replica_load load = {.running = 4, .running_ms = 200};
+    assert_int_equal(pen_replica_queue_give(queue, 1, &ask, &load, 1, 0, given, 8), 3);
+    static const int ids[] = {0, 1, 7};
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(given[i].stamp.id, ids[i]);
+        free(given[i].payload);
+    }
+    /* The next one starts here when a quarter of 200 ms is gone, and is done after 450, one of four; the last one after
+     * 775. There, one of four, too, but half as fast, each would be done after 800. */
+    ask = (pen_steal_ask){.backlog_ms = 10000, .speed = 0.5, .cost = COST, .free_slots = 1, .running = 3, .most = 3};
+    assert_int_equal(pen_replica_queue_give(queue, 1, &ask, &load, 1, 0, given, 8), 0);
+    ask.speed = 0.95;
+    assert_int_equal(pen_replica_queue_give(queue, 1, &ask, &load, 1, 0, given, 8), 1);
+    assert_int_equal(given[0].stamp.id, 2);
+    free(given[0].payload);
+    expect_pop(queue, 0, 3);
+    assert_balanced(queue);
+    pen_replica_queue_destroy(queue);
+}
+
 static void test_costs_are_the_thiefs_there(void **state) {
     (void)state;
     pen_replica_queue *queue = make(true);
@@ -346,6 +373,7 @@ int main(void) {
         cmocka_unit_test(test_a_cancel_is_forwarded_until_the_move_is_known),
         cmocka_unit_test(test_the_least_urgent_half_is_given),
         cmocka_unit_test(test_only_what_the_thief_does_sooner),
+        cmocka_unit_test(test_free_slots_take_the_most_urgent),
         cmocka_unit_test(test_costs_are_the_thiefs_there),
         cmocka_unit_test(test_limits_of_a_gift),
         cmocka_unit_test(test_who_is_asked),

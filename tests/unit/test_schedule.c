@@ -709,11 +709,29 @@ static void test_nobody_starts_to_be_preempted(void **state) {
     free_machine(&made);
 }
 
+/* Where all wait to be continued there is nothing to run, and nobody need give anything up. */
+static void test_nobody_pauses_for_those_who_wait(void **state) {
+    (void)state;
+    machine made = make_machine(4, 20, 64, false);
+    int64_t ids[3];
+    for (int i = 0; i < 3; i++) ids[i] = add_urgent(made.schedule, 20, 4, 0, i);
+    assert_true(next(made.schedule, made.cache, &made.m));
+    assert_int_equal(made.m.run_count, 3);
+    pen_schedule_complete(made.schedule); /* their tokens have come, and are held back */
+    for (int i = 0; i < 3; i++) assert_false(next(made.schedule, made.cache, &made.m));
+    assert_int_equal(pen_schedule_pauses(made.schedule), 0);
+    for (int i = 0; i < 3; i++) pen_schedule_continue(made.schedule, ids[i]);
+    assert_true(next(made.schedule, made.cache, &made.m));
+    assert_int_equal(made.m.rows, 3);
+    free_machine(&made);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_loads),
         cmocka_unit_test(test_a_long_prompt_is_in_flight_on_all_stages_at_once),
         cmocka_unit_test(test_decodes_are_spread_over_the_microbatches),
+        cmocka_unit_test(test_nobody_pauses_for_those_who_wait),
         cmocka_unit_test(test_children_share_a_prompt_and_hold_nobody_up),
         cmocka_unit_test(test_children_begin_together),
         cmocka_unit_test(test_a_long_prompt_holds_nobody),

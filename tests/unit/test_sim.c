@@ -27,7 +27,7 @@ enum { ROWS = 64, LOGIT_ROWS = 8, HIDDEN = 32, VOCAB = 1000, BLOCKS = 40 };
     "{\"name\": \"block 0\", \"time_ms\": 2, \"weight_bytes\": 6400, \"kv_bytes_per_token\": 128},"                    \
     "{\"name\": \"block 1\", \"time_ms\": 2, \"weight_bytes\": 100000000000, \"kv_bytes_per_token\": 128},"            \
     "{\"name\": \"head\", \"time_ms\": 3, \"weight_bytes\": 6400, \"rows\": [1, 5], \"ms\": [1, 3], \"context\": 100," \
-    " \"context_ms\": [2, 4]}"
+    " \"context_ms\": [2, 8]}"
 #define SIM                                                                                                            \
     "\"hidden\": 32, \"devices\": [{\"speed\": 1, \"memory_bytes\": 5000}, {\"speed\": 2}],"                           \
     "\"sim\": {\"vocab\": 1000, \"context\": 640, \"rows\": 10, \"fixed\": 0.5,"                                       \
@@ -131,8 +131,9 @@ static void test_units_take_what_the_profile_says(void **state) {
         run(device, stage, 1, 100, 1, picks);
         assert_unit_ms(device, 2, 1.1 * slower[at]);
         assert_unit_ms(device, 3, 2 * slower[at]); /* at context 100, and once, picks included */
-        run(device, stage, 3, 49, 3, picks);
-        assert_unit_ms(device, 3, 2.5 * slower[at]); /* between the table's rows and contexts */
+        run(device, stage, 3, 50, 3, picks);
+        assert_unit_ms(device, 3,
+                       3.5 * slower[at]); /* between the table's rows, and 50 positions before each of them */
         pen_device_sync(device);
         pen_stage_destroy(stage);
         pen_device_destroy(device);

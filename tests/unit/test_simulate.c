@@ -23,7 +23,7 @@ typedef struct pace {
 
 static double stage_ms(void *context, int stage, const pen_simulated_step *step) {
     const pace *p = context;
-    return p->ms[stage] + step->rows * p->ms_per_row;
+    return p->ms[stage] + step->shape.rows * p->ms_per_row;
 }
 
 /* What the schedule thinks of it: all stages are as slow as the slowest. */

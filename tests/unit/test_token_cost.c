@@ -40,7 +40,7 @@ static void test_costs_sum_to_the_microbatch(void **state) {
             pen_step_cost *cost;
             assert_int_equal(pen_step_cost_create_even(2, fixed, 0.1, &cost), PEN_OK);
             pen_token_cost token = pen_token_cost_of(cost, &steady);
-            pen_step_shape all = {steady.rows, steady.logit_rows, steady.context};
+            pen_step_shape all = pen_profile_shape(&steady);
             double prompts = steady.rows - steady.decode_rows;
             assert_ms(prompts * token.prompt_ms + steady.decode_rows * token.output_ms,
                       pen_step_cost_passage(cost, &all).most_ms);
