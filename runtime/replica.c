@@ -453,9 +453,10 @@ pen_status pen_replica_turn(pen_replica *replica, bool *moved) {
     PEN_TRY(start_requests(replica, pen_clock_ns()));
     PEN_TRY(pen_engine_turn(replica->engine, moved));
     PEN_TRY(replica->failure);
-    PEN_TRY(send_notices(replica));
+    /* The load goes first: notices that have just been sent would count as mail that is still under way. */
     int64_t now_ns = pen_clock_ns();
     PEN_TRY(report_load(replica, now_ns));
+    PEN_TRY(send_notices(replica));
     PEN_TRY(steal(replica, now_ns));
     PEN_TRY(send_metrics(replica));
     PEN_TRY(look_for_dead(replica, now_ns));
