@@ -117,7 +117,6 @@ typedef struct pen_replica_load {
     double busy_s;                /* of its slowest stage */
     double planned_ms, full_ms;   /* what the profile says of steps while the pipeline was full, and what they took */
     double steal_s;               /* that its leader spent on stealing, and on being stolen from */
-    int64_t heard;                /* dispatches that had reached it */
 } pen_replica_load;
 void pen_distributor_report(pen_distributor *distributor, int replica, const pen_replica_load *load, int64_t now_ns);
 

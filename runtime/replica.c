@@ -35,9 +35,9 @@ struct pen_replica {
     int running_count;
     pen_notices notices;
     pen_status failure;    /* of a callback, kept for the turn that it happened in */
-    pen_queued *given;     /* [PEN_QUEUE_MOST] scratch */
+    pen_queued *given;     /* [PEN_STEAL_MOST] scratch */
     pen_replica_load told; /* the last load that was reported, and when */
-    int64_t told_ns, looked_ns, heard;
+    int64_t told_ns, looked_ns;
     pen_replica_weight weight; /* how fast it has been lately */
     double steal_s;
     bool asked_for_metrics, drains, drained, stopped;
@@ -52,12 +52,13 @@ pen_status pen_replica_create(pen_world *world, pen_mail *mail, pen_engine *engi
     replica->engine = engine;
     replica->options = *options;
     replica->options.measured_ms = NULL;
+    replica->options.steals = options->steals && options->replicas > 1; /* alone it need not look for others */
     replica->weight = pen_replica_weight_at_first();
     replica->given = calloc(PEN_STEAL_MOST, sizeof *replica->given);
     pen_status status = replica->given ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for a replica");
     if (status == PEN_OK)
-        status =
-            pen_replica_queue_create(options->self, options->replicas, options->steals, options->cost, &replica->queue);
+        status = pen_replica_queue_create(options->self, options->replicas, replica->options.steals, options->cost,
+                                          &replica->queue);
     pen_blob ready = {0};
     if (status == PEN_OK)
         status = pen_letter_encode(PEN_LETTER_READY, options->measured_ms,
@@ -139,8 +140,7 @@ static pen_replica_load load_of(const pen_replica *replica) {
                               .busy_s = counts.busy_s * replica->options.busy_share,
                               .planned_ms = counts.planned_ms,
                               .full_ms = counts.full_ms,
-                              .steal_s = replica->steal_s,
-                              .heard = replica->heard};
+                              .steal_s = replica->steal_s};
 }
 
 static pen_status report_load(pen_replica *replica, int64_t now_ns) {
@@ -261,10 +261,7 @@ static pen_status take_requests(pen_replica *replica, int from, pen_letter_kind 
         for (int k = queued; k < count; k++) free(replica->given[k].payload);
         return status;
     }
-    if (kind == PEN_LETTER_GIVE)
-        pen_replica_queue_took(replica->queue, from, count, pen_clock_ns());
-    else
-        replica->heard++;
+    if (kind == PEN_LETTER_GIVE) pen_replica_queue_took(replica->queue, from, count, pen_clock_ns());
     return PEN_OK;
 }
 
@@ -453,9 +450,10 @@ pen_status pen_replica_turn(pen_replica *replica, bool *moved) {
     PEN_TRY(start_requests(replica, pen_clock_ns()));
     PEN_TRY(pen_engine_turn(replica->engine, moved));
     PEN_TRY(replica->failure);
-    PEN_TRY(send_notices(replica));
+    /* The load goes first: notices that have just been sent would count as mail that is still under way. */
     int64_t now_ns = pen_clock_ns();
     PEN_TRY(report_load(replica, now_ns));
+    PEN_TRY(send_notices(replica));
     PEN_TRY(steal(replica, now_ns));
     PEN_TRY(send_metrics(replica));
     PEN_TRY(look_for_dead(replica, now_ns));

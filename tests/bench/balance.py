@@ -78,7 +78,7 @@ CASES = {
                   {"devices": [{"name": f"speed {speed}", "speed": speed} for speed in (1, 1, 2, 3)]}, speeds=[1, 1, 2, 3],
                   time_scale=2),
     "real": Case("outputs of 16 and 128 tokens in turn, SmolLM2 on the CPU", 2,
-                 load(64, slots=4, prompt_tokens=32, output_tokens="16,128", concurrency=16), real=True),
+                 load(160, slots=4, prompt_tokens=32, output_tokens="16,128", concurrency=32), real=True),
 }
 QUICK = Case("outputs of 10/100/50 tokens in turn", 3,
              load(120, prompt_tokens=32, output_tokens="10,100,50", concurrency=72), time_scale=0.6)

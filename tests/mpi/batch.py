@@ -306,26 +306,6 @@ class Batch(unittest.TestCase):
         self.settle(mark)
         self.finish(self.expected, ranks=2)
 
-    def test_lost_replica(self):
-        """Where the launcher lets the others live, they finish everything, and it is said that one was lost."""
-        self.requests(300)
-        self.undisturbed("--dp", 2, ranks=4)
-        mark = uuid.uuid4().hex
-        process = self.job.start(*self.arguments("--dp", 2, "--json"), ranks=4, mark=mark, stdin=subprocess.DEVNULL,
-                                 environment={"OMPI_MCA_orte_enable_recovery": "1"}, stdout=subprocess.PIPE,
-                                 stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 20
-        while not (self.output.exists() and self.output.stat().st_size > 0) and time.monotonic() < deadline:
-            time.sleep(0.001)
-        for pid in processes_with(mark):
-            if b"OMPI_COMM_WORLD_RANK=3\0" in Path(f"/proc/{pid}/environ").read_bytes():
-                os.kill(pid, signal.SIGKILL)
-        out, err = process.communicate(timeout=60)
-        self.assertEqual(json.loads(out)["lost_replicas"], 1, err)
-        self.assertIn("1 replica lost", err)
-        self.settle(mark)
-        self.assertEqual(self.contents(), self.expected["contents"])
-
     def settle(self, *marks):
         deadline = time.monotonic() + 2 * GONE_S
         while (left := [pid for mark in marks for pid in processes_with(mark)]) and time.monotonic() < deadline:

@@ -24,7 +24,7 @@ def run_with_stop(rank, phase, delay):
     """What each rank of a run says, where `rank` is stopped `delay` seconds after it has come to the phase; its results;
     and its seconds."""
     began = time.monotonic()
-    process = JOB.start("--model", MODEL, "--announce", "--debug", "--requests", 2, "--prompt", 40, "--output", 100,
+    process = JOB.start("--model", MODEL, "--announce", "--debug", "--requests", 2, "--prompt", 40, "--output", 400,
                         "--threads", 1, ranks=RANKS, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     pids = {}
     while len(pids) < RANKS:  # so that all are there
