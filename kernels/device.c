@@ -147,6 +147,10 @@ pen_status pen_device_sync(pen_device *device) {
     return device->class->sync(device);
 }
 
+pen_status pen_device_status(pen_device *device) {
+    return device->class->status ? device->class->status(device) : PEN_OK;
+}
+
 void pen_device_unit_begin(pen_device *device, int unit) {
     assert(unit >= 0 && unit < PEN_UNITS_MAX);
     device->class->unit_begin(device, unit);

@@ -39,6 +39,7 @@ typedef struct pen_device_class {
     bool (*event_done)(const pen_event *);
     int64_t (*event_due_ns)(const pen_event *); /* NULL: the device cannot know */
     pen_status (*sync)(pen_device *);
+    pen_status (*status)(pen_device *); /* NULL: nothing fails behind the caller's back */
     void (*unit_begin)(pen_device *, int);
     void (*unit_end)(pen_device *);
     void (*unit_reset)(pen_device *);

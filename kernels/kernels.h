@@ -125,6 +125,9 @@ bool pen_event_done(const pen_event *event); /* never blocks; true before the fi
  */
 int64_t pen_event_due_ns(const pen_event *event);
 pen_status pen_device_sync(pen_device *device);
+/* The device's first failure, without waiting. Events of a device that failed are done although what stands before them
+ * never happened: whoever passes results on asks here first. */
+pen_status pen_device_status(pen_device *device);
 
 /* Where a unit's operations begin and end in the stream. Units are numbered by the caller, below PEN_UNITS_MAX.
  * pen_device_unit_ms adds up each unit's time since the last reset; it synchronises. */

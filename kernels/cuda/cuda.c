@@ -36,6 +36,13 @@ void pen_cuda_wait(pen_cuda_device *device, cudaEvent_t event) {
     }
 }
 
+static pen_status first_failure(pen_device *base) {
+    const pen_cuda_device *device = pen_cuda(base);
+    if (device->failure == cudaSuccess) return PEN_OK;
+    return pen_fail(PEN_INTERNAL, "%s failed in %s: %s", device->name, device->failed,
+                    cudaGetErrorString(device->failure));
+}
+
 /* Waits for all that is enqueued: for a copy of nothing behind it. */
 pen_status pen_cuda_sync(pen_device *base) {
     pen_cuda_device *device = pen_cuda(base);
@@ -44,9 +51,7 @@ pen_status pen_cuda_sync(pen_device *base) {
     pen_cuda_staging_room(device->writes, 0);
     pen_cuda_staging_sent(device->writes);
     pen_cuda_staging_drain(device->writes);
-    if (device->failure != cudaSuccess)
-        return pen_fail(PEN_INTERNAL, "%s failed in %s: %s", device->name, device->failed,
-                        cudaGetErrorString(device->failure));
+    PEN_TRY(first_failure(base));
     pen_cuda_staging_land(device->reads, reads);
     return PEN_OK;
 }
@@ -305,6 +310,7 @@ static const pen_device_class cuda_class = {
     .event_record = event_record,
     .event_done = event_done,
     .sync = pen_cuda_sync,
+    .status = first_failure,
     .unit_begin = pen_cuda_unit_begin,
     .unit_end = pen_cuda_unit_end,
     .unit_reset = pen_cuda_unit_reset,
