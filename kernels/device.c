@@ -21,8 +21,17 @@ const char *pen_device_name(const pen_device *device) {
     return device->class->name(device);
 }
 
+size_t pen_device_cache_bytes(const pen_device *device) {
+    return device->class->cache_bytes ? device->class->cache_bytes(device) : 0;
+}
+
 pen_activations pen_device_activations(const pen_device *device) {
     return device->activations;
+}
+
+pen_status pen_device_own_memory(pen_device *device, pen_own_memory *memory) {
+    *memory = (pen_own_memory){0};
+    return device->class->own_memory ? device->class->own_memory(device, memory) : PEN_OK;
 }
 
 size_t pen_device_bytes_used(const pen_device *device) {

@@ -11,6 +11,8 @@ typedef struct pen_device_class {
     size_t (*scratch_bytes)(const pen_device *, const pen_limits *);
     pen_status (*reserve)(pen_device *, const pen_limits *);
     const char *(*name)(const pen_device *);
+    size_t (*cache_bytes)(const pen_device *);                /* NULL: as the machine's own */
+    pen_status (*own_memory)(pen_device *, pen_own_memory *); /* NULL: it has none */
     size_t (*bytes_used)(const pen_device *);
     void (*destroy)(pen_device *);
     void (*set_poke)(pen_device *, pen_poke *, void *);

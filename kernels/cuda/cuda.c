@@ -60,7 +60,12 @@ pen_status pen_cuda_sync(pen_device *base) {
 
 pen_status pen_cuda_allocate(pen_cuda_device *device, size_t bytes, void *memory) {
     void *made = NULL;
-    if (bytes > SIZE_MAX / 2 || cudaMalloc(&made, bytes ? bytes : 1) != cudaSuccess) {
+    cudaError_t error = bytes > SIZE_MAX / 2 ? cudaErrorMemoryAllocation : cudaMalloc(&made, bytes ? bytes : 1);
+    if (error != cudaSuccess && error != cudaErrorMemoryAllocation) {
+        pen_cuda_check(device, error, "allocating memory");
+        return first_failure(&device->base);
+    }
+    if (error != cudaSuccess) {
         size_t left = 0, total = 0;
         cudaGetLastError(); /* the runtime keeps it otherwise */
         cudaMemGetInfo(&left, &total);
@@ -243,14 +248,14 @@ static void event_record(pen_event *base) {
     pen_cuda_check(device, cudaEventRecord(event->event, device->stream), "recording an event");
 }
 
-/* A failed device's events are done: nobody waits for it, and pen_device_sync() says what happened. */
+/* A failed device's events are never done; pen_device_status() says what happened. */
 static bool event_done(const pen_event *base) {
     const pen_cuda_event *event = (const pen_cuda_event *)base;
     pen_cuda_device *device = pen_cuda(base->device);
-    if (device->failure != cudaSuccess) return true;
+    if (device->failure != cudaSuccess) return false;
     cudaError_t error = cudaEventQuery(event->event);
-    if (error == cudaErrorNotReady) return false;
-    if (pen_cuda_check(device, error, "waiting for an event")) pen_cuda_staging_land(device->reads, event->reads);
+    if (error == cudaErrorNotReady || !pen_cuda_check(device, error, "waiting for an event")) return false;
+    pen_cuda_staging_land(device->reads, event->reads);
     return true;
 }
 
@@ -258,6 +263,19 @@ static bool event_done(const pen_event *base) {
 
 static const char *name(const pen_device *device) {
     return pen_cuda(device)->name;
+}
+
+static size_t cache_bytes(const pen_device *device) {
+    return pen_cuda(device)->cache_bytes;
+}
+
+static pen_status own_memory(pen_device *base, pen_own_memory *memory) {
+    const pen_cuda_device *device = pen_cuda(base);
+    memcpy(memory->bus, device->bus, sizeof memory->bus);
+    cudaError_t error = cudaMemGetInfo(&memory->free_bytes, &memory->total_bytes);
+    if (error == cudaSuccess) return PEN_OK;
+    return pen_fail(PEN_INTERNAL, "%s does not say how much memory it has: %s", device->name,
+                    cudaGetErrorString(error));
 }
 
 static size_t bytes_used(const pen_device *device) {
@@ -285,6 +303,8 @@ static const pen_device_class cuda_class = {
     .scratch_bytes = pen_cuda_scratch_bytes,
     .reserve = pen_cuda_reserve,
     .name = name,
+    .cache_bytes = cache_bytes,
+    .own_memory = own_memory,
     .bytes_used = bytes_used,
     .destroy = destroy,
     .set_poke = set_poke,
@@ -332,6 +352,12 @@ static const pen_device_class cuda_class = {
 /* ---- Opening --------------------------------------------------------------------------------------------------- */
 
 /* CUDA's numbers are 1000·major + 10·minor. */
+const char *pen_cuda_version(void) {
+    static char text[16];
+    snprintf(text, sizeof text, "%d.%d", CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    return text;
+}
+
 static pen_status too_old(int driver) {
     return pen_fail(PEN_UNSUPPORTED, "the NVIDIA driver knows CUDA %d.%d: this build needs %d.%d or newer",
                     driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
@@ -354,11 +380,13 @@ static pen_status open_gpu(pen_cuda_device *device, int ordinal) {
     struct cudaDeviceProp properties;
     cudaError_t error = cudaSetDevice(ordinal);
     if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, ordinal);
+    if (error == cudaSuccess) error = cudaDeviceGetPCIBusId(device->bus, sizeof device->bus, ordinal);
     if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking);
     if (error != cudaSuccess)
         return pen_fail(PEN_UNSUPPORTED, "cannot use GPU %d: %s", ordinal, cudaGetErrorString(error));
     snprintf(device->name, sizeof device->name, "cuda %s", properties.name);
     device->processors = properties.multiProcessorCount;
+    device->cache_bytes = (size_t)properties.l2CacheSize;
     if (!pen_cuda_kernels_fit())
         return pen_fail(PEN_UNSUPPORTED, "this build has no kernels for GPU %d, %s (compute capability %d.%d)", ordinal,
                         properties.name, properties.major, properties.minor);
@@ -370,21 +398,15 @@ static pen_status open_gpu(pen_cuda_device *device, int ordinal) {
 pen_status pen_cuda_device_create(const pen_cuda_options *options, pen_device **out) {
     int count;
     PEN_TRY(pen_cuda_device_count(&count));
+    assert(options->gpu >= 0 && options->gpu < count);
     pen_cuda_device *device = calloc(1, sizeof *device);
     if (!device) return no_memory("a CUDA device");
     device->base = (pen_device){.class = &cuda_class, .activations = options->activations};
-    pen_status status = open_gpu(device, options->local_rank % count);
+    pen_status status = open_gpu(device, options->gpu);
     if (status != PEN_OK) {
         destroy(&device->base);
         return status;
     }
     *out = &device->base;
     return PEN_OK;
-}
-
-pen_status pen_cuda_device_memory(pen_device *device, size_t *free_bytes, size_t *total_bytes) {
-    cudaError_t error = cudaMemGetInfo(free_bytes, total_bytes);
-    if (error == cudaSuccess) return PEN_OK;
-    return pen_fail(PEN_INTERNAL, "%s does not say how much memory it has: %s", pen_cuda(device)->name,
-                    cudaGetErrorString(error));
 }

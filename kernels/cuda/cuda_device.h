@@ -7,7 +7,8 @@
  * copied into the ring at once; a read lands in the ring, and from there in its target the next time that the host
  * finds an event behind it done, or synchronises.
  *
- * Errors. A failed CUDA call is kept as the device's first failure; events are then done and pen_device_sync() tells.
+ * Errors. A failed CUDA call is kept as the device's first failure, after which no event is done; pen_device_sync() and
+ * pen_device_status() tell.
  */
 #ifndef PEN_CUDA_DEVICE_H
 #define PEN_CUDA_DEVICE_H
@@ -80,6 +81,8 @@ typedef struct pen_cuda_device {
     cudaStream_t stream;
     int processors; /* SMs */
     char name[320];
+    char bus[PEN_BUS_MAX]; /* the address on it */
+    size_t cache_bytes;    /* of L2 */
     size_t bytes_used;
     pen_limits limits;
     pen_cuda_arena arena;

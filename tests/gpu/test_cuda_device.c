@@ -61,7 +61,9 @@ static void test_a_lost_gpu_is_told_and_nobody_waits(void **state) {
     assert_int_equal(pen_event_create(device, &event), PEN_OK);
     pen_event_record(event);
     pen_emulate_lost(true);
-    assert_true(pen_event_done(event));
+    assert_int_equal(pen_device_status(device), PEN_OK); /* nobody has noticed yet */
+    assert_false(pen_event_done(event));
+    assert_int_equal(pen_device_status(device), PEN_INTERNAL);
     pen_buffer_read(buffer, 0, values, sizeof values);
     assert_int_equal(pen_device_sync(device), PEN_INTERNAL);
     assert_non_null(strstr(pen_last_error(), "cuda Emulated GPU failed in "));
@@ -76,14 +78,14 @@ static void test_too_little_memory_is_told(void **state) {
     (void)state;
     pen_device *device = open_cuda(PEN_ACTIVATIONS_FAST, &limits);
     pen_buffer *buffer;
-    size_t left, total;
-    assert_int_equal(pen_cuda_device_memory(device, &left, &total), PEN_OK);
+    pen_own_memory memory;
+    assert_int_equal(pen_device_own_memory(device, &memory), PEN_OK);
     pen_emulate_memory(1000);
     assert_int_equal(pen_buffer_create(device, 1001, &buffer), PEN_NO_MEMORY);
     assert_string_equal(pen_last_error(),
                         "cannot allocate 1001 bytes on cuda Emulated GPU: 1000 of 4294967296 are free");
     assert_int_equal(pen_buffer_create(device, 1000, &buffer), PEN_OK); /* that failure is no launch's */
-    pen_emulate_memory(left);
+    pen_emulate_memory(memory.free_bytes);
     assert_int_equal(pen_device_sync(device), PEN_OK);
     pen_buffer_destroy(buffer);
     pen_device_destroy(device);
