@@ -5,6 +5,7 @@
 #include "device_class.h"
 
 #include <assert.h>
+#include <stdlib.h>
 
 /* ---- The device ------------------------------------------------------------------------------------------------ */
 
@@ -72,6 +73,19 @@ void pen_buffer_write(pen_buffer *buffer, size_t offset, const void *source, siz
 void pen_buffer_read(pen_buffer *buffer, size_t offset, void *target, size_t bytes) {
     assert(holds(buffer, offset, bytes));
     buffer->device->class->buffer_read(buffer, offset, target, bytes);
+}
+
+pen_status pen_host_create(pen_device *device, size_t bytes, void **memory) {
+    if (device->class->host_create) return device->class->host_create(device, bytes, memory);
+    *memory = malloc(bytes ? bytes : 1);
+    return *memory ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for %zu bytes", bytes);
+}
+
+void pen_host_destroy(pen_device *device, void *memory) {
+    if (device->class->host_create)
+        device->class->host_destroy(device, memory);
+    else
+        free(memory);
 }
 
 size_t pen_device_activation_bytes(const pen_device *device, int rows, int cols) {

@@ -22,6 +22,8 @@ typedef struct pen_device_class {
     void *(*buffer_host)(pen_buffer *);
     void (*buffer_write)(pen_buffer *, size_t, const void *, size_t);
     void (*buffer_read)(pen_buffer *, size_t, void *, size_t);
+    pen_status (*host_create)(pen_device *, size_t, void **); /* NULL: plain memory */
+    void (*host_destroy)(pen_device *, void *);
     size_t (*activation_bytes)(const pen_device *, int, int);
     size_t (*fine_bytes)(const pen_device *, int, int);
     size_t (*weight_bytes)(const pen_device *, pen_type, int, int);

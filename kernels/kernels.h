@@ -88,8 +88,15 @@ pen_status pen_buffer_create(pen_device *device, size_t bytes, pen_buffer **buff
 void pen_buffer_destroy(pen_buffer *buffer);
 /* Host address of the memory if the host may use it directly (after the stream reached that point), else NULL. */
 void *pen_buffer_host(pen_buffer *buffer);
-void pen_buffer_write(pen_buffer *buffer, size_t offset, const void *source, size_t bytes); /* enqueued */
-void pen_buffer_read(pen_buffer *buffer, size_t offset, void *target, size_t bytes);        /* enqueued */
+/* Enqueued. The source may be changed when the call returns, unless it is of pen_host_create. */
+void pen_buffer_write(pen_buffer *buffer, size_t offset, const void *source, size_t bytes);
+/* Enqueued. The target has its bytes when the host has found an event behind it done, or has synchronised. */
+void pen_buffer_read(pen_buffer *buffer, size_t offset, void *target, size_t bytes);
+
+/* Host memory that a device copies to and from fastest: pinned on a GPU, plain on others. In pen_buffer_write and
+ * pen_buffer_read it is used in place: the stream reads it, or has filled it, when it gets to the copy. */
+pen_status pen_host_create(pen_device *device, size_t bytes, void **memory);
+void pen_host_destroy(pen_device *device, void *memory);
 
 /* Bytes of T activation rows, or fine ones, of `cols` values. */
 size_t pen_device_activation_bytes(const pen_device *device, int rows, int cols);

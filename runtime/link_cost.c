@@ -14,7 +14,7 @@ typedef struct trial {
     pen_link *link;
     pen_wait wait;
     pen_world *world;
-    void *data;
+    pen_buffer *rows;
     size_t bytes;
     double patience_s;
 } trial;
@@ -42,13 +42,13 @@ static pen_status finish(trial *t, int peer, pen_transfer transfer) {
 
 static pen_status send(trial *t, int peer) {
     pen_transfer transfer;
-    PEN_TRY(pen_link_send(t->link, PEN_CHANNEL_ACTIVATION, peer, 0, t->data, t->bytes, NULL, &transfer));
+    PEN_TRY(pen_link_send_rows(t->link, peer, 0, t->rows, t->bytes, NULL, &transfer));
     return finish(t, peer, transfer);
 }
 
 static pen_status receive(trial *t, int peer) {
     pen_transfer transfer;
-    PEN_TRY(pen_link_receive(t->link, PEN_CHANNEL_ACTIVATION, peer, 0, t->data, t->bytes, &transfer));
+    PEN_TRY(pen_link_receive_rows(t->link, peer, 0, t->rows, t->bytes, &transfer));
     return finish(t, peer, transfer);
 }
 
@@ -76,15 +76,16 @@ static pen_status time_link(trial *t, double *ms) {
     return PEN_OK;
 }
 
-pen_status pen_link_cost(pen_world *world, size_t bytes, double patience_s, double *ms) {
+pen_status pen_link_cost(pen_world *world, pen_device *device, size_t bytes, double patience_s, double *ms) {
     *ms = 0;
     if (pen_world_stages(world) == 1) return PEN_OK;
-    trial t = {.world = world, .bytes = bytes, .patience_s = patience_s, .data = calloc(1, bytes)};
-    if (!t.data) return pen_fail(PEN_NO_MEMORY, "no memory for a message of %zu bytes", bytes);
+    trial t = {.world = world, .bytes = bytes, .patience_s = patience_s};
     pen_wait_init(&t.wait, pen_world_share(world)->may_spin);
+    PEN_TRY(pen_buffer_create(device, bytes, &t.rows));
     pen_status status = pen_link_create_mpi(world, &t.link);
+    if (status == PEN_OK) status = pen_link_prepare_rows(t.link, 0, device, t.rows, bytes);
     if (status == PEN_OK) status = time_link(&t, ms);
     pen_link_destroy(t.link);
-    free(t.data);
+    pen_buffer_destroy(t.rows);
     return status;
 }

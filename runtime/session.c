@@ -330,7 +330,8 @@ static pen_status time_link(const pen_session *session, pen_rank_report *mine) {
         mine->wire_ms = steady.rows * (double)row_bytes * pen_sim_profile_link(session->sim).ms_per_byte;
         return PEN_OK;
     }
-    PEN_TRY(pen_link_cost(session->world, (size_t)ceil(steady.rows) * row_bytes, patience_s, &mine->wire_ms));
+    PEN_TRY(pen_link_cost(session->world, session->device, (size_t)ceil(steady.rows) * row_bytes, patience_s,
+                          &mine->wire_ms));
     mine->send_ms = mine->wire_ms; /* the sender's own thread does the copying */
     return PEN_OK;
 }

@@ -110,14 +110,26 @@ static void *buffer_host(pen_buffer *buffer) {
     return NULL;
 }
 
+static void copy(pen_cuda_device *device, void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
+    pen_cuda_check(device, cudaMemcpyAsync(to, from, bytes, kind, device->stream), "copying between host and GPU");
+}
+
 static void buffer_write(pen_buffer *buffer, size_t offset, const void *source, size_t bytes) {
+    pen_cuda_device *device = pen_cuda(buffer->device);
     unsigned char *target = (unsigned char *)pen_cuda_data(buffer) + offset;
-    pen_cuda_staging_write(pen_cuda(buffer->device)->writes, target, source, bytes);
+    if (pen_cuda_is_pinned(device, source, bytes))
+        copy(device, target, source, bytes, cudaMemcpyHostToDevice);
+    else
+        pen_cuda_staging_write(device->writes, target, source, bytes);
 }
 
 static void buffer_read(pen_buffer *buffer, size_t offset, void *target, size_t bytes) {
+    pen_cuda_device *device = pen_cuda(buffer->device);
     const unsigned char *source = (const unsigned char *)pen_cuda_data(buffer) + offset;
-    pen_cuda_staging_read(pen_cuda(buffer->device)->reads, target, source, bytes);
+    if (pen_cuda_is_pinned(device, target, bytes))
+        copy(device, target, source, bytes, cudaMemcpyDeviceToHost);
+    else
+        pen_cuda_staging_read(device->reads, target, source, bytes);
 }
 
 static size_t activation_bytes(const pen_device *device, int rows, int cols) {
@@ -291,7 +303,7 @@ static void destroy(pen_device *base) {
     pen_cuda_device *device = pen_cuda(base);
     if (device->stream) cudaStreamSynchronize(device->stream);
     pen_cuda_release(device, device->arena.memory, device->arena.bytes);
-    assert(device->bytes_used == 0);
+    assert(device->bytes_used == 0 && !device->pinned);
     pen_cuda_markers_destroy(device->markers);
     pen_cuda_staging_destroy(device->reads);
     pen_cuda_staging_destroy(device->writes);
@@ -313,6 +325,8 @@ static const pen_device_class cuda_class = {
     .buffer_host = buffer_host,
     .buffer_write = buffer_write,
     .buffer_read = buffer_read,
+    .host_create = pen_cuda_host_create,
+    .host_destroy = pen_cuda_host_destroy,
     .activation_bytes = activation_bytes,
     .fine_bytes = fine_bytes,
     .weight_bytes = pen_cuda_weight_bytes,

@@ -74,6 +74,7 @@ typedef struct pen_cuda_batch {
 } pen_cuda_batch;
 
 typedef struct pen_cuda_staging pen_cuda_staging; /* staging.c */
+typedef struct pen_cuda_pinned pen_cuda_pinned;   /* pinned.c */
 typedef struct pen_cuda_markers pen_cuda_markers; /* markers.c */
 
 typedef struct pen_cuda_device {
@@ -88,6 +89,7 @@ typedef struct pen_cuda_device {
     pen_cuda_arena arena;
     pen_cuda_batch batch;
     pen_cuda_staging *writes, *reads;
+    pen_cuda_pinned *pinned; /* a list */
     pen_cuda_markers *markers;
     pen_poke *poke;
     void *poke_context;
@@ -161,6 +163,13 @@ void pen_cuda_staging_read(pen_cuda_staging *staging, void *target, const void *
 /* Reads enqueued so far; and the copies to the targets of the first `reads` of them, which the stream has done. */
 uint64_t pen_cuda_staging_reads(const pen_cuda_staging *staging);
 void pen_cuda_staging_land(pen_cuda_staging *staging, uint64_t reads);
+
+/* ---- pinned.c -------------------------------------------------------------------------------------------------- */
+
+pen_status pen_cuda_host_create(pen_device *device, size_t bytes, void **memory);
+void pen_cuda_host_destroy(pen_device *device, void *memory);
+/* Whether the bytes lie in memory of pen_cuda_host_create. */
+bool pen_cuda_is_pinned(const pen_cuda_device *device, const void *at, size_t bytes);
 
 /* ---- markers.c ------------------------------------------------------------------------------------------------- */
 

@@ -200,6 +200,37 @@ static void test_reads_land_with_the_event_behind_them(void **state) {
     pen_device_destroy(device);
 }
 
+/* Pinned memory goes to the device and comes back as a whole, at any offset; next to it lies none. */
+static void test_pinned_memory_is_copied_in_place(void **state) {
+    (void)state;
+    pen_device *device = open_cuda(PEN_ACTIVATIONS_FAST, NULL);
+    enum { BYTES = 3 << 20 };
+    void *memory[3];
+    for (int i = 0; i < 3; i++) assert_int_equal(pen_host_create(device, BYTES, &memory[i]), PEN_OK);
+    unsigned char *values = memory[0], *back = memory[2];
+    random_state = 12;
+    for (int i = 0; i < BYTES; i++) values[i] = (unsigned char)random_bits();
+    memset(back, 0, BYTES);
+    pen_host_destroy(device, memory[1]);
+    pen_buffer *buffer = empty_buffer(device, BYTES);
+    pen_event *event;
+    assert_int_equal(pen_event_create(device, &event), PEN_OK);
+    pen_buffer_write(buffer, 0, values, BYTES);
+    pen_buffer_read(buffer, 100, back + 100, BYTES - 100);
+    pen_event_record(event);
+#if defined(PEN_CUDA_EMULATED)
+    values[200] ^= 0xff; /* in place: it has not been copied yet */
+#endif
+    while (!pen_event_done(event)) continue;
+    assert_memory_equal(back + 100, values + 100, BYTES - 100);
+    assert_int_equal(back[99], 0);
+    pen_host_destroy(device, values);
+    pen_host_destroy(device, back);
+    pen_event_destroy(event);
+    pen_buffer_destroy(buffer);
+    pen_device_destroy(device);
+}
+
 /* More pairs of markers than there is room for, and some reads of them. */
 static void test_markers_add_up_each_units_time(void **state) {
     (void)state;
@@ -358,6 +389,7 @@ int main(void) {
 #endif
         cmocka_unit_test(test_memory_is_accounted_for_and_given_back),
         cmocka_unit_test(test_bytes_pass_to_the_device_and_back),
+        cmocka_unit_test(test_pinned_memory_is_copied_in_place),
         cmocka_unit_test(test_reads_land_with_the_event_behind_them),
         cmocka_unit_test(test_markers_add_up_each_units_time),
         cmocka_unit_test(test_norms_are_near_the_oracle),
