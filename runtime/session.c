@@ -4,6 +4,7 @@
 #include "device_open.h"
 #include "gpu_share.h"
 #include "link_cost.h"
+#include "link_open.h"
 #include "log.h"
 #include "plan_json.h"
 #include "plan_model.h"
@@ -52,6 +53,7 @@ struct pen_session {
     const pen_step_cost *cost; /* of the plan's stages; leaders */
     stage_layout layout;
     pen_stage *stage;
+    pen_link *link; /* until the engine has it */
     pen_engine *engine;
     bool settled; /* all ranks have agreed on a failure: there is nothing left to agree on */
 };
@@ -191,15 +193,6 @@ static pen_status arrange(const pen_session *session) {
                     size, were, stages);
 }
 
-/* The link follows from the number of stages; asking for one only makes sure. */
-static pen_status check_link(const pen_session *session) {
-    int stages = pen_world_stages(session->world);
-    const char *asked = session->config.link, *have = stages == 1 ? "local" : "mpi";
-    if (strcmp(asked, "auto") == 0 || strcmp(asked, have) == 0) return PEN_OK;
-    return pen_fail(PEN_USAGE, "--link %s does not fit %d stage%s, which need%s %s", asked, stages,
-                    stages == 1 ? "" : "s", stages == 1 ? "s" : "", have);
-}
-
 static pen_status open_model(pen_session *session) {
     const char *profile = pen_sim_profile_path(session->config.device);
     if (profile) {
@@ -215,7 +208,7 @@ static pen_status open_model(pen_session *session) {
 
 static pen_status open_local(pen_session *session) {
     PEN_TRY(arrange(session));
-    PEN_TRY(check_link(session));
+    PEN_TRY(pen_link_fits(session->config.link, pen_world_stages(session->world)));
     PEN_TRY(open_model(session));
     if (pen_model_gguf(session->model)) PEN_TRY(pen_gguf_check_data(pen_model_gguf(session->model)));
     int context = pen_model_hparams(session->model)->context;
@@ -247,6 +240,7 @@ pen_status pen_session_open(pen_world *world, const pen_config *config, pen_sess
 void pen_session_close(pen_session *session) {
     if (!session) return;
     pen_engine_destroy(session->engine);
+    pen_link_destroy(session->link);
     pen_stage_destroy(session->stage);
     pen_step_cost_destroy(session->own_cost);
     pen_plan_destroy(session->own_plan);
