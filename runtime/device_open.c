@@ -25,9 +25,9 @@ static pen_status open_cpu(const pen_config *config, const pen_share *share, pen
     return pen_cpu_device_create(&options, device);
 }
 
-static pen_status open_gpu(const pen_config *config, int gpu, pen_device **device) {
+static pen_status open_gpu(const pen_config *config, const pen_share *share, int gpu, pen_device **device) {
     pen_own_memory memory;
-    pen_cuda_options options = {.activations = activations_of(config), .gpu = gpu};
+    pen_cuda_options options = {.activations = activations_of(config), .gpu = gpu, .threads = share->threads};
     PEN_TRY(pen_cuda_device_create(&options, device));
     if (pen_device_own_memory(*device, &memory) == PEN_OK && pen_machine_stay_near(memory.bus))
         PEN_DEBUG("stays on the cores next to GPU %d at %s", gpu, memory.bus);
@@ -41,7 +41,7 @@ pen_status pen_device_open(const pen_config *config, const pen_share *share, int
     if (strcmp(config->device, "cpu") == 0) return open_cpu(config, share, device);
     pen_status status = pen_cuda_device_count(&gpus);
     if (status == PEN_OK) {
-        status = open_gpu(config, pen_gpu_for(local, ranks, gpus), device);
+        status = open_gpu(config, share, pen_gpu_for(local, ranks, gpus), device);
         if (status == PEN_UNSUPPORTED && !must) PEN_WARN("computes on the CPU: %s", pen_last_error());
     } else if (!must && pen_cuda_version()) {
         PEN_INFO("computes on the CPU: %s", pen_last_error());

@@ -52,8 +52,8 @@ static bool computes_itself(const pen_engine *engine) {
     return strncmp(pen_device_name(engine->device), "cpu", 3) == 0 && (share->threads == 1 || share->may_spin);
 }
 
-pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *stage, pen_link *link, const pen_engine_options *options,
-                             pen_engine **out) {
+pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *stage, pen_link *link,
+                             const pen_engine_options *options, pen_engine **out) {
     pen_engine *engine = calloc(1, sizeof *engine);
     if (!engine) {
         pen_link_destroy(link);

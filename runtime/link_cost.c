@@ -14,6 +14,7 @@ typedef struct trial {
     pen_link *link;
     pen_wait wait;
     pen_world *world;
+    pen_device *device;
     pen_buffer *rows;
     size_t bytes;
     double patience_s;
@@ -28,6 +29,10 @@ static pen_status finish(trial *t, int peer, pen_transfer transfer) {
         bool moved = false;
         PEN_TRY(pen_link_progress(t->link, &moved));
         if (moved) continue;
+        /* Ours, that is: the neighbour waits for us, so there is nobody to agree with. */
+        if (pen_device_status(t->device) != PEN_OK)
+            return pen_fail(PEN_PEER_LOST, "%s: %s", pen_world_place(world, pen_world_rank(world))->name,
+                            pen_last_error());
         pen_world_beat(t->world);
         if (pen_wait_tells(&t->wait))
             PEN_DEBUG("has waited %.1f s for %s while timing the %s link", pen_wait_seconds(&t->wait), name,
@@ -97,7 +102,7 @@ pen_status pen_link_cost(pen_world *world, pen_link **link, pen_device *device, 
                          double *ms) {
     *ms = 0;
     if (pen_world_stages(world) == 1) return PEN_OK;
-    trial t = {.link = *link, .world = world, .bytes = bytes, .patience_s = patience_s};
+    trial t = {.link = *link, .world = world, .device = device, .bytes = bytes, .patience_s = patience_s};
     pen_wait_init(&t.wait, pen_world_share(world)->may_spin);
     PEN_TRY(pen_buffer_create(device, bytes, &t.rows));
     pen_status status = pen_link_prepare_rows(t.link, 0, device, t.rows, bytes);

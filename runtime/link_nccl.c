@@ -219,8 +219,7 @@ static pen_status share_id(nccl_link *link, int which, pen_cuda_edge_id *id) {
         PEN_TRY(pen_cuda_edge_make_id(id));
         PEN_TRY(pen_link_send(link->inner, PEN_CHANNEL_NOTE, e->stage, 0, id, sizeof *id, NULL, &what.transfer));
     } else {
-        PEN_TRY(
-            pen_link_receive(link->inner, PEN_CHANNEL_NOTE, e->stage, 0, id, sizeof *id, &what.transfer));
+        PEN_TRY(pen_link_receive(link->inner, PEN_CHANNEL_NOTE, e->stage, 0, id, sizeof *id, &what.transfer));
     }
     return wait_for(link, what);
 }

@@ -314,19 +314,28 @@ static pen_status profile_device(pen_session *session) {
 
 /* ---- Plan -------------------------------------------------------------------------------------------------------- */
 
+static double link_patience_s(const pen_session *session) {
+    return session->config.step_timeout_s > 0 ? session->config.step_timeout_s : LINK_PATIENCE_S;
+}
+
+static pen_status open_link(pen_session *session) {
+    return pen_link_open(session->world, session->device, session->config.link, link_patience_s(session),
+                         &session->link);
+}
+
 /* What the workload's microbatch takes to the next stage. */
-static pen_status time_link(const pen_session *session, pen_rank_report *mine) {
+static pen_status time_link(pen_session *session, pen_rank_report *mine) {
     pen_plan_workload workload = pen_replica_plans_workload(&session->config);
     pen_steady steady = pen_plan_steady(&workload, pen_world_stages(session->world), pen_config_rows(&session->config));
     size_t row_bytes = (size_t)pen_model_hparams(session->model)->hidden * sizeof(float);
-    double patience_s = session->config.step_timeout_s > 0 ? session->config.step_timeout_s : LINK_PATIENCE_S;
     if (session->sim) {
         mine->wire_ms = steady.rows * (double)row_bytes * pen_sim_profile_link(session->sim).ms_per_byte;
         return PEN_OK;
     }
-    PEN_TRY(pen_link_cost(session->world, session->device, (size_t)ceil(steady.rows) * row_bytes, patience_s,
-                          &mine->wire_ms));
-    mine->send_ms = mine->wire_ms; /* the sender's own thread does the copying */
+    PEN_TRY(pen_link_cost(session->world, &session->link, session->device, (size_t)ceil(steady.rows) * row_bytes,
+                          link_patience_s(session), &mine->wire_ms));
+    /* Over MPI the sender's own thread does the copying, or its GPU's stream; NCCL has a stream of its own. */
+    if (strcmp(pen_link_name(session->link), "mpi") == 0) mine->send_ms = mine->wire_ms;
     return PEN_OK;
 }
 
@@ -552,6 +561,7 @@ pen_status pen_session_plan(pen_session *session, pen_status request, const pen_
     int stages = pen_world_stages(session->world), units = pen_model_unit_count(session->model);
     if (stages > units) return pen_fail(PEN_USAGE, "%d stages are more than the model's %d units", stages, units);
     if (!session->config.profile[0]) PEN_TRY(agree(session, "profiling", profile_device(session)));
+    PEN_TRY(agree(session, "opening the links", open_link(session)));
     PEN_TRY(agree(session, "planning", collect_and_solve(session)));
     if (is_first(session)) session->layout.step_timeout_s = step_timeout(session);
     PEN_TRY(agree(session, "sharing the layout",
@@ -653,7 +663,9 @@ static pen_status make_stage(pen_session *session) {
         engine.link_latency_ms = link.latency_ms * session->config.time_scale;
         engine.link_ms_per_byte = link.ms_per_byte * session->config.time_scale;
     }
-    return pen_engine_create(session->world, session->device, session->stage, &engine, &session->engine);
+    pen_link *link = session->link;
+    session->link = NULL;
+    return pen_engine_create(session->world, session->device, session->stage, link, &engine, &session->engine);
 }
 
 pen_status pen_session_load(pen_session *session) {

@@ -297,6 +297,7 @@ static size_t bytes_used(const pen_device *device) {
 static void set_poke(pen_device *device, pen_poke *poke, void *context) {
     pen_cuda(device)->poke = poke;
     pen_cuda(device)->poke_context = context;
+    pen_pool_set_poke(pen_cuda(device)->pool, poke, context);
 }
 
 static void destroy(pen_device *base) {
@@ -304,6 +305,7 @@ static void destroy(pen_device *base) {
     if (device->stream) cudaStreamSynchronize(device->stream);
     pen_cuda_release(device, device->arena.memory, device->arena.bytes);
     assert(device->bytes_used == 0 && !device->pinned);
+    pen_pool_destroy(device->pool);
     pen_cuda_markers_destroy(device->markers);
     pen_cuda_staging_destroy(device->reads);
     pen_cuda_staging_destroy(device->writes);
@@ -416,7 +418,8 @@ pen_status pen_cuda_device_create(const pen_cuda_options *options, pen_device **
     pen_cuda_device *device = calloc(1, sizeof *device);
     if (!device) return no_memory("a CUDA device");
     device->base = (pen_device){.class = &cuda_class, .activations = options->activations};
-    pen_status status = open_gpu(device, options->gpu);
+    pen_status status = pen_pool_create(options->threads > 0 ? options->threads : 1, NULL, false, &device->pool);
+    if (status == PEN_OK) status = open_gpu(device, options->gpu);
     if (status != PEN_OK) {
         destroy(&device->base);
         return status;

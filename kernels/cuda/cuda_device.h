@@ -16,6 +16,7 @@
 #include "cuda.h"
 #include "cuda_kernels.h"
 #include "device_class.h"
+#include "pool.h"
 
 typedef struct pen_cuda_buffer {
     pen_buffer base;
@@ -91,6 +92,7 @@ typedef struct pen_cuda_device {
     pen_cuda_staging *writes, *reads;
     pen_cuda_pinned *pinned; /* a list */
     pen_cuda_markers *markers;
+    pen_pool *pool; /* packs weights */
     pen_poke *poke;
     void *poke_context;
     cudaError_t failure; /* the first one */

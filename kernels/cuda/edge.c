@@ -142,9 +142,8 @@ static pen_status finish_call(pen_cuda_edge *edge) {
 static pen_status issue(pen_cuda_edge *edge) {
     const transfer *t = transfer_at(edge, edge->issued);
     if (edge->sends) check(edge, cudaStreamWaitEvent(edge->stream, t->ready, 0), "waiting for an event");
-    ncclResult_t result = edge->sends
-                              ? edge->nccl->Send(t->data, t->bytes, ncclUint8, 1, edge->comm, edge->stream)
-                              : edge->nccl->Recv(t->data, t->bytes, ncclUint8, 0, edge->comm, edge->stream);
+    ncclResult_t result = edge->sends ? edge->nccl->Send(t->data, t->bytes, ncclUint8, 1, edge->comm, edge->stream)
+                                      : edge->nccl->Recv(t->data, t->bytes, ncclUint8, 0, edge->comm, edge->stream);
     if (result != ncclSuccess && result != ncclInProgress) return failed(edge, result);
     edge->calling = true;
     return finish_call(edge);

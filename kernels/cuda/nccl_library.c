@@ -8,7 +8,7 @@
 static pen_status open_library(pen_nccl *table) {
     void *library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL); /* never closed: its threads stay */
     if (!library) return pen_fail(PEN_UNSUPPORTED, "no NCCL: %s", dlerror());
-    /* Copied: C has no cast between objects and functions. */
+        /* Copied: C has no cast between objects and functions. */
 #define TAKE(name)                                                                                                     \
     void *found_##name = dlsym(library, "nccl" #name);                                                                 \
     if (!found_##name) return pen_fail(PEN_UNSUPPORTED, "NCCL is too old: it has no nccl%s", #name);                   \

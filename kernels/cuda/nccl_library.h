@@ -1,6 +1,6 @@
 /*
- * NCCL as this process found it: the functions in use, taken from the shared library when they are first needed, so that
- * the program starts where there is none.
+ * NCCL as this process found it: the functions in use, taken from the shared library when they are first needed, so
+ * that the program starts where there is none.
  */
 #ifndef PEN_NCCL_LIBRARY_H
 #define PEN_NCCL_LIBRARY_H

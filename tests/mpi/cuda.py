@@ -20,7 +20,7 @@ MODELS = [LLAMA,
           "synthetic:gemma3:layers=2,hidden=64,ffn=96,heads=4,kv_heads=1,vocab=300,context=256,window=21,type=q8_0",
           "synthetic:gpt2:layers=2,hidden=96,ffn=128,heads=3,vocab=280,context=256,type=f16"]
 TEXT = "The quick brown fox jumps over the lazy dog."
-CUDA = ["--device", "cuda", "--cache", "-", "--workload", "8:8"]
+QUICK = ["--cache", "-", "--workload", "8:8"]
 MIB = 1 << 20
 
 
@@ -44,19 +44,20 @@ class Cuda(unittest.TestCase):
     def tearDownClass(cls):
         cls.temporary.cleanup()
 
-    def run_model(self, *arguments, model=LLAMA, **how):
-        return self.job.run("run", model, "--profile", self.profiles[model], "-p", TEXT, "--ignore-eos", "-n", "8",
-                            *CUDA, *arguments, cwd=self.folder, **how)
+    def run_model(self, *arguments, device="cuda", tokens=8, **how):
+        how = {name: str(value) if name.isupper() else value for name, value in how.items()}
+        return self.job.run("run", LLAMA, "--profile", self.profiles[LLAMA], "-p", TEXT, "--ignore-eos", "-n", tokens,
+                            "--device", device, *QUICK, *arguments, **how)
 
     def works(self, outcome):
         self.assertEqual((outcome.code, outcome.complaints, outcome.left), (0, [], []), outcome.err)
         return outcome
 
-    def refused(self, status, words, outcome):
+    def refused(self, status, words, outcome, out=""):
         self.assertEqual(len(outcome.complaints), 1, outcome.err)
         for word in words:
             self.assertIn(word, outcome.complaints[0])
-        self.assertEqual((outcome.code, outcome.out, outcome.left), (status, "", []), outcome.err)
+        self.assertEqual((outcome.code, outcome.out, outcome.left), (status, out, []), outcome.err)
 
     def limits(self, outcome):
         """MiB that the stages may fill, by the plan."""
@@ -73,7 +74,7 @@ class Cuda(unittest.TestCase):
                     "--activations", "f32", "--token-logprobs"]
             cpu = self.works(self.job.run(*line, "--device", "cpu")).json()
             for ranks in (0, 2, 3):
-                cuda = self.works(self.job.run(*line, *CUDA, ranks=ranks)).json()
+                cuda = self.works(self.job.run(*line, "--device", "cuda", *QUICK, ranks=ranks)).json()
                 self.assertEqual(cuda["tokens"], cpu["tokens"])
                 self.assertTrue(math.isclose(cuda["mean_nll"], cpu["mean_nll"], rel_tol=1e-5), (model, ranks))
                 for a, b in zip(cuda["token_logprobs"], cpu["token_logprobs"]):
@@ -81,7 +82,8 @@ class Cuda(unittest.TestCase):
 
     def test_layers_are_measured_on_the_gpu(self):
         small = "synthetic:llama:layers=2,hidden=32,ffn=32,heads=2,vocab=70,context=16,type=q8_0"
-        outcome = self.works(self.job.run("run", small, "-p", "ab", "-n", "3", "--ignore-eos", *CUDA, ranks=2))
+        outcome = self.works(self.job.run("run", small, "-p", "ab", "-n", "3", "--ignore-eos", "--device", "cuda",
+                                          *QUICK, ranks=2))
         self.assertIn("measured on cuda Emulated GPU", outcome.err)
 
     # ---- Which device ----
@@ -93,10 +95,10 @@ class Cuda(unittest.TestCase):
             for ranks in (0, 2):
                 self.refused(UNSUPPORTED, ["--device cuda: ", why, "--device auto takes the CPU"],
                              self.run_model(ranks=ranks, EMULATED_MACHINE=machine))
-            outcome = self.works(self.run_model("--device", "auto", "--log-level", "info", EMULATED_MACHINE=machine))
+            outcome = self.works(self.run_model("--log-level", "info", device="auto", EMULATED_MACHINE=machine))
             self.assertEqual(sum("computes on the CPU" in line and why in line for line in outcome.err.splitlines()), 1)
         self.refused(UNSUPPORTED, ["no kernels for GPU 0"], self.run_model(EMULATED_MACHINE="other-gpu"))
-        outcome = self.works(self.run_model("--device", "auto", EMULATED_MACHINE="other-gpu"))
+        outcome = self.works(self.run_model(device="auto", EMULATED_MACHINE="other-gpu"))
         self.assertIn("computes on the CPU: this build has no kernels for GPU 0", outcome.err)
 
     def test_memory_of_gpus(self):
@@ -113,7 +115,7 @@ class Cuda(unittest.TestCase):
         self.refused(NO_MEMORY, ["MiB"], self.run_model(ranks=2, EMULATED_MEMORY=2 * MIB))
 
     def test_cpu_and_gpu_together(self):
-        outcome = self.run_model("--device", "auto", ranks=2, EMULATED_MEMORY=100 * MIB,
+        outcome = self.run_model(device="auto", ranks=2, EMULATED_MEMORY=100 * MIB,
                                  shell=only(1, EMULATED_MACHINE="no-device"))
         self.assertEqual(self.limits(outcome)[:1], [90])
         self.assertEqual(self.warnings(outcome), [])
@@ -121,10 +123,14 @@ class Cuda(unittest.TestCase):
     # ---- A GPU that fails ----
 
     def test_a_gpu_lost_while_it_runs(self):
+        """One line, no hang, and no token that was computed from what the GPU never did."""
+        good = self.works(self.run_model(tokens=150)).out
         for rank, ranks in ((0, 0), (0, 2), (1, 2), (1, 3)):
             for work in (30, 300, 3000):  # while it loads, measures the stage, generates
-                outcome = self.run_model("-n", "200", ranks=ranks, limit=60, shell=only(rank, EMULATED_LOST=work))
-                self.refused(INTERNAL, [f"rank {rank} ", "cuda Emulated GPU failed in"], outcome)
+                with self.subTest(rank=rank, ranks=ranks, work=work):
+                    outcome = self.run_model(tokens=150, ranks=ranks, limit=60, shell=only(rank, EMULATED_LOST=work))
+                    self.assertTrue(good.startswith(outcome.out.rstrip("\n")), (good, outcome.out))
+                    self.refused(INTERNAL, [f"rank {rank} ", "cuda Emulated GPU failed in"], outcome, outcome.out)
 
 
 if __name__ == "__main__":

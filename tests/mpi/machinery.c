@@ -48,7 +48,7 @@ pen_status load_machinery(pen_world *world, const machinery_spec *spec, machiner
                                  .cost = m->cost,
                                  .step_timeout_s = spec->timeout};
     pen_link *link;
-    PEN_TRY(pen_link_open(world, m->device, "auto", spec->timeout, &link));
+    PEN_TRY(pen_world_stages(world) == 1 ? pen_link_create_local(&link) : pen_link_create_mpi(world, &link));
     return pen_engine_create(world, m->device, m->stage, link, &engine, &m->engine);
 }
 
