@@ -181,7 +181,9 @@ void pen_cuda_edge_destroy(pen_cuda_edge *edge) {
         edge->nccl->CommDestroy(edge->comm);
     else if (edge->comm)
         edge->nccl->CommAbort(edge->comm);
-    if (edge->stream) cudaStreamSynchronize(edge->stream); /* what was aborted ends, too */
+    /* What was aborted ends, too; and nothing is still to come behind the events. */
+    cudaStreamSynchronize(edge->device->stream);
+    if (edge->stream) cudaStreamSynchronize(edge->stream);
     for (int i = 0; i < PEN_CUDA_EDGE_DEPTH; i++) {
         if (edge->transfers[i].ready) cudaEventDestroy(edge->transfers[i].ready);
         if (edge->transfers[i].done) cudaEventDestroy(edge->transfers[i].done);
