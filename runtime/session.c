@@ -4,6 +4,7 @@
 #include "device_open.h"
 #include "gpu_share.h"
 #include "link_cost.h"
+#include "link_open.h"
 #include "log.h"
 #include "plan_json.h"
 #include "plan_model.h"
@@ -52,6 +53,7 @@ struct pen_session {
     const pen_step_cost *cost; /* of the plan's stages; leaders */
     stage_layout layout;
     pen_stage *stage;
+    pen_link *link; /* until the engine has it */
     pen_engine *engine;
     bool settled; /* all ranks have agreed on a failure: there is nothing left to agree on */
 };
@@ -191,15 +193,6 @@ static pen_status arrange(const pen_session *session) {
                     size, were, stages);
 }
 
-/* The link follows from the number of stages; asking for one only makes sure. */
-static pen_status check_link(const pen_session *session) {
-    int stages = pen_world_stages(session->world);
-    const char *asked = session->config.link, *have = stages == 1 ? "local" : "mpi";
-    if (strcmp(asked, "auto") == 0 || strcmp(asked, have) == 0) return PEN_OK;
-    return pen_fail(PEN_USAGE, "--link %s does not fit %d stage%s, which need%s %s", asked, stages,
-                    stages == 1 ? "" : "s", stages == 1 ? "s" : "", have);
-}
-
 static pen_status open_model(pen_session *session) {
     const char *profile = pen_sim_profile_path(session->config.device);
     if (profile) {
@@ -215,7 +208,7 @@ static pen_status open_model(pen_session *session) {
 
 static pen_status open_local(pen_session *session) {
     PEN_TRY(arrange(session));
-    PEN_TRY(check_link(session));
+    PEN_TRY(pen_link_fits(session->config.link, pen_world_stages(session->world)));
     PEN_TRY(open_model(session));
     if (pen_model_gguf(session->model)) PEN_TRY(pen_gguf_check_data(pen_model_gguf(session->model)));
     int context = pen_model_hparams(session->model)->context;
@@ -247,6 +240,7 @@ pen_status pen_session_open(pen_world *world, const pen_config *config, pen_sess
 void pen_session_close(pen_session *session) {
     if (!session) return;
     pen_engine_destroy(session->engine);
+    pen_link_destroy(session->link);
     pen_stage_destroy(session->stage);
     pen_step_cost_destroy(session->own_cost);
     pen_plan_destroy(session->own_plan);
@@ -320,19 +314,28 @@ static pen_status profile_device(pen_session *session) {
 
 /* ---- Plan -------------------------------------------------------------------------------------------------------- */
 
+static double link_patience_s(const pen_session *session) {
+    return session->config.step_timeout_s > 0 ? session->config.step_timeout_s : LINK_PATIENCE_S;
+}
+
+static pen_status open_link(pen_session *session) {
+    return pen_link_open(session->world, session->device, session->config.link, link_patience_s(session),
+                         &session->link);
+}
+
 /* What the workload's microbatch takes to the next stage. */
-static pen_status time_link(const pen_session *session, pen_rank_report *mine) {
+static pen_status time_link(pen_session *session, pen_rank_report *mine) {
     pen_plan_workload workload = pen_replica_plans_workload(&session->config);
     pen_steady steady = pen_plan_steady(&workload, pen_world_stages(session->world), pen_config_rows(&session->config));
     size_t row_bytes = (size_t)pen_model_hparams(session->model)->hidden * sizeof(float);
-    double patience_s = session->config.step_timeout_s > 0 ? session->config.step_timeout_s : LINK_PATIENCE_S;
     if (session->sim) {
         mine->wire_ms = steady.rows * (double)row_bytes * pen_sim_profile_link(session->sim).ms_per_byte;
         return PEN_OK;
     }
-    PEN_TRY(pen_link_cost(session->world, session->device, (size_t)ceil(steady.rows) * row_bytes, patience_s,
-                          &mine->wire_ms));
-    mine->send_ms = mine->wire_ms; /* the sender's own thread does the copying */
+    PEN_TRY(pen_link_cost(session->world, &session->link, session->device, (size_t)ceil(steady.rows) * row_bytes,
+                          link_patience_s(session), &mine->wire_ms));
+    /* Over MPI the sender's own thread does the copying, or its GPU's stream; NCCL has a stream of its own. */
+    if (strcmp(pen_link_name(session->link), "mpi") == 0) mine->send_ms = mine->wire_ms;
     return PEN_OK;
 }
 
@@ -558,6 +561,7 @@ pen_status pen_session_plan(pen_session *session, pen_status request, const pen_
     int stages = pen_world_stages(session->world), units = pen_model_unit_count(session->model);
     if (stages > units) return pen_fail(PEN_USAGE, "%d stages are more than the model's %d units", stages, units);
     if (!session->config.profile[0]) PEN_TRY(agree(session, "profiling", profile_device(session)));
+    PEN_TRY(agree(session, "opening the links", open_link(session)));
     PEN_TRY(agree(session, "planning", collect_and_solve(session)));
     if (is_first(session)) session->layout.step_timeout_s = step_timeout(session);
     PEN_TRY(agree(session, "sharing the layout",
@@ -659,7 +663,9 @@ static pen_status make_stage(pen_session *session) {
         engine.link_latency_ms = link.latency_ms * session->config.time_scale;
         engine.link_ms_per_byte = link.ms_per_byte * session->config.time_scale;
     }
-    return pen_engine_create(session->world, session->device, session->stage, &engine, &session->engine);
+    pen_link *link = session->link;
+    session->link = NULL;
+    return pen_engine_create(session->world, session->device, session->stage, link, &engine, &session->engine);
 }
 
 pen_status pen_session_load(pen_session *session) {
