@@ -115,9 +115,11 @@ static pen_status check_device(const pen_engine *engine) {
 }
 
 pen_status pen_engine_progress(pen_engine *engine, bool *moved) {
-    PEN_TRY(engine->failure);
     PEN_TRY(check_device(engine));
-    return pen_link_progress(engine->link, moved);
+    PEN_TRY(engine->failure);
+    pen_status status = pen_link_progress(engine->link, moved);
+    PEN_TRY(check_device(engine)); /* which says it better than the link, where both know */
+    return status;
 }
 
 void pen_engine_moved(pen_engine *engine) {

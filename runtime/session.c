@@ -646,6 +646,7 @@ static pen_status make_stage(pen_session *session) {
         .progress_context = session,
     };
     PEN_TRY(pen_stage_create(session->model, session->device, &options, &session->stage));
+    PEN_TRY(pen_device_sync(session->device)); /* what is loaded has arrived */
     pen_engine_options engine = {
         .hidden = hparams->hidden,
         .vocab = hparams->vocab,
