@@ -238,12 +238,17 @@ int main(int argc, char **argv) {
     pen_log_init(PEN_LOG_INFO, pen_world_rank(r.world));
     status = pen_world_arrange(r.world, 1, pen_world_size(r.world));
     if (status == PEN_OK) status = open_all(&r);
-    bool opened = status == PEN_OK;
+    bool opened = status == PEN_OK; /* or all ranks know that it is not */
+    char failure[1024];
     if (opened) status = pass_all(&r);
+    snprintf(failure, sizeof failure, "%s", pen_last_error());
     if (status == PEN_OK && r.stage == 0) printf("%s\n", pen_link_name(r.link));
     close_all(&r);
-    if (opened && status != PEN_OK) fprintf(stderr, "rank %d closed its link\n", pen_world_rank(r.world));
-    if (status != PEN_OK) pen_world_abort(r.world, status);
+    if (opened && status != PEN_OK) {
+        fprintf(stderr, "rank %d closed its link\n", pen_world_rank(r.world));
+        pen_world_abort(r.world, pen_fail(status, "%s", failure));
+    }
+    if (status != PEN_OK && r.stage == 0) fprintf(stderr, "penstock: %s\n", failure);
     pen_world_destroy(r.world);
-    return 0;
+    return status;
 }

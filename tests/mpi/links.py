@@ -36,12 +36,12 @@ class Links(unittest.TestCase):
         self.assertEqual((outcome.code, len(outcome.complaints), outcome.left), (status, 1, []), outcome.err)
         self.assertRegex(outcome.complaints[0], words)
 
-    def falls_back(self, why, refusal, **how):
+    def falls_back(self, why, **how):
         self.works("mpi", why, self.pass_rows("--messages", 20, **how))
-        self.refused(UNSUPPORTED, f"--link nccl: .*{refusal or why}", self.pass_rows("--link", "nccl", **how))
+        self.refused(UNSUPPORTED, f"--link nccl: .*{why}", self.pass_rows("--link", "nccl", **how))
 
     def test_rows_arrive_as_they_were_sent(self):
-        for ranks, seed in ((2, 1), (2, 2), (3, 3), (3, 4)):
+        for ranks, seed in ((2, 1), (3, 2), (3, 3)):
             for link in ("nccl", "mpi"):
                 outcome = self.pass_rows("--seed", seed, "--link", link, ranks=ranks)
                 self.works(link, "as asked for" if link == "mpi" else "all ranks have GPUs and NCCL 2.28.9", outcome)
@@ -49,28 +49,26 @@ class Links(unittest.TestCase):
 
     def test_ranks_on_one_gpu(self):
         shared = "ranks 0 and 1 have one GPU between them"
-        self.falls_back(shared, None, EMULATED_GPUS="1")
-        self.falls_back(shared, None, EMULATED_GPUS="1", EMULATED_NCCL="23001")
+        self.falls_back(shared, EMULATED_GPUS="1")
+        self.falls_back(shared, EMULATED_GPUS="1", EMULATED_NCCL="23001")
         self.works("nccl", "NCCL 2.30.1",
                    self.pass_rows(EMULATED_GPUS="1", EMULATED_NCCL="23001", NCCL_MULTI_RANK_GPU_ENABLE="1"))
 
     def test_nccl_that_is_missing_or_differs(self):
-        self.falls_back("rank 1 cannot use NCCL: .*libnccl", None, shell=only(1, EMULATED_NCCL=0))
-        self.falls_back("rank 0 has NCCL 2.28.9 and rank 1 has NCCL 2.27.3", None, shell=only(1, EMULATED_NCCL=22703))
+        self.falls_back("rank 1 cannot use NCCL: .*libnccl", shell=only(1, EMULATED_NCCL=0))
+        self.falls_back("rank 0 has NCCL 2.28.9 and rank 1 has NCCL 2.27.3", shell=only(1, EMULATED_NCCL=22703))
 
     def test_nccl_that_does_not_come_up(self):
-        self.falls_back("NCCL fails: .*unhandled system error", "unhandled system error",
-                        shell=only(1, EMULATED_NCCL_FAULT="connect"))
-        self.falls_back("rows from rank 0 .*arrive changed", "rows from rank 0 .*arrive changed", ranks=3,
-                        shell=only(1, EMULATED_NCCL_FAULT="corrupt"))
+        self.falls_back("NCCL: (unhandled system error|remote process exited)", shell=only(1, EMULATED_NCCL_FAULT="connect"))
+        self.falls_back("rows from rank 0 .*arrive changed", ranks=3, shell=only(1, EMULATED_NCCL_FAULT="corrupt"))
 
     def test_a_silent_neighbour(self):
         """What is under way on the GPU must not hold up those who give up: they close the link and leave."""
-        for link in ("nccl", "mpi"):
-            for silent in (0, 1, 2):
-                outcome = self.pass_rows("--link", link, "--silent", silent, "--patience", 2, ranks=3, limit=30)
-                self.refused(PEER_LOST, "silence for 2 s after", outcome)
-                self.assertRegex(outcome.err, r"rank \d closed its link")
+        for link, silent in (("nccl", 0), ("nccl", 1), ("nccl", 2), ("mpi", 1)):
+            outcome = self.pass_rows("--link", link, "--silent", silent, "--patience", 1, ranks=3, limit=30)
+            self.assertEqual((outcome.code, outcome.left), (PEER_LOST, []), outcome.err)
+            self.assertRegex(outcome.err, r"penstock: silence for 1 s after 10\d of 200 messages")
+            self.assertRegex(outcome.err, r"rank \d closed its link")
 
 
 class Program(unittest.TestCase):
@@ -92,11 +90,11 @@ class Program(unittest.TestCase):
                 *arguments]
 
     def test_same_tokens_over_every_link(self):
-        for model in (LLAMA, GEMMA):
+        for model, links in ((LLAMA, ("auto", "nccl", "mpi")), (GEMMA, ("nccl",))):
             line = self.line(model, "-n", "24", "--json", "--max-num-batched-tokens", "5")
             one = self.job.run(*line).json()["output_ids"]
             for ranks in (2, 3):
-                for link in ("auto", "nccl", "mpi"):
+                for link in links:
                     outcome = self.job.run(*line, "--link", link, ranks=ranks, **GPUS)
                     self.assertEqual(outcome.json()["output_ids"], one, (model, ranks, link))
                     self.assertIn("by mpi: as asked" if link == "mpi" else "by nccl: all ranks have", outcome.err)
