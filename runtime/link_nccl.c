@@ -106,7 +106,7 @@ static pen_status nccl_send_rows(pen_link *base, int stage, int lane, pen_buffer
                                  const pen_event *after, pen_transfer *number) {
     nccl_link *link = (nccl_link *)base;
     assert(stage == link->edges[OUTGOING].stage);
-    (void)after; /* the edge sends behind all that is enqueued, on the device */
+    (void)stage, (void)after; /* the edge sends behind all that is enqueued on the device */
     start(link, OUTGOING, lane, rows, bytes, number);
     pen_cuda_edge_push(link->edges[OUTGOING].gpu, rows, bytes);
     return PEN_OK;
