@@ -140,6 +140,10 @@ void pen_emulate_not_yet() {
     not_yet = true;
 }
 
+void pen_emulate_look(cudaStream_t stream) {
+    work(stream, WORK_OF_A_POLL);
+}
+
 bool pen_emulate_is_device_memory(const void *at, size_t bytes) {
     return within(at, bytes, true);
 }
