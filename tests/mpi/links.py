@@ -59,7 +59,8 @@ class Links(unittest.TestCase):
         self.falls_back("rank 0 has NCCL 2.28.9 and rank 1 has NCCL 2.27.3", shell=only(1, EMULATED_NCCL=22703))
 
     def test_nccl_that_does_not_come_up(self):
-        self.falls_back("NCCL: (unhandled system error|remote process exited)", shell=only(1, EMULATED_NCCL_FAULT="connect"))
+        self.falls_back("NCCL: (unhandled system error|remote process exited)",
+                        shell=only(1, EMULATED_NCCL_FAULT="connect"))
         self.falls_back("rows from rank 0 .*arrive changed", ranks=3, shell=only(1, EMULATED_NCCL_FAULT="corrupt"))
 
     def test_a_silent_neighbour(self):
