@@ -7,7 +7,8 @@
  * copied into the ring at once; a read lands in the ring, and from there in its target the next time that the host
  * finds an event behind it done, or synchronises.
  *
- * Errors. A failed CUDA call is kept as the device's first failure; events are then done and pen_device_sync() tells.
+ * Errors. A failed CUDA call is kept as the device's first failure, after which no event is done; pen_device_sync() and
+ * pen_device_status() tell.
  */
 #ifndef PEN_CUDA_DEVICE_H
 #define PEN_CUDA_DEVICE_H
@@ -15,6 +16,7 @@
 #include "cuda.h"
 #include "cuda_kernels.h"
 #include "device_class.h"
+#include "pool.h"
 
 typedef struct pen_cuda_buffer {
     pen_buffer base;
@@ -73,6 +75,7 @@ typedef struct pen_cuda_batch {
 } pen_cuda_batch;
 
 typedef struct pen_cuda_staging pen_cuda_staging; /* staging.c */
+typedef struct pen_cuda_pinned pen_cuda_pinned;   /* pinned.c */
 typedef struct pen_cuda_markers pen_cuda_markers; /* markers.c */
 
 typedef struct pen_cuda_device {
@@ -80,12 +83,16 @@ typedef struct pen_cuda_device {
     cudaStream_t stream;
     int processors; /* SMs */
     char name[320];
+    char bus[PEN_BUS_MAX]; /* the address on it */
+    size_t cache_bytes;    /* of L2 */
     size_t bytes_used;
     pen_limits limits;
     pen_cuda_arena arena;
     pen_cuda_batch batch;
     pen_cuda_staging *writes, *reads;
+    pen_cuda_pinned *pinned; /* a list */
     pen_cuda_markers *markers;
+    pen_pool *pool; /* packs weights */
     pen_poke *poke;
     void *poke_context;
     cudaError_t failure; /* the first one */
@@ -158,6 +165,13 @@ void pen_cuda_staging_read(pen_cuda_staging *staging, void *target, const void *
 /* Reads enqueued so far; and the copies to the targets of the first `reads` of them, which the stream has done. */
 uint64_t pen_cuda_staging_reads(const pen_cuda_staging *staging);
 void pen_cuda_staging_land(pen_cuda_staging *staging, uint64_t reads);
+
+/* ---- pinned.c -------------------------------------------------------------------------------------------------- */
+
+pen_status pen_cuda_host_create(pen_device *device, size_t bytes, void **memory);
+void pen_cuda_host_destroy(pen_device *device, void *memory);
+/* Whether the bytes lie in memory of pen_cuda_host_create. */
+bool pen_cuda_is_pinned(const pen_cuda_device *device, const void *at, size_t bytes);
 
 /* ---- markers.c ------------------------------------------------------------------------------------------------- */
 

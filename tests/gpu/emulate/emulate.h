@@ -31,6 +31,10 @@ void pen_emulate_lost(bool lost);
 /* Device memory that is left, in bytes. */
 void pen_emulate_memory(unsigned long long bytes);
 
+/* A program that does not call these takes from its environment EMULATED_MACHINE (gpu, no-driver, old-driver,
+ * no-device, other-gpu), EMULATED_GPUS (how many, 1), EMULATED_MEMORY (bytes) and EMULATED_LOST: after so many pieces
+ * of work the GPU is lost. */
+
 /* The order in which a block's threads run between barriers: 0 by number, 1 backwards, 2 … some random order. A kernel
  * that lacks a barrier gives other results in another one. */
 void pen_emulate_order(unsigned order);

@@ -34,7 +34,9 @@ std::map<char *, allocation> allocations;
 std::set<cudaStream_t> streams;
 unsigned long long memory_left = 1ULL << 32, records;
 enum pen_emulated_machine machine = PEN_EMULATE_GPU;
+int gpus = 1;
 bool lost;
+unsigned long long until_lost; /* pieces of work that are still done; 0: all */
 cudaError_t last_error;
 
 [[noreturn]] void die(const char *what) {
@@ -76,6 +78,7 @@ void work(cudaStream_t stream, size_t most) {
         std::function<void()> next = std::move(stream->work.front());
         stream->work.pop_front();
         if (!lost) next();
+        if (until_lost > 0 && --until_lost == 0) lost = true;
     }
 }
 
@@ -88,6 +91,24 @@ cudaError_t release(void *memory, bool device) {
     free(memory);
     return result();
 }
+
+/* What the environment says, of a program that is not a test itself. */
+unsigned long long environment(const char *name, unsigned long long otherwise) {
+    const char *value = getenv(name);
+    return value ? strtoull(value, nullptr, 10) : otherwise;
+}
+
+bool pretend() {
+    static const char *const names[] = {"gpu", "no-driver", "old-driver", "no-device", "other-gpu"};
+    const char *name = getenv("EMULATED_MACHINE");
+    for (int i = 0; name && i < 5; i++)
+        if (strcmp(name, names[i]) == 0) machine = (enum pen_emulated_machine)i;
+    gpus = (int)environment("EMULATED_GPUS", 1);
+    memory_left = environment("EMULATED_MEMORY", memory_left);
+    until_lost = environment("EMULATED_LOST", 0);
+    return true;
+}
+const bool pretending = pretend();
 
 } // namespace
 
@@ -118,21 +139,27 @@ cudaError_t cudaGetDeviceCount(int *count) {
     if (machine == PEN_EMULATE_OLD_DRIVER || machine == PEN_EMULATE_NO_DRIVER)
         return result(cudaErrorInsufficientDriver);
     if (machine == PEN_EMULATE_NO_DEVICE) return result(cudaErrorNoDevice);
-    *count = 1;
+    *count = gpus;
     return result();
 }
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int device) {
-    if (device != 0) return result(cudaErrorInvalidValue);
+    if (device < 0 || device >= gpus) return result(cudaErrorInvalidValue);
     *properties = {};
     strcpy(properties->name, "Emulated GPU");
     properties->major = 9;
     properties->multiProcessorCount = 2;
+    properties->l2CacheSize = 1 << 20;
+    return result();
+}
+
+cudaError_t cudaDeviceGetPCIBusId(char *address, int length, int device) {
+    snprintf(address, (size_t)length, "ffff:%02x:00.0", (unsigned)device); /* nobody's */
     return result();
 }
 
 cudaError_t cudaSetDevice(int device) {
-    return result(device == 0 ? cudaSuccess : cudaErrorInvalidValue);
+    return result(device >= 0 && device < gpus ? cudaSuccess : cudaErrorInvalidValue);
 }
 
 cudaError_t cudaGetLastError() {
