@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The program's speed on a GPU, a line of JSON a load: bench.py --penstock PROGRAM [--smollm2 FILE] [--only NAME,…]
+"""The program's speed on a GPU, a line of JSON a load: bench.py --penstock PROGRAM [--smollm2 FILE] [--only NAME]
 
 Runs `penstock bench --json` on random models of Llama 8B's shape and on SmolLM2, and says with each load what a step of
 it has to move and to compute: report.py makes shares of what the GPU can do of them. A load that fails is told on
@@ -38,8 +38,10 @@ def loads_of(arguments):
     loads += [Load("8b bf16 x64", bf16, many, prompt // 4, output, phases=True),
               Load("8b q4_k x64", q4_k, many, prompt // 4, output, phases=True),
               Load("8b bf16, 2 ranks", bf16, 1, prompt, output, ranks=2)]
-    only = arguments.only and [name.strip() for name in arguments.only.split(";")]
-    return [load for load in loads if not only or load.name in only]
+    loads = [load for load in loads if arguments.only in (None, load.name)]
+    if not loads:
+        sys.exit(f"bench.py: there is no load {arguments.only}")
+    return loads
 
 
 def inspect(arguments, model):
@@ -77,7 +79,8 @@ def run(arguments, load):
     whole = json.loads(result.stdout)
     measured = whole["runs"][0]
     costs = [device.get("send_ms", 0) + device.get("wire_ms", 0) for device in whole["plan"]["devices"]]
-    return {"kind": "run", "name": load.name, "model": load.model, "ranks": load.ranks, "streams": load.streams,
+    name = f"tiny: {load.name}" if arguments.tiny else load.name  # no figure of the report
+    return {"kind": "run", "name": name, "model": load.model, "ranks": load.ranks, "streams": load.streams,
             "prompt_tokens": load.prompt, "output_tokens": load.output,
             "prompt_tokens_per_s": measured["prompt_tokens_per_s"],
             "decode_tokens_per_s": measured["decode_tokens_per_s"], "tpot_ms": measured["tpot_ms"]["p50"],
@@ -91,7 +94,7 @@ def main():
     parser.add_argument("--mpirun", default="mpirun")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--smollm2", help="the GGUF file; without it that load is left out")
-    parser.add_argument("--only", help="names of loads, with semicolons")
+    parser.add_argument("--only", help="the name of one load")
     parser.add_argument("--timeout", type=float, default=180, help="seconds for a load (default: 180)")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
