@@ -17,7 +17,7 @@ typedef struct pen_config {
     char isa[16];              /* auto, or a CPU instruction set */
     bool exact;                /* --activations f32 */
     int threads;               /* per rank; 0: this rank's share of the allowed cores */
-    char link[16];             /* auto, local, mpi */
+    char link[16];             /* auto, local, mpi, nccl */
 
     /* How the ranks are arranged. 0: data_parallel 1; pipeline_parallel what follows from the world's size. */
     int data_parallel;     /* replicas of the model */

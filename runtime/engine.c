@@ -23,10 +23,6 @@ static void poke(void *context) {
 static pen_status fill(pen_engine *engine) {
     const pen_engine_options *options = &engine->options;
     if (options->trace) PEN_TRY(pen_trace_create(options->trace, engine->index == 0, &engine->trace));
-    if (engine->stages == 1)
-        PEN_TRY(pen_link_create_local(&engine->link));
-    else
-        PEN_TRY(pen_link_create_mpi(engine->world, &engine->link));
     if (options->simulated) {
         pen_link *real = engine->link;
         engine->link = NULL;
@@ -56,13 +52,17 @@ static bool computes_itself(const pen_engine *engine) {
     return strncmp(pen_device_name(engine->device), "cpu", 3) == 0 && (share->threads == 1 || share->may_spin);
 }
 
-pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *stage, const pen_engine_options *options,
-                             pen_engine **out) {
+pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *stage, pen_link *link,
+                             const pen_engine_options *options, pen_engine **out) {
     pen_engine *engine = calloc(1, sizeof *engine);
-    if (!engine) return pen_fail(PEN_NO_MEMORY, "no memory for the engine");
+    if (!engine) {
+        pen_link_destroy(link);
+        return pen_fail(PEN_NO_MEMORY, "no memory for the engine");
+    }
     *engine = (pen_engine){.world = world,
                            .device = device,
                            .stage = stage,
+                           .link = link,
                            .options = *options,
                            .limits = {.rows = options->rows,
                                       .logit_rows = options->logit_rows,
@@ -115,9 +115,11 @@ static pen_status check_device(const pen_engine *engine) {
 }
 
 pen_status pen_engine_progress(pen_engine *engine, bool *moved) {
-    PEN_TRY(engine->failure);
     PEN_TRY(check_device(engine));
-    return pen_link_progress(engine->link, moved);
+    PEN_TRY(engine->failure);
+    pen_status status = pen_link_progress(engine->link, moved);
+    PEN_TRY(check_device(engine)); /* which says it better than the link, where both know */
+    return status;
 }
 
 void pen_engine_moved(pen_engine *engine) {

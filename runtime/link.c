@@ -4,7 +4,7 @@
 #include <assert.h>
 
 const char *pen_channel_name(pen_channel channel) {
-    static const char *const names[PEN_CHANNEL_COUNT] = {"control", "activation", "token", "event", "history"};
+    static const char *const names[PEN_CHANNEL_COUNT] = {"control", "activation", "token", "event", "history", "note"};
     return names[channel];
 }
 

@@ -93,9 +93,16 @@ static pen_status mpi_send(pen_link *base, pen_channel channel, int stage, int l
     return start((mpi_link *)base, stage, lane_number, t, number);
 }
 
+static void release(lane *own) {
+    if (own->pinned) pen_host_destroy(own->device, own->pinned); /* waits for what is behind the event */
+    if (own->copied) pen_event_destroy(own->copied);
+    *own = (lane){0};
+}
+
 static pen_status mpi_prepare_rows(pen_link *base, int lane_number, pen_device *device, pen_buffer *rows,
                                    size_t bytes) {
     lane *own = &((mpi_link *)base)->lanes[lane_number];
+    release(own);
     if (pen_buffer_host(rows)) return PEN_OK;
     own->device = device;
     PEN_TRY(pen_host_create(device, bytes, &own->pinned));
@@ -181,11 +188,7 @@ static void mpi_destroy(pen_link *base) {
         if (!link->transfers[i].source) MPI_Cancel(&link->requests[i]);
         MPI_Request_free(&link->requests[i]);
     }
-    for (lane *own = link->lanes; own < link->lanes + PEN_LANES; own++) {
-        if (!own->pinned) continue;
-        pen_host_destroy(own->device, own->pinned); /* waits for what is behind the event */
-        if (own->copied) pen_event_destroy(own->copied);
-    }
+    for (int i = 0; i < PEN_LANES; i++) release(&link->lanes[i]);
     free(link->transfers);
     free(link->requests);
     free(link->indices);

@@ -4,6 +4,7 @@
 #include "device_open.h"
 #include "gpu_share.h"
 #include "link_cost.h"
+#include "link_open.h"
 #include "log.h"
 #include "plan_json.h"
 #include "plan_model.h"
@@ -43,7 +44,7 @@ struct pen_session {
     pen_model *own_model; /* NULL where it is the simulation's */
     const pen_model *model;
     pen_device *device;
-    pen_memory memory;         /* in which it computes, as it was before any rank took some */
+    pen_memory *memories;      /* [size] that the ranks compute in, as they were before any rank took some */
     pen_profile *profile;      /* this rank's own; NULL where the times come from a file */
     pen_replica_plans *plans;  /* rank 0's, of all replicas */
     pen_plan *own_plan;        /* NULL on rank 0 */
@@ -52,6 +53,7 @@ struct pen_session {
     const pen_step_cost *cost; /* of the plan's stages; leaders */
     stage_layout layout;
     pen_stage *stage;
+    pen_link *link; /* until the engine has it */
     pen_engine *engine;
     bool settled; /* all ranks have agreed on a failure: there is nothing left to agree on */
 };
@@ -143,14 +145,30 @@ static pen_status open_device(pen_session *session) {
     return PEN_OK;
 }
 
-static pen_status look_at_memory(pen_session *session) {
+/* Everybody's memory, to everybody: a profile is one of so many ranks on a device, and a plan divides what they share.
+ */
+static pen_status share_memories(pen_session *session) {
+    static const char what[] = "comparing memories";
     pen_world *world = session->world;
+    size_t size = (size_t)pen_world_size(world);
     pen_own_memory own;
-    PEN_TRY(pen_device_own_memory(session->device, &own));
-    session->memory = (pen_memory){.node = pen_world_place(world, pen_world_rank(world))->node,
-                                   .free = own.total_bytes > 0 ? own.free_bytes : pen_world_share(world)->memory};
-    memcpy(session->memory.bus, own.bus, sizeof own.bus);
-    return PEN_OK;
+    pen_blob *blobs = calloc(size, sizeof *blobs);
+    session->memories = calloc(size, sizeof *session->memories);
+    pen_status status = blobs && session->memories ? pen_device_own_memory(session->device, &own)
+                                                   : pen_fail(PEN_NO_MEMORY, "no memory for %zu ranks", size);
+    if (status == PEN_OK) {
+        pen_memory mine = {.node = pen_world_place(world, pen_world_rank(world))->node,
+                           .free = own.total_bytes > 0 ? own.free_bytes : pen_world_share(world)->memory};
+        memcpy(mine.bus, own.bus, sizeof own.bus);
+        status = pen_world_gather(world, what, &mine, sizeof mine, blobs);
+    }
+    for (size_t r = 0; blobs && r < size; r++) {
+        if (blobs[r].bytes == sizeof *session->memories) session->memories[r] = *(const pen_memory *)blobs[r].data;
+        free(blobs[r].data);
+    }
+    free(blobs);
+    PEN_TRY(status);
+    return broadcast_plain(world, what, session->memories, size * sizeof *session->memories);
 }
 
 /* All ranks must mean the same weights. The hash covers metadata, tensor shapes and sizes. */
@@ -191,15 +209,6 @@ static pen_status arrange(const pen_session *session) {
                     size, were, stages);
 }
 
-/* The link follows from the number of stages; asking for one only makes sure. */
-static pen_status check_link(const pen_session *session) {
-    int stages = pen_world_stages(session->world);
-    const char *asked = session->config.link, *have = stages == 1 ? "local" : "mpi";
-    if (strcmp(asked, "auto") == 0 || strcmp(asked, have) == 0) return PEN_OK;
-    return pen_fail(PEN_USAGE, "--link %s does not fit %d stage%s, which need%s %s", asked, stages,
-                    stages == 1 ? "" : "s", stages == 1 ? "s" : "", have);
-}
-
 static pen_status open_model(pen_session *session) {
     const char *profile = pen_sim_profile_path(session->config.device);
     if (profile) {
@@ -215,7 +224,7 @@ static pen_status open_model(pen_session *session) {
 
 static pen_status open_local(pen_session *session) {
     PEN_TRY(arrange(session));
-    PEN_TRY(check_link(session));
+    PEN_TRY(pen_link_fits(session->config.link, pen_world_stages(session->world)));
     PEN_TRY(open_model(session));
     if (pen_model_gguf(session->model)) PEN_TRY(pen_gguf_check_data(pen_model_gguf(session->model)));
     int context = pen_model_hparams(session->model)->context;
@@ -238,21 +247,22 @@ pen_status pen_session_open(pen_world *world, const pen_config *config, pen_sess
     PEN_TRY(agree(session, "sharing the options", status));
     if (session->config.step_timeout_s > 0) pen_world_set_patience(world, session->config.step_timeout_s);
     PEN_TRY(agree(session, "opening the model", open_local(session)));
-    status = check_same_model(session);
+    PEN_TRY(agree(session, "comparing the model files", check_same_model(session)));
     /* Everybody has a device by now, and nobody will take memory before this is agreed on. */
-    if (status == PEN_OK) status = look_at_memory(session);
-    return agree(session, "comparing the model files", status);
+    return agree(session, "comparing memories", share_memories(session));
 }
 
 void pen_session_close(pen_session *session) {
     if (!session) return;
     pen_engine_destroy(session->engine);
+    pen_link_destroy(session->link);
     pen_stage_destroy(session->stage);
     pen_step_cost_destroy(session->own_cost);
     pen_plan_destroy(session->own_plan);
     pen_replica_plans_destroy(session->plans);
     pen_profile_destroy(session->profile);
     if (session->device) pen_device_destroy(session->device);
+    free(session->memories);
     pen_model_close(session->own_model);
     pen_sim_profile_destroy(session->sim);
     free(session);
@@ -297,7 +307,7 @@ static pen_status profile_device(pen_session *session) {
     pen_profile_key key = {
         .model = session->model,
         .device = session->device,
-        .ranks = ranks_here(session->world),
+        .ranks = pen_memory_sharers(session->memories, pen_world_size(session->world), pen_world_rank(session->world)),
         .context = config->workload_prompt + config->workload_output / 2,
     };
     session->profile = pen_profile_cache_load(config->cache, &key);
@@ -320,19 +330,28 @@ static pen_status profile_device(pen_session *session) {
 
 /* ---- Plan -------------------------------------------------------------------------------------------------------- */
 
+static double link_patience_s(const pen_session *session) {
+    return session->config.step_timeout_s > 0 ? session->config.step_timeout_s : LINK_PATIENCE_S;
+}
+
+static pen_status open_link(pen_session *session) {
+    return pen_link_open(session->world, session->device, session->config.link, link_patience_s(session),
+                         &session->link);
+}
+
 /* What the workload's microbatch takes to the next stage. */
-static pen_status time_link(const pen_session *session, pen_rank_report *mine) {
+static pen_status time_link(pen_session *session, pen_rank_report *mine) {
     pen_plan_workload workload = pen_replica_plans_workload(&session->config);
     pen_steady steady = pen_plan_steady(&workload, pen_world_stages(session->world), pen_config_rows(&session->config));
     size_t row_bytes = (size_t)pen_model_hparams(session->model)->hidden * sizeof(float);
-    double patience_s = session->config.step_timeout_s > 0 ? session->config.step_timeout_s : LINK_PATIENCE_S;
     if (session->sim) {
         mine->wire_ms = steady.rows * (double)row_bytes * pen_sim_profile_link(session->sim).ms_per_byte;
         return PEN_OK;
     }
-    PEN_TRY(pen_link_cost(session->world, session->device, (size_t)ceil(steady.rows) * row_bytes, patience_s,
-                          &mine->wire_ms));
-    mine->send_ms = mine->wire_ms; /* the sender's own thread does the copying */
+    PEN_TRY(pen_link_cost(session->world, &session->link, session->device, (size_t)ceil(steady.rows) * row_bytes,
+                          link_patience_s(session), &mine->wire_ms));
+    /* Over MPI the sender's own thread does the copying, or its GPU's stream; NCCL has a stream of its own. */
+    if (strcmp(pen_link_name(session->link), "mpi") == 0) mine->send_ms = mine->wire_ms;
     return PEN_OK;
 }
 
@@ -359,14 +378,9 @@ static pen_status solve(pen_session *session, const pen_rank_report *ranks) {
     return PEN_OK;
 }
 
-/* What a rank tells rank 0, beside its profile. */
-typedef struct introduction {
-    pen_rank_report report; /* without its memory */
-    pen_memory memory;
-} introduction;
-
 /* Once: the others are not told anything new. */
-static void warn_if_shared(const pen_session *session, const pen_memory *memories) {
+static void warn_if_shared(const pen_session *session) {
+    const pen_memory *memories = session->memories;
     int size = pen_world_size(session->world), r = 0;
     while (r < size && (!memories[r].bus[0] || pen_memory_sharers(memories, size, r) == 1)) r++;
     if (r == size) return;
@@ -374,45 +388,36 @@ static void warn_if_shared(const pen_session *session, const pen_memory *memorie
              pen_world_place(session->world, r)->host, pen_memory_sharers(memories, size, r), memories[r].bus);
 }
 
-/* Rank 0: what each rank may fill. Ranks of one machine that compute in the same memory share it. */
-static void divide_memory(const pen_session *session, const pen_memory *memories, pen_rank_report *ranks) {
+/* What a rank may fill. */
+static uint64_t memory_limit(const pen_session *session, int rank) {
     const pen_config *config = &session->config;
-    int size = pen_world_size(session->world);
-    for (int r = 0; r < size; r++) {
-        ranks[r].memory = config->memory ? config->memory
-                          : session->sim ? pen_sim_profile_memory(session->sim)
-                                         : pen_memory_limit(memories, size, r, config->gpu_memory_utilization);
-    }
-    warn_if_shared(session, memories);
+    if (config->memory) return config->memory;
+    if (session->sim) return pen_sim_profile_memory(session->sim);
+    return pen_memory_limit(session->memories, pen_world_size(session->world), rank, config->gpu_memory_utilization);
 }
 
 /* Rank 0: the plans that follow from what the ranks sent, [size] each. */
 static pen_status solve_reports(pen_session *session, const pen_blob *reports, const pen_blob *texts) {
     int size = pen_world_size(session->world);
     pen_rank_report *ranks = calloc((size_t)size, sizeof *ranks);
-    pen_memory *memories = calloc((size_t)size, sizeof *memories);
     pen_profile **profiles = calloc((size_t)size, sizeof(pen_profile *));
-    pen_status status = ranks && memories && profiles
-                            ? PEN_OK
-                            : pen_fail(PEN_NO_MEMORY, "no memory for the profiles of %d ranks", size);
+    pen_status status =
+        ranks && profiles ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for the profiles of %d ranks", size);
     for (int r = 0; r < size && status == PEN_OK; r++) {
-        const introduction *from = reports[r].data;
         if (session->profile) status = pen_profile_decode(texts[r].data, texts[r].bytes, &profiles[r]);
         bool covers = !profiles[r] || pen_profile_covers(profiles[r], session->model);
-        if (status == PEN_OK && (reports[r].bytes != sizeof *from || !covers))
+        if (status == PEN_OK && (reports[r].bytes != sizeof *ranks || !covers))
             status = pen_fail(PEN_BAD_INPUT, "rank %d runs another build than rank 0", r);
         if (status != PEN_OK) break;
-        ranks[r] = from->report;
+        memcpy(&ranks[r], reports[r].data, sizeof *ranks);
         ranks[r].profile = profiles[r];
-        memories[r] = from->memory;
     }
     if (status == PEN_OK) {
-        divide_memory(session, memories, ranks);
+        warn_if_shared(session);
         status = solve(session, ranks);
     }
     for (int r = 0; profiles && r < size; r++) pen_profile_destroy(profiles[r]);
     free(profiles);
-    free(memories);
     free(ranks);
     return status;
 }
@@ -434,10 +439,11 @@ static pen_status collect_and_solve(pen_session *session) {
         status = pen_fail(PEN_NO_MEMORY, "no memory for the profiles of %d ranks", size);
     status = agree(session, "collecting the profiles", status);
 
-    introduction mine = {.report.node = session->memory.node, .memory = session->memory};
-    if (status == PEN_OK && !session->config.profile[0]) status = time_link(session, &mine.report);
+    int rank = pen_world_rank(world);
+    pen_rank_report mine = {.node = session->memories[rank].node, .memory = memory_limit(session, rank)};
+    if (status == PEN_OK && !session->config.profile[0]) status = time_link(session, &mine);
     status = agree(session, "timing the links", status);
-    snprintf(mine.report.device, sizeof mine.report.device, "%s", pen_device_name(session->device));
+    snprintf(mine.device, sizeof mine.device, "%s", pen_device_name(session->device));
     if (status == PEN_OK) status = pen_world_gather(world, "collecting the devices", &mine, sizeof mine, reports);
     if (status == PEN_OK)
         status = pen_world_gather(world, "collecting the profiles", own ? own : "", own ? strlen(own) : 0, texts);
@@ -558,6 +564,7 @@ pen_status pen_session_plan(pen_session *session, pen_status request, const pen_
     int stages = pen_world_stages(session->world), units = pen_model_unit_count(session->model);
     if (stages > units) return pen_fail(PEN_USAGE, "%d stages are more than the model's %d units", stages, units);
     if (!session->config.profile[0]) PEN_TRY(agree(session, "profiling", profile_device(session)));
+    PEN_TRY(agree(session, "opening the links", open_link(session)));
     PEN_TRY(agree(session, "planning", collect_and_solve(session)));
     if (is_first(session)) session->layout.step_timeout_s = step_timeout(session);
     PEN_TRY(agree(session, "sharing the layout",
@@ -639,6 +646,7 @@ static pen_status make_stage(pen_session *session) {
         .progress_context = session,
     };
     PEN_TRY(pen_stage_create(session->model, session->device, &options, &session->stage));
+    PEN_TRY(pen_device_sync(session->device)); /* what is loaded has arrived */
     pen_engine_options engine = {
         .hidden = hparams->hidden,
         .vocab = hparams->vocab,
@@ -659,7 +667,9 @@ static pen_status make_stage(pen_session *session) {
         engine.link_latency_ms = link.latency_ms * session->config.time_scale;
         engine.link_ms_per_byte = link.ms_per_byte * session->config.time_scale;
     }
-    return pen_engine_create(session->world, session->device, session->stage, &engine, &session->engine);
+    pen_link *link = session->link;
+    session->link = NULL;
+    return pen_engine_create(session->world, session->device, session->stage, link, &engine, &session->engine);
 }
 
 pen_status pen_session_load(pen_session *session) {

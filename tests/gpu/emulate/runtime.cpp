@@ -9,9 +9,11 @@
 #include <deque>
 #include <map>
 #include <set>
+#include <unistd.h>
 
 struct CUstream_st {
     std::deque<std::function<void()>> work;
+    bool at_work;
 };
 
 struct CUevent_st {
@@ -35,7 +37,7 @@ std::set<cudaStream_t> streams;
 unsigned long long memory_left = 1ULL << 32, records;
 enum pen_emulated_machine machine = PEN_EMULATE_GPU;
 int gpus = 1;
-bool lost;
+bool lost, not_yet;
 unsigned long long until_lost; /* pieces of work that are still done; 0: all */
 cudaError_t last_error;
 
@@ -73,19 +75,36 @@ cudaError_t allocate(void **memory, size_t bytes, bool device) {
     return result();
 }
 
+/* Does so much of a stream's work; less where some of it waits. */
 void work(cudaStream_t stream, size_t most) {
+    if (stream->at_work) return; /* for an event of another stream, which waits for one of this */
+    stream->at_work = true;
     for (; most > 0 && !stream->work.empty(); most--) {
         std::function<void()> next = std::move(stream->work.front());
         stream->work.pop_front();
+        not_yet = false;
         if (!lost) next();
+        if (not_yet) {
+            stream->work.push_front(std::move(next));
+            break;
+        }
         if (until_lost > 0 && --until_lost == 0) lost = true;
     }
+    not_yet = stream->at_work = false;
+}
+
+/* Does it all, however long that takes. */
+void finish(cudaStream_t stream) {
+    for (work(stream, ~(size_t)0); !stream->work.empty(); work(stream, ~(size_t)0)) usleep(20);
 }
 
 cudaError_t release(void *memory, bool device) {
     auto found = allocations.find((char *)memory);
     if (found == allocations.end() || found->second.device != device) die("memory is freed that was not allocated so");
-    for (cudaStream_t stream : streams) work(stream, ~(size_t)0); /* as cudaFree and cudaFreeHost do */
+    for (cudaStream_t stream : streams) { /* as cudaFree and cudaFreeHost do */
+        work(stream, ~(size_t)0);
+        if (!stream->work.empty()) die("memory is freed, which waits for a stream that waits for another process");
+    }
     if (device) memory_left += found->second.bytes;
     allocations.erase(found);
     free(memory);
@@ -115,6 +134,14 @@ const bool pretending = pretend();
 void pen_emulate_enqueue(cudaStream_t stream, std::function<void()> closure) {
     if (!stream) die("the default stream is not used");
     stream->work.push_back(std::move(closure));
+}
+
+void pen_emulate_not_yet() {
+    not_yet = true;
+}
+
+bool pen_emulate_is_device_memory(const void *at, size_t bytes) {
+    return within(at, bytes, true);
 }
 
 void pen_emulate_machine(pen_emulated_machine what) {
@@ -217,6 +244,10 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     return result();
 }
 
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int) {
+    return cudaStreamCreateWithFlags(stream, flags);
+}
+
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     streams.erase(stream);
     delete stream;
@@ -224,7 +255,16 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    work(stream, ~(size_t)0);
+    finish(stream);
+    return result();
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    unsigned long long number = event->recorded;
+    pen_emulate_enqueue(stream, [=] {
+        if (event->done < number) work(event->stream, WORK_OF_A_POLL);
+        if (event->done < number) not_yet = true;
+    });
     return result();
 }
 

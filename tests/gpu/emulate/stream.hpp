@@ -1,4 +1,4 @@
-/* Between the two halves of the emulation: a stream takes closures. */
+/* Between the parts of the emulation: a stream takes closures. */
 #ifndef PEN_EMULATE_STREAM_HPP
 #define PEN_EMULATE_STREAM_HPP
 
@@ -7,5 +7,10 @@
 #include <functional>
 
 void pen_emulate_enqueue(cudaStream_t stream, std::function<void()> work);
+/* Says, from within such a closure, that it waits for something: it stays the first of its stream and is called again.
+ */
+void pen_emulate_not_yet();
+
+bool pen_emulate_is_device_memory(const void *at, size_t bytes);
 
 #endif
