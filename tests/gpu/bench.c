@@ -493,10 +493,12 @@ static bool wants(const bench *b, const char *group) {
 }
 
 static void run_all(bench *b) {
-    for (int i = 0; i < b->contexts.count && wants(b, "attention"); i++) {
-        int context = b->contexts.values[i];
-        for (int s = 0; s < b->streams.count; s++) bench_decode(b, b->streams.values[s], context);
-        if (context >= b->rows_max) bench_prefill(b, b->rows_max, context);
+    if (wants(b, "attention")) {
+        for (int i = 0; i < b->contexts.count; i++)
+            for (int s = 0; s < b->streams.count; s++) bench_decode(b, b->streams.values[s], b->contexts.values[i]);
+        bench_prefill(b, b->rows_max, b->rows_max);
+        for (int i = 0; i < b->contexts.count; i++)
+            if (b->contexts.values[i] > b->rows_max) bench_prefill(b, b->rows_max, b->contexts.values[i]);
     }
     for (int i = 0; i < b->rows.count && wants(b, "small"); i++) {
         bench_rows(b, b->rows.values[i]);

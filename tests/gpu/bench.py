@@ -67,7 +67,9 @@ def inspect(arguments, model):
 
 
 def run(arguments, load):
-    launcher = [] if load.ranks == 1 else [arguments.mpirun, "-np", str(load.ranks), "--oversubscribe"]
+    # Ranks divide the cores that they are given, and two would be given two.
+    launcher = [arguments.mpirun, "-np", str(load.ranks), "--oversubscribe", "--bind-to", "none"]
+    launcher = launcher if load.ranks > 1 else []
     line = [*launcher, arguments.penstock, "bench", load.model, "--json", "--device", arguments.device,
             "--concurrency", str(load.streams), "--prompt-tokens", str(load.prompt), "--output-tokens",
             str(load.output), *(["--phases"] if load.phases else ["--num-prompts", "3"])]
