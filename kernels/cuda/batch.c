@@ -28,7 +28,7 @@ int pen_cuda_parts(pen_activations activations) {
 
 /* Byte offsets of the arena's pieces. */
 typedef struct arena_plan {
-    size_t batch, normed, gate, up, attended, partials, tickets, picks, edits, edited, total;
+    size_t batch, normed, gate_up, attended, partials, tickets, picks, edits, edited, total;
     size_t partial_bytes;
 } arena_plan;
 
@@ -75,8 +75,7 @@ static arena_plan plan_arena(const pen_device *device, const pen_limits *limits)
     plan.batch = place(&plan, batch_words(limits), sizeof(int32_t));
     int parts = pen_cuda_parts(device->activations);
     plan.normed = place(&plan, logit_rows * (size_t)parts, pen_cuda_row_bytes(device->activations, limits->hidden));
-    plan.gate = place(&plan, rows * ffn, sizeof(float));
-    plan.up = place(&plan, rows * ffn, sizeof(float));
+    plan.gate_up = place(&plan, rows * ffn * 2, sizeof(float));
     plan.attended = place(&plan, rows * attended, sizeof(float));
     plan.partials = place(&plan, plan.partial_bytes, 1);
     plan.tickets = place(&plan, rows * (size_t)attention_chunks(device, limits), sizeof(int32_t));
@@ -111,8 +110,7 @@ pen_status pen_cuda_reserve(pen_device *base, const pen_limits *limits) {
                                      .bytes = plan.total,
                                      .batch = (int32_t *)(at + plan.batch),
                                      .normed = at + plan.normed,
-                                     .gate = (float *)(at + plan.gate),
-                                     .up = (float *)(at + plan.up),
+                                     .gate_up = (float *)(at + plan.gate_up),
                                      .attended = (float *)(at + plan.attended),
                                      .partials = (float *)(at + plan.partials),
                                      .partial_floats = plan.partial_bytes / sizeof(float),
@@ -269,18 +267,22 @@ static pen_cuda_rows rows_of(const pen_cuda_device *device, int group) {
 
 /* ---- Products -------------------------------------------------------------------------------------------------- */
 
-/* out = x·wᵀ (+ bias) of the batch's rows; the caller adds what differs. */
-static pen_cuda_product_args product(const pen_device *device, const pen_buffer *x, const pen_weight *w,
-                                     const pen_buffer *bias, float *out, int out_stride) {
-    return (pen_cuda_product_args){.w = ((const pen_cuda_weight *)w)->matrix,
+/* out = x·[w…]ᵀ (+ bias) of the batch's rows; the caller says which weights, and what differs. */
+static pen_cuda_product_args product(const pen_device *device, const pen_buffer *x, int cols, float *out,
+                                     int out_stride) {
+    return (pen_cuda_product_args){.processors = pen_cuda(device)->processors,
                                    .activations = device->activations,
                                    .x = x ? pen_cuda_data(x) : NULL,
-                                   .stride = pen_cuda_row_bytes(device->activations, w->cols),
+                                   .stride = pen_cuda_row_bytes(device->activations, cols),
                                    .tokens = pen_cuda(device)->batch.rows,
                                    .parts = 1,
-                                   .bias = bias ? pen_cuda_data(bias) : NULL,
                                    .out = out,
                                    .out_stride = (size_t)out_stride};
+}
+
+static void add_weight(pen_cuda_product_args *args, const pen_weight *w, const pen_buffer *bias) {
+    args->w[args->count] = ((const pen_cuda_weight *)w)->matrix;
+    args->bias[args->count++] = bias ? pen_cuda_data(bias) : NULL;
 }
 
 static cudaStream_t stream_of(const pen_device *device) {
@@ -299,43 +301,63 @@ void pen_cuda_embed(pen_device *device, const pen_embed_op *op) {
     pen_cuda_launch_embed(stream_of(device), &args);
 }
 
-void pen_cuda_qkv(pen_device *device, const pen_qkv_op *op) {
-    const pen_weight *weights[] = {op->q, op->k, op->v};
-    const pen_buffer *biases[] = {op->q_bias, op->k_bias, op->v_bias};
-    float *out = pen_cuda_data(op->qkv);
-    int stride = op->q->rows + op->k->rows + op->v->rows;
-    for (int i = 0; i < 3; out += weights[i++]->rows) {
-        pen_cuda_product_args args = product(device, op->x, weights[i], biases[i], out, stride);
-        args.parts = pen_cuda_parts(device->activations);
-        pen_cuda_launch_product(stream_of(device), &args);
+/* Matrices of one type that follow each other are one launch. */
+static void run_product(const pen_device *device, pen_cuda_product_args args) {
+    for (int first = 0, end; first < args.count; first = end) {
+        pen_cuda_product_args part = args;
+        part.count = 0;
+        for (end = first; end < args.count && args.w[end].type == args.w[first].type; end++) {
+            part.w[part.count] = args.w[end];
+            part.bias[part.count++] = args.bias[end];
+            args.out += args.w[end].rows;
+        }
+        pen_cuda_launch_product(stream_of(device), &part);
     }
+}
+
+void pen_cuda_qkv(pen_device *device, const pen_qkv_op *op) {
+    int rows = op->q->rows + op->k->rows + op->v->rows;
+    pen_cuda_product_args args = product(device, op->x, op->q->cols, pen_cuda_data(op->qkv), rows);
+    add_weight(&args, op->q, op->q_bias);
+    add_weight(&args, op->k, op->k_bias);
+    add_weight(&args, op->v, op->v_bias);
+    args.parts = pen_cuda_parts(device->activations);
+    run_product(device, args);
 }
 
 void pen_cuda_project(pen_device *device, const pen_project_op *op) {
-    pen_cuda_product_args args = product(device, op->x, op->w, op->bias, pen_cuda_data(op->out), op->w->rows);
+    pen_cuda_product_args args = product(device, op->x, op->w->cols, pen_cuda_data(op->out), op->w->rows);
+    add_weight(&args, op->w, op->bias);
     args.add = !op->store;
-    pen_cuda_launch_product(stream_of(device), &args);
+    run_product(device, args);
 }
 
 void pen_cuda_gate_up(pen_device *device, const pen_gate_up_op *op) {
-    const pen_cuda_arena *arena = &pen_cuda(device)->arena;
-    int cols = op->up->rows;
+    float *out = pen_cuda(device)->arena.gate_up;
+    int cols = op->up->rows, both = op->gate ? 2 * cols : cols;
+    size_t stride = pen_cuda_row_bytes(device->activations, cols);
     assert(cols <= pen_cuda(device)->limits.ffn && cols % PEN_CUDA_BLOCK == 0);
-    pen_cuda_product_args up = product(device, op->x, op->up, op->bias, arena->up, cols);
-    pen_cuda_launch_product(stream_of(device), &up);
-    if (op->gate) {
-        pen_cuda_product_args gate = product(device, op->x, op->gate, NULL, arena->gate, cols);
-        pen_cuda_launch_product(stream_of(device), &gate);
+    pen_cuda_product_args args = product(device, op->x, op->up->cols, out, both);
+    if (op->gate) add_weight(&args, op->gate, NULL);
+    add_weight(&args, op->up, op->bias);
+    if (args.tokens <= PEN_CUDA_FEW_ROWS && args.w[0].type == args.w[args.count - 1].type) {
+        args.act = op->act;
+        args.activated = pen_cuda_data(op->out);
+        args.activated_stride = stride;
+        pen_cuda_launch_product(stream_of(device), &args);
+        return;
     }
-    pen_cuda_activate_args args = {.gate = op->gate ? arena->gate : NULL,
-                                   .up = arena->up,
-                                   .count = pen_cuda(device)->batch.rows,
-                                   .cols = cols,
-                                   .act = op->act,
-                                   .activations = device->activations,
-                                   .out = pen_cuda_data(op->out),
-                                   .stride = pen_cuda_row_bytes(device->activations, cols)};
-    pen_cuda_launch_activate(stream_of(device), &args);
+    run_product(device, args);
+    pen_cuda_activate_args activate = {.gate = op->gate ? out : NULL,
+                                       .up = out + (both - cols),
+                                       .in_stride = (size_t)both,
+                                       .count = args.tokens,
+                                       .cols = cols,
+                                       .act = op->act,
+                                       .activations = device->activations,
+                                       .out = pen_cuda_data(op->out),
+                                       .stride = stride};
+    pen_cuda_launch_activate(stream_of(device), &activate);
 }
 
 /* ---- Norms and logits ------------------------------------------------------------------------------------------ */
@@ -370,12 +392,13 @@ void pen_cuda_logits(pen_device *device, const pen_logits_op *op) {
     norm.parts = pen_cuda_parts(device->activations);
     norm.out = pen_cuda(device)->arena.normed;
     pen_cuda_launch_norm(stream_of(device), &norm);
-    pen_cuda_product_args args = product(device, NULL, op->w, NULL, pen_cuda_data(op->logits), op->w->rows);
+    pen_cuda_product_args args = product(device, NULL, op->w->cols, pen_cuda_data(op->logits), op->w->rows);
+    add_weight(&args, op->w, NULL);
     args.x = norm.out;
     args.parts = norm.parts;
     args.tokens = norm.count;
     args.softcap = op->softcap;
-    pen_cuda_launch_product(stream_of(device), &args);
+    run_product(device, args);
 }
 
 /* ---- Attention ------------------------------------------------------------------------------------------------- */

@@ -54,7 +54,7 @@ typedef struct pen_cuda_arena {
     size_t bytes;
     int32_t *batch;        /* what set_batch uploads; see batch.c */
     unsigned char *normed; /* fine activation rows [L][H], for the logits */
-    float *gate, *up;      /* f32 [T][F] */
+    float *gate_up;        /* f32 [T][2·F] */
     float *attended;       /* f32 [T][Nq·D] */
     float *partials;       /* of attention, [partial_floats] */
     size_t partial_floats;
