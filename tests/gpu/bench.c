@@ -8,7 +8,8 @@
  * report.py sets both side by side. Bytes are those of the weights as a file has them, of KV, and of the rows; a device
  * that keeps weights in a larger form does not look better for it.
  *
- *   --device cuda|cpu     --activations fast|f32     --threads N (cpu)
+ *   --device cuda|cpu     --activations fast|f32     --threads N (all cores)
+ *   --only attention|small|products
  *   --types LIST, --rows LIST, --contexts LIST, --streams LIST: instead of all
  *   --cold MIB            beyond which copies go (128: more than twice the 50 MB of an H100)
  *   --tiny                other shapes, once: to see that it runs
@@ -20,7 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
+#include <unistd.h>
 
 enum { LIST_MAX = 16, COPIES_MAX = 128, REPEATS_MAX = 20, SOURCE_ROWS = 512, MATRICES = 3, FEW_ROWS = 64 };
 
@@ -38,6 +39,7 @@ typedef struct bench {
     pen_device *device;
     shape shape;
     bool types[PEN_TYPE_COUNT];
+    const char *only; /* this group of operations, or NULL */
     int_list rows, contexts, streams;
     size_t cold_bytes;
     double budget_ms; /* of a figure */
@@ -486,16 +488,23 @@ static void close_buffers(bench *b) {
     free(b->table);
 }
 
+static bool wants(const bench *b, const char *group) {
+    return !b->only || strcmp(b->only, group) == 0;
+}
+
 static void run_all(bench *b) {
-    for (int i = 0; i < b->contexts.count; i++) {
-        int context = b->contexts.values[i];
-        for (int s = 0; s < b->streams.count; s++) bench_decode(b, b->streams.values[s], context);
-        if (context >= b->rows_max) bench_prefill(b, b->rows_max, context);
+    if (wants(b, "attention")) {
+        for (int i = 0; i < b->contexts.count; i++)
+            for (int s = 0; s < b->streams.count; s++) bench_decode(b, b->streams.values[s], b->contexts.values[i]);
+        bench_prefill(b, b->rows_max, b->rows_max);
+        for (int i = 0; i < b->contexts.count; i++)
+            if (b->contexts.values[i] > b->rows_max) bench_prefill(b, b->rows_max, b->contexts.values[i]);
     }
-    for (int i = 0; i < b->rows.count; i++) bench_rows(b, b->rows.values[i]);
-    for (int i = 0; i < b->rows.count; i++)
+    for (int i = 0; i < b->rows.count && wants(b, "small"); i++) {
+        bench_rows(b, b->rows.values[i]);
         if (b->rows.values[i] <= FEW_ROWS) bench_pick(b, b->rows.values[i]);
-    for (int t = 0; t < PEN_TYPE_COUNT; t++)
+    }
+    for (int t = 0; t < PEN_TYPE_COUNT && wants(b, "products"); t++)
         for (int p = 0; p < PRODUCTS; p++)
             if (b->types[t]) bench_product(b, (pen_type)t, (product)p);
 }
@@ -521,52 +530,79 @@ static void read_types(bench *b, char *text) {
     }
 }
 
+typedef struct settings {
+    const char *device;
+    pen_activations activations;
+    int threads;
+} settings;
+
+/* Small shapes, each once. */
+static void make_tiny(bench *b) {
+    b->shape = shapes[1];
+    b->rows = (int_list){{1, 20}, 2};
+    b->contexts = (int_list){{50}, 1};
+    b->streams = (int_list){{1, 2}, 2};
+    b->cold_bytes = 0;
+    b->budget_ms = 0;
+}
+
+static void read_options(int argc, char **argv, bench *b, settings *s) {
+    enum { ROWS_MOST = 1 << 14, CONTEXT_MOST = 1 << 20, STREAMS_MOST = 1 << 10, MIB_MOST = 1 << 16 };
+    static const struct option options[] = {{"device", 1, NULL, 'd'},
+                                            {"activations", 1, NULL, 'a'},
+                                            {"threads", 1, NULL, 't'},
+                                            {"only", 1, NULL, 'o'},
+                                            {"types", 1, NULL, 'w'},
+                                            {"rows", 1, NULL, 'r'},
+                                            {"contexts", 1, NULL, 'c'},
+                                            {"streams", 1, NULL, 's'},
+                                            {"cold", 1, NULL, 'm'},
+                                            {"tiny", 0, NULL, 'y'},
+                                            {0}};
+    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) switch (option) {
+        case 'd': s->device = optarg; break;
+        case 'a':
+            if (strcmp(optarg, "fast") != 0 && strcmp(optarg, "f32") != 0) usage("--activations is fast or f32");
+            s->activations = strcmp(optarg, "f32") == 0 ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST;
+            break;
+        case 't': s->threads = int_list_of(optarg, 1024).values[0]; break;
+        case 'o':
+            if (strcmp(optarg, "attention") != 0 && strcmp(optarg, "small") != 0 && strcmp(optarg, "products") != 0)
+                usage("--only is attention, small or products");
+            b->only = optarg;
+            break;
+        case 'w': read_types(b, optarg); break;
+        case 'r': b->rows = int_list_of(optarg, ROWS_MOST); break;
+        case 'c': b->contexts = int_list_of(optarg, CONTEXT_MOST); break;
+        case 's': b->streams = int_list_of(optarg, STREAMS_MOST); break;
+        case 'm': b->cold_bytes = (size_t)int_list_of(optarg, MIB_MOST).values[0] << 20; break;
+        case 'y': make_tiny(b); break;
+        default: usage("an option is unknown, or lacks its value");
+        }
+    if (optind < argc) usage("it takes options only");
+    for (int i = 0; i < b->rows.count; i++) b->rows_max = larger(b->rows_max, b->rows.values[i]);
+    for (int i = 0; i < b->streams.count; i++) b->rows_max = larger(b->rows_max, b->streams.values[i]);
+    b->context_max = b->rows_max = larger(b->rows_max, PEN_KV_BLOCK);
+    for (int i = 0; i < b->contexts.count; i++) b->context_max = larger(b->context_max, b->contexts.values[i]);
+    b->context_max = (b->context_max + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK * PEN_KV_BLOCK;
+}
+
 int main(int argc, char **argv) {
-    enum { ROWS_MOST = 1 << 14, CONTEXT_MOST = 1 << 20, STREAMS_MOST = 1 << 10 };
-    static const struct option options[] = {{"device", 1, NULL, 'd'},  {"activations", 1, NULL, 'a'},
-                                            {"threads", 1, NULL, 't'}, {"types", 1, NULL, 'w'},
-                                            {"rows", 1, NULL, 'r'},    {"contexts", 1, NULL, 'c'},
-                                            {"streams", 1, NULL, 's'}, {"cold", 1, NULL, 'm'},
-                                            {"tiny", 0, NULL, 'y'},    {0}};
     bench b = {.shape = shapes[0],
                .rows = {{1, 4, 16, 64, 512, 2048}, 6},
                .contexts = {{512, 4096, 32768}, 3},
                .streams = {{1, 16}, 2},
                .cold_bytes = (size_t)128 << 20,
                .budget_ms = 60};
-    pen_activations activations = PEN_ACTIVATIONS_FAST;
-    const char *device = "cuda";
-    int threads = 1;
+    settings s = {.device = "cuda", .activations = PEN_ACTIVATIONS_FAST, .threads = (int)sysconf(_SC_NPROCESSORS_ONLN)};
     for (int t = 0; t < PEN_TYPE_COUNT; t++) b.types[t] = true;
-    for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) switch (option) {
-        case 'd': device = optarg; break;
-        case 'a': activations = strcmp(optarg, "f32") == 0 ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST; break;
-        case 't': threads = int_list_of(optarg, 1024).values[0]; break;
-        case 'w': read_types(&b, optarg); break;
-        case 'r': b.rows = int_list_of(optarg, ROWS_MOST); break;
-        case 'c': b.contexts = int_list_of(optarg, CONTEXT_MOST); break;
-        case 's': b.streams = int_list_of(optarg, STREAMS_MOST); break;
-        case 'm': b.cold_bytes = (size_t)int_list_of(optarg, 1 << 16).values[0] << 20; break;
-        case 'y':
-            b.shape = shapes[1];
-            b.rows = (int_list){{1, 20}, 2};
-            b.contexts = (int_list){{50}, 1};
-            b.streams = (int_list){{1, 2}, 2};
-            b.cold_bytes = 0;
-            b.budget_ms = 0;
-            break;
-        default: usage("an option is unknown, or lacks its value");
-        }
-    for (int i = 0; i < b.rows.count; i++) b.rows_max = larger(b.rows_max, b.rows.values[i]);
-    for (int i = 0; i < b.streams.count; i++) b.rows_max = larger(b.rows_max, b.streams.values[i]);
-    b.context_max = b.rows_max = larger(b.rows_max, PEN_KV_BLOCK);
-    for (int i = 0; i < b.contexts.count; i++) b.context_max = larger(b.context_max, b.contexts.values[i]);
-    b.context_max = (b.context_max + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK * PEN_KV_BLOCK;
-
-    if (strcmp(device, "cuda") == 0)
-        check(pen_cuda_device_create(&(pen_cuda_options){.activations = activations}, &b.device));
-    else if (strcmp(device, "cpu") == 0)
-        check(pen_cpu_device_create(&(pen_cpu_options){.activations = activations, .threads = threads}, &b.device));
+    read_options(argc, argv, &b, &s);
+    pen_cuda_options on_gpu = {.activations = s.activations, .threads = s.threads};
+    pen_cpu_options on_cpu = {.activations = s.activations, .threads = s.threads};
+    if (strcmp(s.device, "cuda") == 0)
+        check(pen_cuda_device_create(&on_gpu, &b.device));
+    else if (strcmp(s.device, "cpu") == 0)
+        check(pen_cpu_device_create(&on_cpu, &b.device));
     else
         usage("--device is cuda or cpu");
     open_buffers(&b);

@@ -145,6 +145,8 @@ def share(value, limit):
 def print_kernels(found):
     limits = {name: line["value"] for (name,), line in found["limit"].items()}
     copied, peak = limits.get("copy"), limits.get("gemm bf16")
+    for device in dict.fromkeys(line["device"] for line in found["kernel"].values()):
+        print(f"operations of {device}:")
     print(f"| {'operation':17} | {'type':6} | {'rows':>5} | {'context':>7} | {'ms':>9} | {'GB/s':>8} | of copy |"
           f" {'TFLOP/s':>8} | of peak |")
     print("|" + "|".join("-" * width for width in (19, 8, 7, 9, 11, 10, 9, 10, 9)) + "|")
