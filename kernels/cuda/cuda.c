@@ -4,6 +4,7 @@
 #include "cuda_device.h"
 
 #include "clock.h"
+#include "log.h"
 #include "rope_table.h"
 
 #include <assert.h>
@@ -269,6 +270,7 @@ static void destroy(pen_device *base) {
     if (device->stream) cudaStreamSynchronize(device->stream);
     pen_cuda_release(device, device->arena.memory, device->arena.bytes);
     assert(device->bytes_used == 0);
+    pen_cuda_blas_destroy(device->blas);
     pen_cuda_markers_destroy(device->markers);
     pen_cuda_staging_destroy(device->reads);
     pen_cuda_staging_destroy(device->writes);
@@ -361,6 +363,12 @@ static pen_status open_gpu(pen_cuda_device *device, int ordinal) {
     return pen_cuda_markers_create(device, &device->markers);
 }
 
+/* Its absence is no failure. */
+static void open_blas(pen_cuda_device *device, const pen_cuda_options *options) {
+    if (options->deterministic || options->activations != PEN_ACTIVATIONS_FAST) return;
+    if (pen_cuda_blas_create(&device->blas) != PEN_OK) PEN_INFO("%s: %s", device->name, pen_last_error());
+}
+
 pen_status pen_cuda_device_create(const pen_cuda_options *options, pen_device **out) {
     int count;
     PEN_TRY(pen_cuda_device_count(&count));
@@ -368,6 +376,7 @@ pen_status pen_cuda_device_create(const pen_cuda_options *options, pen_device **
     if (!device) return no_memory("a CUDA device");
     device->base = (pen_device){.class = &cuda_class, .activations = options->activations};
     pen_status status = open_gpu(device, options->local_rank % count);
+    if (status == PEN_OK) open_blas(device, options);
     if (status != PEN_OK) {
         destroy(&device->base);
         return status;

@@ -11,7 +11,8 @@
 
 typedef struct pen_cuda_options {
     pen_activations activations;
-    int local_rank; /* of this process on its machine: it takes GPU local_rank mod count */
+    bool deterministic; /* one numeric contract for any number of rows, also where cuBLASLt would be faster */
+    int local_rank;     /* of this process on its machine: it takes GPU local_rank mod count */
 } pen_cuda_options;
 
 /* GPUs that this process may use, at least 1; PEN_UNSUPPORTED says why there is none: no driver, one that is too old,

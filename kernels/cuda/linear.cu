@@ -27,15 +27,16 @@ template <int TYPE, bool F32> constexpr bool on_tensor_cores = !F32 && TYPE != P
 
 /* Up to COLS activation rows, which are columns of a product, as the lanes of a warp read them. Lane 4·g + t reads the
  * values of columns g, g + 8, …, and has the sums of EACH columns from 2t, from 2t + 8, …: SUMS for each weight row.
- * Columns past the last are zero. */
+ * Columns past the last repeat it; nobody wants their sums. */
 template <int COLS> struct columns {
     enum { TILES = (COLS + 7) / 8, EACH = COLS == 1 ? 1 : 2, SUMS = TILES * EACH };
     const unsigned char *first;
-    size_t stride;
+    unsigned stride;
     int count, width; /* of columns, and of values in one */
 
     template <class T> __device__ T load(int column, int offset) const {
-        return column < count ? *reinterpret_cast<const T *>(first + stride * column + offset) : T{};
+        unsigned from = min(column, count - 1);
+        return *reinterpret_cast<const T *>(first + (size_t)stride * from + offset);
     }
 };
 
@@ -75,8 +76,8 @@ __device__ static void exact_sums(const unsigned *codes, const unsigned b[2], co
 }
 
 template <int TYPE, int COLS>
-__device__ void add_tile(const packed_tile<TYPE> &w, const columns<COLS> &x, int tile, int lane,
-                         float p[LANE_ROWS][columns<COLS>::SUMS]) {
+__device__ void add_codes(const packed_tile<TYPE> &w, const columns<COLS> &x, int tile, int lane,
+                          float (&p)[LANE_ROWS][columns<COLS>::SUMS]) {
     typedef columns<COLS> cols;
     constexpr weight_traits t = traits_of<TYPE>::traits;
     constexpr bool halves = t.share == 16;
@@ -121,8 +122,8 @@ __device__ void add_tile(const packed_tile<TYPE> &w, const columns<COLS> &x, int
 
 /* Numbers of 16 bits: the codes of activations are whole numbers in them, too. */
 template <int TYPE, int COLS>
-__device__ void add_tile(const plain_tile<TYPE> &w, const columns<COLS> &x, int tile, int lane,
-                         float p[LANE_ROWS][columns<COLS>::SUMS]) {
+__device__ void add_numbers(const plain_tile<TYPE> &w, const columns<COLS> &x, int tile, int lane,
+                            float (&p)[LANE_ROWS][columns<COLS>::SUMS]) {
     typedef columns<COLS> cols;
     constexpr bool bf16 = TYPE == PEN_TYPE_BF16;
 #pragma unroll
@@ -155,18 +156,30 @@ __device__ void add_tile(const plain_tile<TYPE> &w, const columns<COLS> &x, int 
     }
 }
 
-/* AHEAD tiles are loaded before the first is used. */
+template <int TYPE, int COLS>
+__device__ void add_tile(const lane_tile<TYPE> &w, const columns<COLS> &x, int tile, int lane,
+                         float (&p)[LANE_ROWS][columns<COLS>::SUMS]) {
+    if constexpr (traits_of<TYPE>::traits.quantised())
+        add_codes<TYPE>(w, x, tile, lane, p);
+    else
+        add_numbers<TYPE>(w, x, tile, lane, p);
+}
+
+/* AHEAD tiles are loaded before the first is used; of a span that is short, the last one instead of those behind it. */
 template <int AHEAD, int TYPE, int COLS>
-__device__ void dot_on_tensor_cores(const pen_cuda_matrix &w, int group, const columns<COLS> &x, int first, int last,
-                                    int lane, float p[LANE_ROWS][columns<COLS>::SUMS]) {
-    lane_tile<TYPE> tiles[AHEAD];
+__device__ void dot_on_tensor_cores(const pen_cuda_matrix &w, int group, const columns<COLS> &x, int first, int count,
+                                    int lane, float (&p)[LANE_ROWS][columns<COLS>::SUMS]) {
+    typedef lane_tile<TYPE> lane_part;
+    if constexpr (traits_of<TYPE>::traits.large()) count = SPAN_TILES;
+    typename lane_part::place from = lane_part::find(w, group, first, lane);
+    lane_part tiles[AHEAD];
 #pragma unroll
-    for (int begin = first; begin < first + SPAN_TILES; begin += AHEAD) {
+    for (int begin = 0; begin < SPAN_TILES; begin += AHEAD) {
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) tiles[i].load(w, group, min(begin + i, last), lane);
+        for (int i = 0; i < AHEAD; i++) tiles[i].load(from, min(begin + i, count - 1), lane);
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
-            if (begin + i <= last) add_tile(tiles[i], x, begin + i, lane, p);
+            if (begin + i < count) add_tile<TYPE>(tiles[i], x, first + begin + i, lane, p);
     }
 }
 
@@ -183,10 +196,10 @@ template <bool F32, int COLS> __device__ float4 x_values(const columns<COLS> &x,
 
 /* Each lane multiplies its own values of its rows with those of all columns; then the four that share a row add up. */
 template <int TYPE, bool F32, int COLS>
-__device__ void dot_in_order(const pen_cuda_matrix &w, int group, const columns<COLS> &x, int first, int last, int lane,
-                             float p[LANE_ROWS][columns<COLS>::SUMS]) {
+__device__ void dot_in_order(const pen_cuda_matrix &w, int group, const columns<COLS> &x, int first, int count,
+                             int lane, float (&p)[LANE_ROWS][columns<COLS>::SUMS]) {
     float sums[LANE_ROWS][COLS] = {};
-    for (int tile = first; tile <= last; tile++) {
+    for (int tile = first; tile < first + count; tile++) {
         lane_values<TYPE> values(w, group, tile, lane);
 #pragma unroll
         for (int run = 0; run < 2; run++)
@@ -215,12 +228,12 @@ __device__ void dot_in_order(const pen_cuda_matrix &w, int group, const columns<
 
 template <int AHEAD, int TYPE, bool F32, int COLS>
 __device__ void dot_span(const pen_cuda_matrix &w, int group, const columns<COLS> &x, int span, int lane,
-                         float p[LANE_ROWS][columns<COLS>::SUMS]) {
-    int first = span * SPAN_TILES, last = min(first + SPAN_TILES, w.cols / PEN_CUDA_BLOCK) - 1;
+                         float (&p)[LANE_ROWS][columns<COLS>::SUMS]) {
+    int first = span * SPAN_TILES, count = min((int)SPAN_TILES, w.cols / PEN_CUDA_BLOCK - first);
     if constexpr (on_tensor_cores<TYPE, F32>)
-        dot_on_tensor_cores<AHEAD, TYPE>(w, group, x, first, last, lane, p);
+        dot_on_tensor_cores<AHEAD, TYPE>(w, group, x, first, count, lane, p);
     else
-        dot_in_order<TYPE, F32>(w, group, x, first, last, lane, p);
+        dot_in_order<TYPE, F32>(w, group, x, first, count, lane, p);
 }
 
 /* ---- Where results go ------------------------------------------------------------------------------------------ */
@@ -273,8 +286,7 @@ __device__ static void put_activated(const pen_cuda_product_args &args, int grou
 /* Tiles that there are registers for before the first is used; `cuda.spills` tells where they are too many. */
 static constexpr int tiles_ahead(const weight_traits &t, int cols) {
     if (cols == 32 && t.share == 16 && t.minima()) return 1;
-    if (!t.quantised() || (cols == 32 && (t.bits > 4 || t.share == 16)) ||
-        (t.large() && (cols == 8 || (cols == 1 && t.bits > 4))))
+    if (!t.quantised() || (cols == 32 && (t.bits > 4 || t.share == 16)) || (cols == 1 && t.large() && t.bits > 4))
         return SPAN_TILES / 2;
     return SPAN_TILES;
 }
@@ -288,7 +300,7 @@ template <int TYPE, bool F32, int COLS> struct block_shape {
                 : COLS == 1                 ? 32
                 : COLS == 32                ? 8
                                             : 16,
-        ON_SM = COLS == 32 || (COLS == 8 && t.quantised()) ? 2 : 1, /* blocks of this size */
+        ON_SM = COLS == 32 || (COLS == 8 && t.quantised() && !t.large()) ? 2 : 1, /* blocks of this size */
         ROUNDS = COLS > 8 ? 1 : 2,
         AHEAD = tiles_ahead(t, COLS),
         STRIDE = WARP + 4
@@ -307,7 +319,8 @@ static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WA
     int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y, first = blockIdx.x * COLS;
     place at = {0, (int)blockIdx.y, 0};
     if (!args.activated) at = find_group(args, blockIdx.y);
-    cols x = {args.x + args.stride * first, args.stride, min(args.tokens * args.parts - first, COLS), args.w[0].cols};
+    cols x = {args.x + args.stride * first, (unsigned)args.stride, min(args.tokens * args.parts - first, COLS),
+              args.w[0].cols};
     int matrices = args.activated ? args.count : 1, spans = (x.width + PEN_CUDA_SPAN - 1) / PEN_CUDA_SPAN;
     for (int c = warp; c < x.count; c += warps) totals[0][c][lane] = totals[1][c][lane] = 0;
 
@@ -364,7 +377,8 @@ static __global__ void __launch_bounds__(WARP *WIDE_WARPS, wide_blocks(traits_of
     place at = find_group(args, WIDE_WARPS * blockIdx.y + threadIdx.y);
     const pen_cuda_matrix &w = args.w[at.matrix];
     if (at.group >= groups_of(w)) return;
-    cols x = {args.x + args.stride * first, args.stride, min(args.tokens * args.parts - first, (int)WIDE_COLS), w.cols};
+    cols x = {args.x + args.stride * first, (unsigned)args.stride,
+              min(args.tokens * args.parts - first, (int)WIDE_COLS), w.cols};
     float total[LANE_ROWS][cols::SUMS] = {};
     for (int span = 0; span * PEN_CUDA_SPAN < x.width; span++) {
         float p[LANE_ROWS][cols::SUMS] = {};

@@ -20,6 +20,7 @@ typedef enum cudaError {
     cudaErrorNotReady = 600,
     cudaErrorDevicesUnavailable = 46,
     cudaErrorLaunchFailure = 719,
+    cudaErrorUnknown = 999,
 } cudaError_t;
 
 enum { cudaStreamNonBlocking = 1, cudaEventDefault = 0, cudaEventDisableTiming = 2 };

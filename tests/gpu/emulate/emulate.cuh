@@ -10,7 +10,9 @@
 
 #include "cuda_runtime_api.h"
 
+extern "C" {
 #include "types.h"
+}
 
 #include <algorithm>
 #include <cmath>
@@ -138,6 +140,9 @@ inline float __half2float(__half half) {
 }
 inline __half __float2half_rn(float value) {
     return {pen_f32_to_f16(value)};
+}
+inline unsigned short __half_as_ushort(__half half) {
+    return half.bits;
 }
 inline __half __ushort_as_half(unsigned short bits) {
     return {bits};

@@ -96,6 +96,10 @@ void pen_emulate_enqueue(cudaStream_t stream, std::function<void()> closure) {
     stream->work.push_back(std::move(closure));
 }
 
+bool pen_emulate_is_device(const void *at, size_t bytes) {
+    return within(at, bytes, true);
+}
+
 void pen_emulate_machine(pen_emulated_machine what) {
     machine = what;
 }

@@ -1,4 +1,4 @@
-/* Between the two halves of the emulation: a stream takes closures. */
+/* Between the parts of the emulation: a stream takes closures, and memory is known. */
 #ifndef PEN_EMULATE_STREAM_HPP
 #define PEN_EMULATE_STREAM_HPP
 
@@ -7,5 +7,8 @@
 #include <functional>
 
 void pen_emulate_enqueue(cudaStream_t stream, std::function<void()> work);
+
+/* Whether these bytes are the device's, in one allocation. */
+bool pen_emulate_is_device(const void *at, size_t bytes);
 
 #endif
