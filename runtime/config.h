@@ -12,12 +12,13 @@ enum { PEN_PATH_MAX = 1024, PEN_LAYERS_MAX = 512 };
 
 typedef struct pen_config {
     char model[PEN_PATH_MAX];
-    char device[PEN_PATH_MAX]; /* auto, cpu, sim:PROFILE */
+    char device[PEN_PATH_MAX]; /* auto, cpu, cuda, sim:PROFILE */
     double time_scale;         /* of a simulated device: what takes a second takes so many */
     char isa[16];              /* auto, or a CPU instruction set */
     bool exact;                /* --activations f32 */
+    bool deterministic;        /* on a GPU: the same bits for any number of rows */
     int threads;               /* per rank; 0: this rank's share of the allowed cores */
-    char link[16];             /* auto, local, mpi */
+    char link[16];             /* auto, local, mpi, nccl */
 
     /* How the ranks are arranged. 0: data_parallel 1; pipeline_parallel what follows from the world's size. */
     int data_parallel;     /* replicas of the model */
@@ -25,6 +26,7 @@ typedef struct pen_config {
 
     /* The plan. */
     uint64_t memory;                      /* bytes per rank; 0: the machine's */
+    double gpu_memory_utilization;        /* of a GPU's free memory without --memory */
     int64_t kv_tokens;                    /* KV capacity in tokens; 0: what the requested sequences need */
     int workload_prompt, workload_output; /* --workload P:G */
     int max_num_seqs;                     /* of a replica; 0: 16 per stage */

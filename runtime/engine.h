@@ -42,9 +42,9 @@ typedef struct pen_engine_options {
 /* Residual buffers that the engine wants in a stage (pen_stage_options.slots). */
 enum { PEN_ENGINE_SLOTS = 4 };
 
-/* `stage` is this rank's. Makes the link: local for one stage, else mpi. */
-pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *stage, const pen_engine_options *options,
-                             pen_engine **engine);
+/* `stage` is this rank's; the link becomes the engine's, also where it fails. */
+pen_status pen_engine_create(pen_world *world, pen_device *device, pen_stage *stage, pen_link *link,
+                             const pen_engine_options *options, pen_engine **engine);
 void pen_engine_destroy(pen_engine *engine);
 const pen_trace *pen_engine_trace(const pen_engine *engine); /* this rank's, or NULL */
 

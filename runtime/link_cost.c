@@ -2,10 +2,10 @@
 #include "link_cost.h"
 
 #include "clock.h"
-#include "link.h"
 #include "log.h"
 #include "wait.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 enum { ROUNDS = 7 }; /* the first warms up */
@@ -14,7 +14,8 @@ typedef struct trial {
     pen_link *link;
     pen_wait wait;
     pen_world *world;
-    void *data;
+    pen_device *device;
+    pen_buffer *rows;
     size_t bytes;
     double patience_s;
 } trial;
@@ -28,6 +29,10 @@ static pen_status finish(trial *t, int peer, pen_transfer transfer) {
         bool moved = false;
         PEN_TRY(pen_link_progress(t->link, &moved));
         if (moved) continue;
+        /* Ours, that is: the neighbour waits for us, so there is nobody to agree with. */
+        if (pen_device_status(t->device) != PEN_OK)
+            return pen_fail(PEN_PEER_LOST, "%s: %s", pen_world_place(world, pen_world_rank(world))->name,
+                            pen_last_error());
         pen_world_beat(t->world);
         if (pen_wait_tells(&t->wait))
             PEN_DEBUG("has waited %.1f s for %s while timing the %s link", pen_wait_seconds(&t->wait), name,
@@ -40,16 +45,29 @@ static pen_status finish(trial *t, int peer, pen_transfer transfer) {
     return PEN_OK;
 }
 
-static pen_status send(trial *t, int peer) {
-    pen_transfer transfer;
-    PEN_TRY(pen_link_send(t->link, PEN_CHANNEL_ACTIVATION, peer, 0, t->data, t->bytes, NULL, &transfer));
-    return finish(t, peer, transfer);
+/* Rows, or a byte, from one stage to the next, which sends a byte back. */
+static pen_status pass_on(trial *t, int next, bool rows) {
+    pen_transfer sending, answer;
+    unsigned char byte = 0, back;
+    PEN_TRY(pen_link_receive(t->link, PEN_CHANNEL_NOTE, next, 0, &back, sizeof back, &answer));
+    if (rows)
+        PEN_TRY(pen_link_send_rows(t->link, next, 0, t->rows, t->bytes, NULL, &sending));
+    else
+        PEN_TRY(pen_link_send(t->link, PEN_CHANNEL_CONTROL, next, 0, &byte, sizeof byte, NULL, &sending));
+    PEN_TRY(finish(t, next, sending));
+    return finish(t, next, answer);
 }
 
-static pen_status receive(trial *t, int peer) {
-    pen_transfer transfer;
-    PEN_TRY(pen_link_receive(t->link, PEN_CHANNEL_ACTIVATION, peer, 0, t->data, t->bytes, &transfer));
-    return finish(t, peer, transfer);
+static pen_status answer_to(trial *t, int previous, bool rows) {
+    pen_transfer receiving, answer;
+    unsigned char byte = 0;
+    if (rows)
+        PEN_TRY(pen_link_receive_rows(t->link, previous, 0, t->rows, t->bytes, &receiving));
+    else
+        PEN_TRY(pen_link_receive(t->link, PEN_CHANNEL_CONTROL, previous, 0, &byte, sizeof byte, &receiving));
+    PEN_TRY(finish(t, previous, receiving));
+    PEN_TRY(pen_link_send(t->link, PEN_CHANNEL_NOTE, previous, 0, &byte, sizeof byte, NULL, &answer));
+    return finish(t, previous, answer);
 }
 
 static int by_value(const void *a, const void *b) {
@@ -57,34 +75,42 @@ static int by_value(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static pen_status time_link(trial *t, double *ms) {
-    int stage = pen_world_stage(t->world), stages = pen_world_stages(t->world);
+static pen_status time_messages(trial *t, int next, bool rows, double *ms) {
     double samples[ROUNDS];
-    for (int i = 0; stage > 0 && i < ROUNDS; i++) {
-        PEN_TRY(receive(t, stage - 1));
-        PEN_TRY(send(t, stage - 1));
-    }
-    for (int i = 0; stage + 1 < stages && i < ROUNDS; i++) {
+    for (int i = 0; i < ROUNDS; i++) {
         int64_t begin = pen_clock_ns();
-        PEN_TRY(send(t, stage + 1));
-        PEN_TRY(receive(t, stage + 1));
-        samples[i] = (double)(pen_clock_ns() - begin) * 1e-6 / 2;
+        PEN_TRY(pass_on(t, next, rows));
+        samples[i] = (double)(pen_clock_ns() - begin) * 1e-6;
     }
-    if (stage + 1 == stages) return PEN_OK;
     qsort(samples + 1, ROUNDS - 1, sizeof *samples, by_value);
     *ms = samples[1 + (ROUNDS - 1) / 2];
     return PEN_OK;
 }
 
-pen_status pen_link_cost(pen_world *world, size_t bytes, double patience_s, double *ms) {
+static pen_status time_link(trial *t, double *ms) {
+    int stage = pen_world_stage(t->world), stages = pen_world_stages(t->world);
+    double rows_ms, byte_ms;
+    for (int i = 0; stage > 0 && i < 2 * ROUNDS; i++) PEN_TRY(answer_to(t, stage - 1, i < ROUNDS));
+    if (stage + 1 == stages) return PEN_OK;
+    PEN_TRY(time_messages(t, stage + 1, true, &rows_ms));
+    PEN_TRY(time_messages(t, stage + 1, false, &byte_ms));
+    *ms = fmax(rows_ms - byte_ms / 2, 0);
+    return PEN_OK;
+}
+
+pen_status pen_link_cost(pen_world *world, pen_link **link, pen_device *device, size_t bytes, double patience_s,
+                         double *ms) {
     *ms = 0;
     if (pen_world_stages(world) == 1) return PEN_OK;
-    trial t = {.world = world, .bytes = bytes, .patience_s = patience_s, .data = calloc(1, bytes)};
-    if (!t.data) return pen_fail(PEN_NO_MEMORY, "no memory for a message of %zu bytes", bytes);
+    trial t = {.link = *link, .world = world, .device = device, .bytes = bytes, .patience_s = patience_s};
     pen_wait_init(&t.wait, pen_world_share(world)->may_spin);
-    pen_status status = pen_link_create_mpi(world, &t.link);
+    PEN_TRY(pen_buffer_create(device, bytes, &t.rows));
+    pen_status status = pen_link_prepare_rows(t.link, 0, device, t.rows, bytes);
     if (status == PEN_OK) status = time_link(&t, ms);
-    pen_link_destroy(t.link);
-    free(t.data);
+    if (status != PEN_OK) {
+        pen_link_destroy(t.link);
+        *link = NULL;
+    }
+    pen_buffer_destroy(t.rows);
     return status;
 }

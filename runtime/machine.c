@@ -1,7 +1,9 @@
 /* The machine and its division; see machine.h. */
 #include "machine.h"
 
+#include <ctype.h>
 #include <hwloc.h>
+#include <hwloc/linux.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -133,6 +135,31 @@ void pen_machine_look(pen_machine *machine) {
     look_at_cores(machine);
 }
 
+/* The kernel knows which cores are next to a device; a whole topology with all devices would take long to look at. */
+static bool find_near(const char *bus, hwloc_bitmap_t cores) {
+    char path[96];
+    int length = snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/local_cpus", bus);
+    if (length < 0 || (size_t)length >= sizeof path) return false;
+    for (char *c = path; *c; c++) *c = (char)tolower((unsigned char)*c);
+    return hwloc_linux_read_path_as_cpumask(path, cores) == 0;
+}
+
+bool pen_machine_stay_near(const char *bus) {
+    hwloc_topology_t topology;
+    bool near = false;
+    if (hwloc_topology_init(&topology) != 0) return false;
+    hwloc_bitmap_t mask = hwloc_bitmap_alloc(), cores = hwloc_bitmap_alloc();
+    if (mask && cores && find_near(bus, cores) && hwloc_topology_load(topology) == 0 &&
+        hwloc_get_cpubind(topology, mask, HWLOC_CPUBIND_PROCESS) == 0) {
+        hwloc_bitmap_and(mask, mask, cores);
+        near = !hwloc_bitmap_iszero(mask) && hwloc_set_cpubind(topology, mask, HWLOC_CPUBIND_THREAD) == 0;
+    }
+    hwloc_bitmap_free(cores);
+    hwloc_bitmap_free(mask);
+    hwloc_topology_destroy(topology);
+    return near;
+}
+
 /* ---- The division ----------------------------------------------------------------------------------------------- */
 
 static bool sees(const pen_machine *machine, int cpu) {
@@ -183,7 +210,7 @@ void pen_machine_divide(const pen_machine *const *machines, int ranks, pen_share
     double quota = INFINITY;
     for (int r = 0; r < ranks; r++) {
         memset(&shares[r], 0, sizeof shares[r]);
-        shares[r].memory = machines[r]->memory / (uint64_t)ranks;
+        shares[r].memory = machines[r]->memory;
         same = same && same_mask(machines[r], machines[0]);
         if (machines[r]->quota > 0) quota = fmin(quota, machines[r]->quota);
     }

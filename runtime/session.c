@@ -1,8 +1,10 @@
 /* Start-up; see session.h. */
 #include "session.h"
 
-#include "cpu.h"
+#include "device_open.h"
+#include "gpu_share.h"
 #include "link_cost.h"
+#include "link_open.h"
 #include "log.h"
 #include "plan_json.h"
 #include "plan_model.h"
@@ -24,9 +26,6 @@ enum {
     LINK_PATIENCE_S = 30,
 };
 
-/* Left for the program, the libraries and the page tables where the machine's memory is the limit. */
-static const uint64_t memory_reserve = UINT64_C(256) << 20;
-
 /* What all ranks must know to make their stages alike. Plain data: it is broadcast beside the plan. */
 typedef struct stage_layout {
     int context, logit_rows, rows;
@@ -45,6 +44,7 @@ struct pen_session {
     pen_model *own_model; /* NULL where it is the simulation's */
     const pen_model *model;
     pen_device *device;
+    pen_memory *memories;      /* [size] that the ranks compute in, as they were before any rank took some */
     pen_profile *profile;      /* this rank's own; NULL where the times come from a file */
     pen_replica_plans *plans;  /* rank 0's, of all replicas */
     pen_plan *own_plan;        /* NULL on rank 0 */
@@ -53,6 +53,7 @@ struct pen_session {
     const pen_step_cost *cost; /* of the plan's stages; leaders */
     stage_layout layout;
     pen_stage *stage;
+    pen_link *link; /* until the engine has it */
     pen_engine *engine;
     bool settled; /* all ranks have agreed on a failure: there is nothing left to agree on */
 };
@@ -110,6 +111,9 @@ static pen_status broadcast_plain(pen_world *world, const char *what, void *data
  * which can agree on nothing, is passed on. */
 static pen_status agree(pen_session *session, const char *what, pen_status status) {
     if (session->settled || status == PEN_PEER_LOST) return status;
+    if (session->device && pen_device_status(session->device) != PEN_OK)
+        status = pen_fail(PEN_INTERNAL, "%s: %s", pen_world_place(session->world, pen_world_rank(session->world))->name,
+                          pen_last_error());
     status = pen_world_agree(session->world, what, status);
     session->settled = status != PEN_OK;
     return status;
@@ -121,25 +125,50 @@ static bool is_first(const pen_session *session) {
 
 /* ---- Open -------------------------------------------------------------------------------------------------------- */
 
+static int ranks_here(pen_world *world) {
+    int node = pen_world_place(world, pen_world_rank(world))->node, count = 0;
+    for (int r = 0; r < pen_world_size(world); r++) count += pen_world_place(world, r)->node == node;
+    return count;
+}
+
 static pen_status open_device(pen_session *session) {
     const pen_config *config = &session->config;
-    pen_world_set_threads(session->world, config->threads);
-    const pen_share *share = pen_world_share(session->world);
-    int cpus[PEN_CORES_MAX];
-    for (int i = 0; i < share->threads && i < PEN_CORES_MAX; i++) cpus[i] = share->cpu[i];
-    pen_cpu_options options = {
-        .activations = config->exact ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
-        .threads = share->threads,
-        .cpus = share->own_cores ? cpus : NULL,
-        .may_spin = share->may_spin,
-    };
-    PEN_TRY(pen_cpu_isa_parse(config->isa[0] ? config->isa : "auto", &options.isa));
+    pen_world *world = session->world;
+    pen_world_set_threads(world, config->threads);
     if (session->sim)
         PEN_TRY(pen_sim_profile_device(session->sim, config->time_scale, &session->device));
     else
-        PEN_TRY(pen_cpu_device_create(&options, &session->device));
-    pen_device_set_poke(session->device, pen_world_beat, session->world); /* until the engine has its own */
+        PEN_TRY(pen_device_open(config, pen_world_share(world),
+                                pen_world_place(world, pen_world_rank(world))->local_rank, ranks_here(world),
+                                &session->device));
+    pen_device_set_poke(session->device, pen_world_beat, world); /* until the engine has its own */
     return PEN_OK;
+}
+
+/* Everybody's memory, to everybody: a profile is one of so many ranks on a device, and a plan divides what they share.
+ */
+static pen_status share_memories(pen_session *session) {
+    static const char what[] = "comparing memories";
+    pen_world *world = session->world;
+    size_t size = (size_t)pen_world_size(world);
+    pen_own_memory own;
+    pen_blob *blobs = calloc(size, sizeof *blobs);
+    session->memories = calloc(size, sizeof *session->memories);
+    pen_status status = blobs && session->memories ? pen_device_own_memory(session->device, &own)
+                                                   : pen_fail(PEN_NO_MEMORY, "no memory for %zu ranks", size);
+    if (status == PEN_OK) {
+        pen_memory mine = {.node = pen_world_place(world, pen_world_rank(world))->node,
+                           .free = own.total_bytes > 0 ? own.free_bytes : pen_world_share(world)->memory};
+        memcpy(mine.bus, own.bus, sizeof own.bus);
+        status = pen_world_gather(world, what, &mine, sizeof mine, blobs);
+    }
+    for (size_t r = 0; blobs && r < size; r++) {
+        if (blobs[r].bytes == sizeof *session->memories) session->memories[r] = *(const pen_memory *)blobs[r].data;
+        free(blobs[r].data);
+    }
+    free(blobs);
+    PEN_TRY(status);
+    return broadcast_plain(world, what, session->memories, size * sizeof *session->memories);
 }
 
 /* All ranks must mean the same weights. The hash covers metadata, tensor shapes and sizes. */
@@ -180,15 +209,6 @@ static pen_status arrange(const pen_session *session) {
                     size, were, stages);
 }
 
-/* The link follows from the number of stages; asking for one only makes sure. */
-static pen_status check_link(const pen_session *session) {
-    int stages = pen_world_stages(session->world);
-    const char *asked = session->config.link, *have = stages == 1 ? "local" : "mpi";
-    if (strcmp(asked, "auto") == 0 || strcmp(asked, have) == 0) return PEN_OK;
-    return pen_fail(PEN_USAGE, "--link %s does not fit %d stage%s, which need%s %s", asked, stages,
-                    stages == 1 ? "" : "s", stages == 1 ? "s" : "", have);
-}
-
 static pen_status open_model(pen_session *session) {
     const char *profile = pen_sim_profile_path(session->config.device);
     if (profile) {
@@ -204,7 +224,7 @@ static pen_status open_model(pen_session *session) {
 
 static pen_status open_local(pen_session *session) {
     PEN_TRY(arrange(session));
-    PEN_TRY(check_link(session));
+    PEN_TRY(pen_link_fits(session->config.link, pen_world_stages(session->world)));
     PEN_TRY(open_model(session));
     if (pen_model_gguf(session->model)) PEN_TRY(pen_gguf_check_data(pen_model_gguf(session->model)));
     int context = pen_model_hparams(session->model)->context;
@@ -227,18 +247,22 @@ pen_status pen_session_open(pen_world *world, const pen_config *config, pen_sess
     PEN_TRY(agree(session, "sharing the options", status));
     if (session->config.step_timeout_s > 0) pen_world_set_patience(world, session->config.step_timeout_s);
     PEN_TRY(agree(session, "opening the model", open_local(session)));
-    return agree(session, "comparing the model files", check_same_model(session));
+    PEN_TRY(agree(session, "comparing the model files", check_same_model(session)));
+    /* Everybody has a device by now, and nobody will take memory before this is agreed on. */
+    return agree(session, "comparing memories", share_memories(session));
 }
 
 void pen_session_close(pen_session *session) {
     if (!session) return;
     pen_engine_destroy(session->engine);
+    pen_link_destroy(session->link);
     pen_stage_destroy(session->stage);
     pen_step_cost_destroy(session->own_cost);
     pen_plan_destroy(session->own_plan);
     pen_replica_plans_destroy(session->plans);
     pen_profile_destroy(session->profile);
     if (session->device) pen_device_destroy(session->device);
+    free(session->memories);
     pen_model_close(session->own_model);
     pen_sim_profile_destroy(session->sim);
     free(session);
@@ -257,12 +281,6 @@ static bool profile_progress(void *context, int done, int total) {
     if (session->progress)
         session->progress(session->progress_context, PEN_PHASE_PROFILE, (uint64_t)done, (uint64_t)total);
     return true;
-}
-
-static int ranks_here(pen_world *world) {
-    int node = pen_world_place(world, pen_world_rank(world))->node, count = 0;
-    for (int r = 0; r < pen_world_size(world); r++) count += pen_world_place(world, r)->node == node;
-    return count;
 }
 
 /* Whether every rank's flag is set, on every rank. */
@@ -289,7 +307,7 @@ static pen_status profile_device(pen_session *session) {
     pen_profile_key key = {
         .model = session->model,
         .device = session->device,
-        .ranks = ranks_here(session->world),
+        .ranks = pen_memory_sharers(session->memories, pen_world_size(session->world), pen_world_rank(session->world)),
         .context = config->workload_prompt + config->workload_output / 2,
     };
     session->profile = pen_profile_cache_load(config->cache, &key);
@@ -312,25 +330,28 @@ static pen_status profile_device(pen_session *session) {
 
 /* ---- Plan -------------------------------------------------------------------------------------------------------- */
 
-static uint64_t memory_limit(const pen_session *session) {
-    if (session->config.memory) return session->config.memory;
-    if (session->sim) return pen_sim_profile_memory(session->sim);
-    uint64_t memory = pen_world_share(session->world)->memory;
-    return memory > 2 * memory_reserve ? memory - memory_reserve : memory;
+static double link_patience_s(const pen_session *session) {
+    return session->config.step_timeout_s > 0 ? session->config.step_timeout_s : LINK_PATIENCE_S;
+}
+
+static pen_status open_link(pen_session *session) {
+    return pen_link_open(session->world, session->device, session->config.link, link_patience_s(session),
+                         &session->link);
 }
 
 /* What the workload's microbatch takes to the next stage. */
-static pen_status time_link(const pen_session *session, pen_rank_report *mine) {
+static pen_status time_link(pen_session *session, pen_rank_report *mine) {
     pen_plan_workload workload = pen_replica_plans_workload(&session->config);
     pen_steady steady = pen_plan_steady(&workload, pen_world_stages(session->world), pen_config_rows(&session->config));
     size_t row_bytes = (size_t)pen_model_hparams(session->model)->hidden * sizeof(float);
-    double patience_s = session->config.step_timeout_s > 0 ? session->config.step_timeout_s : LINK_PATIENCE_S;
     if (session->sim) {
         mine->wire_ms = steady.rows * (double)row_bytes * pen_sim_profile_link(session->sim).ms_per_byte;
         return PEN_OK;
     }
-    PEN_TRY(pen_link_cost(session->world, (size_t)ceil(steady.rows) * row_bytes, patience_s, &mine->wire_ms));
-    mine->send_ms = mine->wire_ms; /* the sender's own thread does the copying */
+    PEN_TRY(pen_link_cost(session->world, &session->link, session->device, (size_t)ceil(steady.rows) * row_bytes,
+                          link_patience_s(session), &mine->wire_ms));
+    /* Over MPI the sender's own thread does the copying, or its GPU's stream; NCCL has a stream of its own. */
+    if (strcmp(pen_link_name(session->link), "mpi") == 0) mine->send_ms = mine->wire_ms;
     return PEN_OK;
 }
 
@@ -357,6 +378,24 @@ static pen_status solve(pen_session *session, const pen_rank_report *ranks) {
     return PEN_OK;
 }
 
+/* Once: the others are not told anything new. */
+static void warn_if_shared(const pen_session *session) {
+    const pen_memory *memories = session->memories;
+    int size = pen_world_size(session->world), r = 0;
+    while (r < size && (!memories[r].bus[0] || pen_memory_sharers(memories, size, r) == 1)) r++;
+    if (r == size) return;
+    PEN_WARN("%s: %d ranks share the GPU at %s and its memory; with a rank for each GPU nobody waits for another",
+             pen_world_place(session->world, r)->host, pen_memory_sharers(memories, size, r), memories[r].bus);
+}
+
+/* What a rank may fill. */
+static uint64_t memory_limit(const pen_session *session, int rank) {
+    const pen_config *config = &session->config;
+    if (config->memory) return config->memory;
+    if (session->sim) return pen_sim_profile_memory(session->sim);
+    return pen_memory_limit(session->memories, pen_world_size(session->world), rank, config->gpu_memory_utilization);
+}
+
 /* Rank 0: the plans that follow from what the ranks sent, [size] each. */
 static pen_status solve_reports(pen_session *session, const pen_blob *reports, const pen_blob *texts) {
     int size = pen_world_size(session->world);
@@ -373,7 +412,10 @@ static pen_status solve_reports(pen_session *session, const pen_blob *reports, c
         memcpy(&ranks[r], reports[r].data, sizeof *ranks);
         ranks[r].profile = profiles[r];
     }
-    if (status == PEN_OK) status = solve(session, ranks);
+    if (status == PEN_OK) {
+        warn_if_shared(session);
+        status = solve(session, ranks);
+    }
     for (int r = 0; profiles && r < size; r++) pen_profile_destroy(profiles[r]);
     free(profiles);
     free(ranks);
@@ -397,8 +439,8 @@ static pen_status collect_and_solve(pen_session *session) {
         status = pen_fail(PEN_NO_MEMORY, "no memory for the profiles of %d ranks", size);
     status = agree(session, "collecting the profiles", status);
 
-    int node = pen_world_place(world, pen_world_rank(world))->node;
-    pen_rank_report mine = {.node = node, .memory = memory_limit(session)};
+    int rank = pen_world_rank(world);
+    pen_rank_report mine = {.node = session->memories[rank].node, .memory = memory_limit(session, rank)};
     if (status == PEN_OK && !session->config.profile[0]) status = time_link(session, &mine);
     status = agree(session, "timing the links", status);
     snprintf(mine.device, sizeof mine.device, "%s", pen_device_name(session->device));
@@ -522,6 +564,7 @@ pen_status pen_session_plan(pen_session *session, pen_status request, const pen_
     int stages = pen_world_stages(session->world), units = pen_model_unit_count(session->model);
     if (stages > units) return pen_fail(PEN_USAGE, "%d stages are more than the model's %d units", stages, units);
     if (!session->config.profile[0]) PEN_TRY(agree(session, "profiling", profile_device(session)));
+    PEN_TRY(agree(session, "opening the links", open_link(session)));
     PEN_TRY(agree(session, "planning", collect_and_solve(session)));
     if (is_first(session)) session->layout.step_timeout_s = step_timeout(session);
     PEN_TRY(agree(session, "sharing the layout",
@@ -603,6 +646,7 @@ static pen_status make_stage(pen_session *session) {
         .progress_context = session,
     };
     PEN_TRY(pen_stage_create(session->model, session->device, &options, &session->stage));
+    PEN_TRY(pen_device_sync(session->device)); /* what is loaded has arrived */
     pen_engine_options engine = {
         .hidden = hparams->hidden,
         .vocab = hparams->vocab,
@@ -623,7 +667,9 @@ static pen_status make_stage(pen_session *session) {
         engine.link_latency_ms = link.latency_ms * session->config.time_scale;
         engine.link_ms_per_byte = link.ms_per_byte * session->config.time_scale;
     }
-    return pen_engine_create(session->world, session->device, session->stage, &engine, &session->engine);
+    pen_link *link = session->link;
+    session->link = NULL;
+    return pen_engine_create(session->world, session->device, session->stage, link, &engine, &session->engine);
 }
 
 pen_status pen_session_load(pen_session *session) {

@@ -470,7 +470,10 @@ pen_status pen_world_gather(pen_world *world, const char *what, const void *data
     for (int r = 1; r < world->size; r++) {
         pen_status status = receive_blob(world, r, what, &blobs[r]);
         if (status == PEN_OK) continue;
-        for (int i = 0; i < r; i++) free(blobs[i].data);
+        for (int i = 0; i < r; i++) {
+            free(blobs[i].data);
+            blobs[i] = (pen_blob){0}; /* the caller frees them, too */
+        }
         return status;
     }
     return PEN_OK;

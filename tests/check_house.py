@@ -28,8 +28,9 @@ MAY_INCLUDE = {
     FORMATS: (BASE, "kernels"),  # kernels/types.h: the weight types
     TOKENIZER: (BASE, FORMATS, "kernels"),
     MODELS: (BASE, FORMATS, "kernels"),
-    "runtime": (BASE, FORMATS, TOKENIZER, MODELS, "kernels", "kernels/cpu", "kernels/sim", "partition"),
-    "launch": (BASE, FORMATS, TOKENIZER, MODELS, "kernels", "kernels/cpu", "kernels/sim", "partition", "runtime"),
+    "runtime": (BASE, FORMATS, TOKENIZER, MODELS, "kernels", "kernels/cpu", "kernels/cuda", "kernels/sim", "partition"),
+    "launch": (BASE, FORMATS, TOKENIZER, MODELS, "kernels", "kernels/cpu", "kernels/cuda", "kernels/sim", "partition",
+               "runtime"),
 }
 # Under PEN_CUDA_EMULATED: what stands in for CUDA's own headers.
 EMULATED = {"emulate.cuh"}

@@ -37,6 +37,13 @@ void pen_cuda_wait(pen_cuda_device *device, cudaEvent_t event) {
     }
 }
 
+static pen_status first_failure(pen_device *base) {
+    const pen_cuda_device *device = pen_cuda(base);
+    if (device->failure == cudaSuccess) return PEN_OK;
+    return pen_fail(PEN_INTERNAL, "%s failed in %s: %s", device->name, device->failed,
+                    cudaGetErrorString(device->failure));
+}
+
 /* Waits for all that is enqueued: for a copy of nothing behind it. */
 pen_status pen_cuda_sync(pen_device *base) {
     pen_cuda_device *device = pen_cuda(base);
@@ -45,9 +52,7 @@ pen_status pen_cuda_sync(pen_device *base) {
     pen_cuda_staging_room(device->writes, 0);
     pen_cuda_staging_sent(device->writes);
     pen_cuda_staging_drain(device->writes);
-    if (device->failure != cudaSuccess)
-        return pen_fail(PEN_INTERNAL, "%s failed in %s: %s", device->name, device->failed,
-                        cudaGetErrorString(device->failure));
+    PEN_TRY(first_failure(base));
     pen_cuda_staging_land(device->reads, reads);
     return PEN_OK;
 }
@@ -56,7 +61,12 @@ pen_status pen_cuda_sync(pen_device *base) {
 
 pen_status pen_cuda_allocate(pen_cuda_device *device, size_t bytes, void *memory) {
     void *made = NULL;
-    if (bytes > SIZE_MAX / 2 || cudaMalloc(&made, bytes ? bytes : 1) != cudaSuccess) {
+    cudaError_t error = bytes > SIZE_MAX / 2 ? cudaErrorMemoryAllocation : cudaMalloc(&made, bytes ? bytes : 1);
+    if (error != cudaSuccess && error != cudaErrorMemoryAllocation) {
+        pen_cuda_check(device, error, "allocating memory");
+        return first_failure(&device->base);
+    }
+    if (error != cudaSuccess) {
         size_t left = 0, total = 0;
         cudaGetLastError(); /* the runtime keeps it otherwise */
         cudaMemGetInfo(&left, &total);
@@ -70,6 +80,7 @@ pen_status pen_cuda_allocate(pen_cuda_device *device, size_t bytes, void *memory
 
 void pen_cuda_release(pen_cuda_device *device, void *memory, size_t bytes) {
     if (!memory) return;
+    pen_cuda_graphs_forget(device->graphs);
     cudaFree(memory); /* waits for the stream, which may be at work there */
     device->bytes_used -= bytes;
 }
@@ -101,14 +112,26 @@ static void *buffer_host(pen_buffer *buffer) {
     return NULL;
 }
 
+static void copy(pen_cuda_device *device, void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind) {
+    pen_cuda_check(device, cudaMemcpyAsync(to, from, bytes, kind, device->stream), "copying between host and GPU");
+}
+
 static void buffer_write(pen_buffer *buffer, size_t offset, const void *source, size_t bytes) {
+    pen_cuda_device *device = pen_cuda(buffer->device);
     unsigned char *target = (unsigned char *)pen_cuda_data(buffer) + offset;
-    pen_cuda_staging_write(pen_cuda(buffer->device)->writes, target, source, bytes);
+    if (pen_cuda_is_pinned(device, source, bytes))
+        copy(device, target, source, bytes, cudaMemcpyHostToDevice);
+    else
+        pen_cuda_staging_write(device->writes, target, source, bytes);
 }
 
 static void buffer_read(pen_buffer *buffer, size_t offset, void *target, size_t bytes) {
+    pen_cuda_device *device = pen_cuda(buffer->device);
     const unsigned char *source = (const unsigned char *)pen_cuda_data(buffer) + offset;
-    pen_cuda_staging_read(pen_cuda(buffer->device)->reads, target, source, bytes);
+    if (pen_cuda_is_pinned(device, target, bytes))
+        copy(device, target, source, bytes, cudaMemcpyDeviceToHost);
+    else
+        pen_cuda_staging_read(device->reads, target, source, bytes);
 }
 
 static size_t activation_bytes(const pen_device *device, int rows, int cols) {
@@ -121,7 +144,7 @@ static size_t fine_bytes(const pen_device *device, int rows, int cols) {
 
 /* ---- The KV cache and the rotation table ----------------------------------------------------------------------- */
 
-enum { KV_WIDTH = 8 };
+enum { KV_WIDTH = PEN_CUDA_HEAD_WIDTH };
 
 static size_t kv_element(const pen_device *device) {
     return device->activations == PEN_ACTIVATIONS_FAST ? sizeof(uint16_t) : sizeof(float);
@@ -239,14 +262,14 @@ static void event_record(pen_event *base) {
     pen_cuda_check(device, cudaEventRecord(event->event, device->stream), "recording an event");
 }
 
-/* A failed device's events are done: nobody waits for it, and pen_device_sync() says what happened. */
+/* A failed device's events are never done; pen_device_status() says what happened. */
 static bool event_done(const pen_event *base) {
     const pen_cuda_event *event = (const pen_cuda_event *)base;
     pen_cuda_device *device = pen_cuda(base->device);
-    if (device->failure != cudaSuccess) return true;
+    if (device->failure != cudaSuccess) return false;
     cudaError_t error = cudaEventQuery(event->event);
-    if (error == cudaErrorNotReady) return false;
-    if (pen_cuda_check(device, error, "waiting for an event")) pen_cuda_staging_land(device->reads, event->reads);
+    if (error == cudaErrorNotReady || !pen_cuda_check(device, error, "waiting for an event")) return false;
+    pen_cuda_staging_land(device->reads, event->reads);
     return true;
 }
 
@@ -256,6 +279,19 @@ static const char *name(const pen_device *device) {
     return pen_cuda(device)->name;
 }
 
+static size_t cache_bytes(const pen_device *device) {
+    return pen_cuda(device)->cache_bytes;
+}
+
+static pen_status own_memory(pen_device *base, pen_own_memory *memory) {
+    const pen_cuda_device *device = pen_cuda(base);
+    memcpy(memory->bus, device->bus, sizeof memory->bus);
+    cudaError_t error = cudaMemGetInfo(&memory->free_bytes, &memory->total_bytes);
+    if (error == cudaSuccess) return PEN_OK;
+    return pen_fail(PEN_INTERNAL, "%s does not say how much memory it has: %s", device->name,
+                    cudaGetErrorString(error));
+}
+
 static size_t bytes_used(const pen_device *device) {
     return pen_cuda(device)->bytes_used;
 }
@@ -263,14 +299,17 @@ static size_t bytes_used(const pen_device *device) {
 static void set_poke(pen_device *device, pen_poke *poke, void *context) {
     pen_cuda(device)->poke = poke;
     pen_cuda(device)->poke_context = context;
+    pen_pool_set_poke(pen_cuda(device)->pool, poke, context);
 }
 
 static void destroy(pen_device *base) {
     pen_cuda_device *device = pen_cuda(base);
     if (device->stream) cudaStreamSynchronize(device->stream);
     pen_cuda_release(device, device->arena.memory, device->arena.bytes);
-    assert(device->bytes_used == 0);
+    assert(device->bytes_used == 0 && !device->pinned);
+    pen_cuda_graphs_destroy(device->graphs);
     pen_cuda_blas_destroy(device->blas);
+    pen_pool_destroy(device->pool);
     pen_cuda_markers_destroy(device->markers);
     pen_cuda_staging_destroy(device->reads);
     pen_cuda_staging_destroy(device->writes);
@@ -282,6 +321,8 @@ static const pen_device_class cuda_class = {
     .scratch_bytes = pen_cuda_scratch_bytes,
     .reserve = pen_cuda_reserve,
     .name = name,
+    .cache_bytes = cache_bytes,
+    .own_memory = own_memory,
     .bytes_used = bytes_used,
     .destroy = destroy,
     .set_poke = set_poke,
@@ -290,6 +331,8 @@ static const pen_device_class cuda_class = {
     .buffer_host = buffer_host,
     .buffer_write = buffer_write,
     .buffer_read = buffer_read,
+    .host_create = pen_cuda_host_create,
+    .host_destroy = pen_cuda_host_destroy,
     .activation_bytes = activation_bytes,
     .fine_bytes = fine_bytes,
     .weight_bytes = pen_cuda_weight_bytes,
@@ -307,10 +350,13 @@ static const pen_device_class cuda_class = {
     .event_record = event_record,
     .event_done = event_done,
     .sync = pen_cuda_sync,
+    .status = first_failure,
     .unit_begin = pen_cuda_unit_begin,
     .unit_end = pen_cuda_unit_end,
     .unit_reset = pen_cuda_unit_reset,
     .unit_ms = pen_cuda_unit_ms,
+    .graph_begin = pen_cuda_graph_begin,
+    .graph_end = pen_cuda_graph_end,
     .set_batch = pen_cuda_set_batch,
     .embed = pen_cuda_embed,
     .norm = pen_cuda_norm,
@@ -328,6 +374,12 @@ static const pen_device_class cuda_class = {
 /* ---- Opening --------------------------------------------------------------------------------------------------- */
 
 /* CUDA's numbers are 1000·major + 10·minor. */
+const char *pen_cuda_version(void) {
+    static char text[16];
+    snprintf(text, sizeof text, "%d.%d", CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    return text;
+}
+
 static pen_status too_old(int driver) {
     return pen_fail(PEN_UNSUPPORTED, "the NVIDIA driver knows CUDA %d.%d: this build needs %d.%d or newer",
                     driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
@@ -350,11 +402,13 @@ static pen_status open_gpu(pen_cuda_device *device, int ordinal) {
     struct cudaDeviceProp properties;
     cudaError_t error = cudaSetDevice(ordinal);
     if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, ordinal);
+    if (error == cudaSuccess) error = cudaDeviceGetPCIBusId(device->bus, sizeof device->bus, ordinal);
     if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking);
     if (error != cudaSuccess)
         return pen_fail(PEN_UNSUPPORTED, "cannot use GPU %d: %s", ordinal, cudaGetErrorString(error));
     snprintf(device->name, sizeof device->name, "cuda %s", properties.name);
     device->processors = properties.multiProcessorCount;
+    device->cache_bytes = (size_t)properties.l2CacheSize;
     if (!pen_cuda_kernels_fit())
         return pen_fail(PEN_UNSUPPORTED, "this build has no kernels for GPU %d, %s (compute capability %d.%d)", ordinal,
                         properties.name, properties.major, properties.minor);
@@ -363,31 +417,30 @@ static pen_status open_gpu(pen_cuda_device *device, int ordinal) {
     return pen_cuda_markers_create(device, &device->markers);
 }
 
-/* Its absence is no failure. */
+/* Its absence is no failure. The name tells it, since a profile that was measured with it is worth nothing without. */
 static void open_blas(pen_cuda_device *device, const pen_cuda_options *options) {
     if (options->deterministic || options->activations != PEN_ACTIVATIONS_FAST) return;
-    if (pen_cuda_blas_create(&device->blas) != PEN_OK) PEN_INFO("%s: %s", device->name, pen_last_error());
+    if (pen_cuda_blas_create(&device->blas) == PEN_OK)
+        strncat(device->name, ", cuBLASLt", sizeof device->name - strlen(device->name) - 1);
+    else
+        PEN_INFO("%s: long prompts are slower without it: %s", device->name, pen_last_error());
 }
 
 pen_status pen_cuda_device_create(const pen_cuda_options *options, pen_device **out) {
     int count;
     PEN_TRY(pen_cuda_device_count(&count));
+    assert(options->gpu >= 0 && options->gpu < count);
     pen_cuda_device *device = calloc(1, sizeof *device);
     if (!device) return no_memory("a CUDA device");
     device->base = (pen_device){.class = &cuda_class, .activations = options->activations};
-    pen_status status = open_gpu(device, options->local_rank % count);
+    pen_status status = pen_pool_create(options->threads > 0 ? options->threads : 1, NULL, false, &device->pool);
+    if (status == PEN_OK) status = open_gpu(device, options->gpu);
     if (status == PEN_OK) open_blas(device, options);
+    if (status == PEN_OK && !options->enforce_eager) status = pen_cuda_graphs_create(device, &device->graphs);
     if (status != PEN_OK) {
         destroy(&device->base);
         return status;
     }
     *out = &device->base;
     return PEN_OK;
-}
-
-pen_status pen_cuda_device_memory(pen_device *device, size_t *free_bytes, size_t *total_bytes) {
-    cudaError_t error = cudaMemGetInfo(free_bytes, total_bytes);
-    if (error == cudaSuccess) return PEN_OK;
-    return pen_fail(PEN_INTERNAL, "%s does not say how much memory it has: %s", pen_cuda(device)->name,
-                    cudaGetErrorString(error));
 }

@@ -7,7 +7,8 @@
  * copied into the ring at once; a read lands in the ring, and from there in its target the next time that the host
  * finds an event behind it done, or synchronises.
  *
- * Errors. A failed CUDA call is kept as the device's first failure; events are then done and pen_device_sync() tells.
+ * Errors. A failed CUDA call is kept as the device's first failure, after which no event is done; pen_device_sync() and
+ * pen_device_status() tell.
  */
 #ifndef PEN_CUDA_DEVICE_H
 #define PEN_CUDA_DEVICE_H
@@ -15,6 +16,7 @@
 #include "cuda.h"
 #include "cuda_kernels.h"
 #include "device_class.h"
+#include "pool.h"
 
 typedef struct pen_cuda_buffer {
     pen_buffer base;
@@ -60,8 +62,9 @@ typedef struct pen_cuda_arena {
     size_t dense_x_bytes, dense_w_bytes;
     void *blas_workspace; /* [PEN_CUDA_BLAS_WORKSPACE] */
     float *attended;      /* f32 [T][Nq·D] */
-    float *partials;      /* [partial_floats] */
+    float *partials;      /* of attention, [partial_floats] */
     size_t partial_floats;
+    int32_t *tickets;          /* of attention; all 0 between launches */
     pen_cuda_pick_args *picks; /* [L] */
     pen_cuda_edit *edits;      /* [PEN_CUDA_EDITS] */
     float *edited;             /* f32 [L][V] */
@@ -71,31 +74,39 @@ enum { PEN_CUDA_DENSE_BYTES = 32 << 20, PEN_CUDA_BLAS_WORKSPACE = 32 << 20 };
 
 /* The current batch: where its parts lie on the device, and what the host needs to know of it. */
 typedef struct pen_cuda_batch {
-    int rows, logit_count, tile_count, tile_spans;
+    int rows, logit_count, tile_count, large_count; /* large tiles are the last ones */
+    int graph_rows, graph_logit_rows;               /* what a graph is made for, see graph.c; 0: none is */
     const int32_t *tokens, *position, *logit_rows, *tables, *first_block[PEN_KV_GROUPS];
     const pen_cuda_tile *tiles;
     const pen_logit_edits *edits; /* the caller's */
 } pen_cuda_batch;
 
 typedef struct pen_cuda_staging pen_cuda_staging; /* staging.c */
+typedef struct pen_cuda_pinned pen_cuda_pinned;   /* pinned.c */
 typedef struct pen_cuda_markers pen_cuda_markers; /* markers.c */
 typedef struct pen_cuda_blas pen_cuda_blas;       /* blas.c */
 enum { PEN_CUDA_MEASURED = 64 };                  /* types and shapes of weights */
+typedef struct pen_cuda_graphs pen_cuda_graphs;   /* graph.c */
 
 typedef struct pen_cuda_device {
     pen_device base;
     cudaStream_t stream;
     int processors; /* SMs */
     char name[320];
+    char bus[PEN_BUS_MAX]; /* the address on it */
+    size_t cache_bytes;    /* of L2 */
     size_t bytes_used;
     pen_limits limits;
     pen_cuda_arena arena;
     pen_cuda_batch batch;
     pen_cuda_staging *writes, *reads;
+    pen_cuda_pinned *pinned; /* a list */
     pen_cuda_markers *markers;
     pen_cuda_blas *blas; /* or NULL: deterministic, or there is no cuBLASLt */
     pen_cuda_matrix measured[PEN_CUDA_MEASURED];
     int measured_count;
+    pen_pool *pool;          /* packs weights */
+    pen_cuda_graphs *graphs; /* NULL: off */
     pen_poke *poke;
     void *poke_context;
     cudaError_t failure; /* the first one */
@@ -203,6 +214,13 @@ void pen_cuda_staging_read(pen_cuda_staging *staging, void *target, const void *
 uint64_t pen_cuda_staging_reads(const pen_cuda_staging *staging);
 void pen_cuda_staging_land(pen_cuda_staging *staging, uint64_t reads);
 
+/* ---- pinned.c -------------------------------------------------------------------------------------------------- */
+
+pen_status pen_cuda_host_create(pen_device *device, size_t bytes, void **memory);
+void pen_cuda_host_destroy(pen_device *device, void *memory);
+/* Whether the bytes lie in memory of pen_cuda_host_create. */
+bool pen_cuda_is_pinned(const pen_cuda_device *device, const void *at, size_t bytes);
+
 /* ---- markers.c ------------------------------------------------------------------------------------------------- */
 
 pen_status pen_cuda_markers_create(pen_cuda_device *device, pen_cuda_markers **markers);
@@ -211,5 +229,18 @@ void pen_cuda_unit_begin(pen_device *device, int unit);
 void pen_cuda_unit_end(pen_device *device);
 void pen_cuda_unit_reset(pen_device *device);
 double pen_cuda_unit_ms(pen_device *device, int unit);
+
+/* ---- graph.c --------------------------------------------------------------------------------------------------- */
+
+pen_status pen_cuda_graphs_create(pen_cuda_device *device, pen_cuda_graphs **graphs);
+void pen_cuda_graphs_destroy(pen_cuda_graphs *graphs);
+/* Rows that a graph for `count` rows is made for, at most `most`; 0: more than graphs are for. */
+int pen_cuda_graph_bucket(int count, int most);
+/* Memory is freed that graphs may use. */
+void pen_cuda_graphs_forget(pen_cuda_graphs *graphs);
+/* Between pen_device_graph_begin() and _end(), which are these. */
+bool pen_cuda_graph_open(const pen_cuda_device *device);
+bool pen_cuda_graph_begin(pen_device *device, const void *owner, int variant);
+bool pen_cuda_graph_end(pen_device *device);
 
 #endif

@@ -28,10 +28,11 @@
  *               steps of 16: of every eight values first the lower four, then the upper
  *   F32 × any, and F32 weights in either mode: p = (p_0 + p_1) + (p_2 + p_3), p_t = fma(w_k, x_k, p_t) over the values
  *               of the lanes 4·g + t in order; w_k is as pen_type_dequantize_row gives it and, in FAST mode, x_k =
- * scale·q. Of plain types these are the values 8t … 8t+7 of a tile. then y = ((p_0 + p_1) + p_2) + …, for fine rows the
- * sum of the parts' y, then y + bias where there is one. Attention is cut at absolute multiples of
- * PEN_CUDA_ATTENTION_SPAN positions and merged in their order (attention.cu). Everything else is computed by one block
- * per row, of a fixed number of threads.
+ *               scale·q. Of plain types these are the values 8t … 8t+7 of a tile.
+ *
+ * Then y = ((p_0 + p_1) + p_2) + …, for fine rows the sum of the parts' y, then y + bias where there is one. Attention
+ * is cut at absolute multiples of PEN_CUDA_ATTENTION_SPAN positions and merged in their order (attention.cuh).
+ * Everything else is computed by one block per row, of a fixed number of threads.
  */
 #ifndef PEN_CUDA_KERNELS_H
 #define PEN_CUDA_KERNELS_H
@@ -45,12 +46,13 @@ extern "C" {
 #include "kernels.h"
 
 enum {
-    PEN_CUDA_BLOCK = 32,      /* values with one scale in activations; rows of a weight group; a warp */
-    PEN_CUDA_SPAN = 128,      /* values of K that are summed by themselves */
-    PEN_CUDA_SUPER = 256,     /* values of the larger blocks of weights */
-    PEN_CUDA_TILE_QUERIES = 8 /* queries that attention reads a key for at once */
+    PEN_CUDA_BLOCK = 32,        /* values with one scale in activations; rows of a weight group; a warp */
+    PEN_CUDA_SPAN = 128,        /* values of K that are summed by themselves */
+    PEN_CUDA_SUPER = 256,       /* values of the larger blocks of weights */
+    PEN_CUDA_TILE_QUERIES = 16, /* queries that attention reads a key for at once, by tensor cores */
+    PEN_CUDA_PLAIN_QUERIES = 8  /* and without */
 };
-enum { PEN_CUDA_ATTENTION_SPAN = 128, PEN_CUDA_HEAD_MAX = 512 };
+enum { PEN_CUDA_ATTENTION_SPAN = 128, PEN_CUDA_HEAD_MAX = 512, PEN_CUDA_HEAD_WIDTH = 16 };
 
 typedef struct pen_cuda_factor {
     float scale;
@@ -163,18 +165,20 @@ typedef struct pen_cuda_round_args {
 } pen_cuda_round_args;
 void pen_cuda_launch_round(cudaStream_t stream, const pen_cuda_round_args *args);
 
-/* ---- attention.cu ---------------------------------------------------------------------------------------------- */
+/* ---- attention.cu, attention_tensor.cu ------------------------------------------------------------------------- */
 
-/* Pages of one layer; E is 16 bytes ÷ element. `width` is head_size rounded up to a multiple of 8, padded with zeros.
- *   K of a block: [kv_head][width/E][PEN_KV_BLOCK][E]: a thread is a position and reads 16 bytes at once
- *   V of a block: [kv_head][PEN_KV_BLOCK][width]: a thread is a dimension */
+/* Pages of one layer. `width` is head_size rounded up to a multiple of PEN_CUDA_HEAD_WIDTH, padded with zeros.
+ *   K of a block: [kv_head][width/E][PEN_KV_BLOCK][E], E being 16 bytes ÷ element
+ *   V of a block, f32: [kv_head][PEN_KV_BLOCK][width]
+ *                 f16: [kv_head][width/2][PEN_KV_BLOCK/4][2 dimensions][4 positions] */
 typedef struct pen_cuda_pages {
     unsigned char *k, *v;
     int kv_heads, head_size, width;
     bool half; /* f16 elements, or f32 */
 } pen_cuda_pages;
 
-/* The rows of the current batch: row t's block of position p is tables[first_block[t] + p / PEN_KV_BLOCK]. */
+/* The rows of the current batch: row t's block of position p is tables[first_block[t] + p / PEN_KV_BLOCK]. A row whose
+ * first_block is −1 only fills up a bucket (graph.c). */
 typedef struct pen_cuda_rows {
     int count;
     const int32_t *position;    /* [count] */
@@ -195,29 +199,51 @@ typedef struct pen_cuda_rope_kv_args {
 } pen_cuda_rope_kv_args;
 void pen_cuda_launch_rope_kv(cudaStream_t stream, const pen_cuda_rope_kv_args *args);
 
-/* Some consecutive rows of one run; with a KV head and at most PEN_CUDA_TILE_QUERIES of its query heads they are the
- * queries that read the same keys. */
+/* Some consecutive rows of one run; with a KV head and a chunk of its query heads they are the queries of a block. */
 typedef struct pen_cuda_tile {
-    int32_t row, rows;
+    int32_t row, rows; /* rows 0: it fills up a bucket */
+    int32_t partial;   /* where its partial softmaxes begin, in rows × spans; −1: a block walks all its spans */
 } pen_cuda_tile;
 
 typedef struct pen_cuda_attention_args {
     pen_cuda_rows rows;
     const pen_cuda_tile *tiles;
     int tile_count;
+    int queries; /* of a tile and chunk, at most */
+    int chunks;  /* of all KV heads' query heads, see pen_cuda_head_chunks() */
+    int blocks;  /* that share the spans of a tile and chunk */
     const float *qkv;
     int heads;
     float scale, softcap;
     int window;
     pen_cuda_pages pages;
-    int spans;       /* most spans of a tile: each has a block of its own; or 0: a block walks all spans of a tile */
-    float *partials; /* [tile][head chunk][span][queries][2 + width] */
-    float *out;      /* f32 [count], rows out_stride floats apart */
-    size_t out_stride;
+    float *partials;    /* [partial of tiles][chunk][query][pen_cuda_partial_floats()] */
+    int32_t *tickets;   /* [tile][chunk], all 0 between launches */
+    unsigned char *out; /* [row] at stride·row bytes: f32, or an activation row where `rounded` */
+    size_t stride;
+    bool rounded;
 } pen_cuda_attention_args;
-/* Floats of `partials`. */
-size_t pen_cuda_attention_partials(const pen_cuda_attention_args *args);
-void pen_cuda_launch_attention(cudaStream_t stream, const pen_cuda_attention_args *args);
+void pen_cuda_launch_plain_attention(cudaStream_t stream, const pen_cuda_attention_args *args);
+void pen_cuda_launch_tensor_attention(cudaStream_t stream, const pen_cuda_attention_args *args);
+
+/* Chunks that a KV head's `group` query heads are divided into, so that one has at most `queries`. */
+static inline int pen_cuda_head_chunks(int group, int queries) {
+    return (group + queries - 1) / queries;
+}
+
+/* Most queries of a large tile, for prompts; no more than of a small one where heads are too wide. */
+static inline int pen_cuda_large_tile(int width) {
+    return width <= 128 ? 4 * PEN_CUDA_TILE_QUERIES : width <= 256 ? 2 * PEN_CUDA_TILE_QUERIES : PEN_CUDA_TILE_QUERIES;
+}
+
+/* Of a partial softmax: values, the largest score, the sum of weights; a multiple of 16 bytes. */
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    static inline size_t
+    pen_cuda_partial_floats(int width) {
+    return (size_t)width + 4;
+}
 
 /* ---- pick.cu --------------------------------------------------------------------------------------------------- */
 

@@ -1,6 +1,7 @@
 /*
  * Weights on their way to the device: plain numbers as they are in the file; rows of codes are taken apart by types.c
- * and packed on the host, in pinned memory, as cuda_kernels.h describes.
+ * and packed on the host, by several threads, in pinned memory, as cuda_kernels.h describes. The copy runs while the
+ * next rows are read and packed.
  */
 #include "cuda_device.h"
 
@@ -151,30 +152,65 @@ static void pack_row(pen_type type, const layout *l, const unsigned char *source
     }
 }
 
+/* ---- Uploading ------------------------------------------------------------------------------------------------- */
+
+/* A write under way. A group of rows is packed in one piece, or in several of `most` tiles where it is larger than what
+ * the ring takes at once; pieces are numbered through the matrix, and lie in it one behind the other. */
+typedef struct upload {
+    pen_type type;
+    layout layout;
+    const unsigned char *source; /* of row `first` */
+    size_t row_bytes, group_bytes;
+    int first, end; /* rows of the source */
+    int tiles, most, pieces;
+    int piece; /* the first one in `packed` */
+    unsigned char *packed;
+} upload;
+
+static size_t offset_of(const upload *u, int piece) {
+    return u->group_bytes * (size_t)(piece / u->pieces) +
+           tiles_bytes(&u->layout, (size_t)(piece % u->pieces * u->most));
+}
+
+static void pack_piece(void *context, int task, int thread) {
+    const upload *u = context;
+    const pen_type_info *info = pen_type_get(u->type);
+    int piece = u->piece + task, row = piece / u->pieces * ROWS, end = row + ROWS < u->end ? row + ROWS : u->end;
+    int tile = piece % u->pieces * u->most, count = u->tiles - tile < u->most ? u->tiles - tile : u->most;
+    unsigned char *out = u->packed + offset_of(u, piece) - offset_of(u, u->piece);
+    const unsigned char *source = u->source + (size_t)(tile * TILE / info->block_values) * (size_t)info->block_bytes;
+    (void)thread;
+    memset(out, 0, tiles_bytes(&u->layout, (size_t)count)); /* rows past the end, and what bits are added to */
+    for (; row < end; row++)
+        pack_row(u->type, &u->layout, source + u->row_bytes * (size_t)(row - u->first), row % ROWS, count, out);
+}
+
 static void pack(pen_cuda_weight *weight, int first, int rows, const void *source) {
-    pen_cuda_device *device = pen_cuda(weight->base.device);
-    pen_type type = weight->base.type;
-    const pen_type_info *info = pen_type_get(type);
-    layout l = layout_of(type);
-    size_t row_bytes = pen_type_row_bytes(type, weight->base.cols), room = pen_cuda_staging_bytes(device->writes) / 4;
-    int tiles = weight->base.cols / TILE, most = (int)(room / tiles_bytes(&l, SUPER_TILES)) * SUPER_TILES;
-    for (int g = first / ROWS; g * ROWS < first + rows; g++)
-        for (int t = 0; t < tiles; t += most) {
-            int count = tiles - t < most ? tiles - t : most;
-            size_t bytes = tiles_bytes(&l, (size_t)count);
-            unsigned char *packed = pen_cuda_staging_room(device->writes, bytes);
-            memset(packed, 0, bytes); /* rows past the end, and what bits are added to */
-            for (int row = g * ROWS; row < (g + 1) * ROWS && row < first + rows; row++)
-                pack_row(type, &l,
-                         (const unsigned char *)source + row_bytes * (size_t)(row - first) +
-                             (size_t)(t * TILE / info->block_values) * (size_t)info->block_bytes,
-                         row % ROWS, count, packed);
-            unsigned char *target = (unsigned char *)(uintptr_t)weight->matrix.data +
-                                    weight->matrix.group_bytes * (size_t)g + tiles_bytes(&l, (size_t)t);
-            cudaError_t error = cudaMemcpyAsync(target, packed, bytes, cudaMemcpyHostToDevice, device->stream);
-            pen_cuda_check(device, error, "copying a weight to the GPU");
-            pen_cuda_staging_sent(device->writes);
-        }
+    const pen_weight *base = &weight->base;
+    pen_cuda_device *device = pen_cuda(base->device);
+    upload u = {.type = base->type,
+                .layout = layout_of(base->type),
+                .source = source,
+                .row_bytes = pen_type_row_bytes(base->type, base->cols),
+                .group_bytes = weight->matrix.group_bytes,
+                .first = first,
+                .end = first + rows,
+                .tiles = base->cols / TILE};
+    size_t room = pen_cuda_staging_bytes(device->writes) / 4;
+    u.most = (int)(room / tiles_bytes(&u.layout, SUPER_TILES)) * SUPER_TILES;
+    u.pieces = (u.tiles + u.most - 1) / u.most;
+    int end = (u.end + ROWS - 1) / ROWS * u.pieces, count;
+    for (u.piece = first / ROWS * u.pieces; u.piece < end; u.piece += count) {
+        size_t begin = offset_of(&u, u.piece);
+        for (count = 1; u.piece + count < end && offset_of(&u, u.piece + count + 1) - begin <= room;) count++;
+        size_t bytes = offset_of(&u, u.piece + count) - begin;
+        u.packed = pen_cuda_staging_room(device->writes, bytes);
+        pen_pool_run(device->pool, pack_piece, &u, count);
+        unsigned char *target = (unsigned char *)(uintptr_t)weight->matrix.data + begin;
+        pen_cuda_check(device, cudaMemcpyAsync(target, u.packed, bytes, cudaMemcpyHostToDevice, device->stream),
+                       "copying a weight to the GPU");
+        pen_cuda_staging_sent(device->writes);
+    }
 }
 
 void pen_cuda_weight_write(pen_weight *base, int first, int rows, const void *source) {

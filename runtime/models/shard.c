@@ -177,7 +177,8 @@ static pen_status load_vector(loader *l, const pen_tensor *tensor, pen_buffer **
         status = pen_device_sync(l->shard->device);
     }
     free(values);
-    return status;
+    PEN_TRY(status);
+    return report(l);
 }
 
 static pen_status read_factors(loader *l, const pen_tensor *tensor, float **factors) {

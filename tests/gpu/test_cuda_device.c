@@ -61,7 +61,9 @@ static void test_a_lost_gpu_is_told_and_nobody_waits(void **state) {
     assert_int_equal(pen_event_create(device, &event), PEN_OK);
     pen_event_record(event);
     pen_emulate_lost(true);
-    assert_true(pen_event_done(event));
+    assert_int_equal(pen_device_status(device), PEN_OK); /* nobody has noticed yet */
+    assert_false(pen_event_done(event));
+    assert_int_equal(pen_device_status(device), PEN_INTERNAL);
     pen_buffer_read(buffer, 0, values, sizeof values);
     assert_int_equal(pen_device_sync(device), PEN_INTERNAL);
     assert_non_null(strstr(pen_last_error(), "cuda Emulated GPU failed in "));
@@ -76,14 +78,14 @@ static void test_too_little_memory_is_told(void **state) {
     (void)state;
     pen_device *device = open_cuda(PEN_ACTIVATIONS_FAST, &limits);
     pen_buffer *buffer;
-    size_t left, total;
-    assert_int_equal(pen_cuda_device_memory(device, &left, &total), PEN_OK);
+    pen_own_memory memory;
+    assert_int_equal(pen_device_own_memory(device, &memory), PEN_OK);
     pen_emulate_memory(1000);
     assert_int_equal(pen_buffer_create(device, 1001, &buffer), PEN_NO_MEMORY);
     assert_string_equal(pen_last_error(),
                         "cannot allocate 1001 bytes on cuda Emulated GPU: 1000 of 4294967296 are free");
     assert_int_equal(pen_buffer_create(device, 1000, &buffer), PEN_OK); /* that failure is no launch's */
-    pen_emulate_memory(left);
+    pen_emulate_memory(memory.free_bytes);
     assert_int_equal(pen_device_sync(device), PEN_OK);
     pen_buffer_destroy(buffer);
     pen_device_destroy(device);
@@ -194,6 +196,37 @@ static void test_reads_land_with_the_event_behind_them(void **state) {
         for (int k = 0; k <= i; k++) assert_int_equal(back[k], k);
         pen_event_destroy(events[i]);
     }
+    pen_buffer_destroy(buffer);
+    pen_device_destroy(device);
+}
+
+/* Pinned memory goes to the device and comes back as a whole, at any offset; next to it lies none. */
+static void test_pinned_memory_is_copied_in_place(void **state) {
+    (void)state;
+    pen_device *device = open_cuda(PEN_ACTIVATIONS_FAST, NULL);
+    enum { BYTES = 3 << 20 };
+    void *memory[3];
+    for (int i = 0; i < 3; i++) assert_int_equal(pen_host_create(device, BYTES, &memory[i]), PEN_OK);
+    unsigned char *values = memory[0], *back = memory[2];
+    random_state = 12;
+    for (int i = 0; i < BYTES; i++) values[i] = (unsigned char)random_bits();
+    memset(back, 0, BYTES);
+    pen_host_destroy(device, memory[1]);
+    pen_buffer *buffer = empty_buffer(device, BYTES);
+    pen_event *event;
+    assert_int_equal(pen_event_create(device, &event), PEN_OK);
+    pen_buffer_write(buffer, 0, values, BYTES);
+    pen_buffer_read(buffer, 100, back + 100, BYTES - 100);
+    pen_event_record(event);
+#if defined(PEN_CUDA_EMULATED)
+    values[200] ^= 0xff; /* in place: it has not been copied yet */
+#endif
+    while (!pen_event_done(event)) continue;
+    assert_memory_equal(back + 100, values + 100, BYTES - 100);
+    assert_int_equal(back[99], 0);
+    pen_host_destroy(device, values);
+    pen_host_destroy(device, back);
+    pen_event_destroy(event);
     pen_buffer_destroy(buffer);
     pen_device_destroy(device);
 }
@@ -356,6 +389,7 @@ int main(void) {
 #endif
         cmocka_unit_test(test_memory_is_accounted_for_and_given_back),
         cmocka_unit_test(test_bytes_pass_to_the_device_and_back),
+        cmocka_unit_test(test_pinned_memory_is_copied_in_place),
         cmocka_unit_test(test_reads_land_with_the_event_behind_them),
         cmocka_unit_test(test_markers_add_up_each_units_time),
         cmocka_unit_test(test_norms_are_near_the_oracle),

@@ -47,7 +47,9 @@ pen_status load_machinery(pen_world *world, const machinery_spec *spec, machiner
                                  .preempts = spec->preempts,
                                  .cost = m->cost,
                                  .step_timeout_s = spec->timeout};
-    return pen_engine_create(world, m->device, m->stage, &engine, &m->engine);
+    pen_link *link;
+    PEN_TRY(pen_world_stages(world) == 1 ? pen_link_create_local(&link) : pen_link_create_mpi(world, &link));
+    return pen_engine_create(world, m->device, m->stage, link, &engine, &m->engine);
 }
 
 void unload_machinery(machinery *m) {

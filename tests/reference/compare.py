@@ -47,7 +47,7 @@ class Program:
     def json(self, ranks, mode, command, *options):
         launcher = [] if ranks == 1 else [self.arguments.mpirun, "-np", str(ranks)]
         line = [*launcher, self.arguments.penstock, command, self.arguments.model, "--json", "--activations", mode,
-                "--profile", self.profile, "--workload", "8:8", *options]
+                "--device", self.arguments.device, "--profile", self.profile, "--workload", "8:8", *options]
         result = subprocess.run(line, capture_output=True, text=True, env=self.environment, timeout=300)
         if result.returncode != 0:
             sys.exit(f"{' '.join(line)}\nended with {result.returncode}: {result.stderr}")
@@ -102,6 +102,7 @@ def main():
     parser.add_argument("--model", help="the GGUF file; may be empty")
     parser.add_argument("--mpirun", default="mpirun")
     parser.add_argument("--ranks", default="1,2,3", help="numbers of ranks, with commas")
+    parser.add_argument("--device", default="cpu", help="what computes (default: cpu)")
     parser.add_argument("--modes", default="f32,fast", help="activation modes, with commas")
     arguments = parser.parse_args()
     if not arguments.model:

@@ -61,7 +61,7 @@ const char *last_byte(const void *matrix, cublasLtMatrixLayout_t layout, size_t 
 
 void require_matrix(const void *matrix, cublasLtMatrixLayout_t layout, size_t element, size_t alignment) {
     size_t bytes = (size_t)(last_byte(matrix, layout, element) - (const char *)matrix);
-    require(pen_emulate_is_device(matrix, bytes), "a matrix that is not in the device's memory");
+    require(pen_emulate_is_device_memory(matrix, bytes), "a matrix that is not in the device's memory");
     require((uintptr_t)matrix % alignment == 0, "a matrix is not aligned as was said");
 }
 
@@ -172,7 +172,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
     uint32_t alignment = (uint32_t)algorithm->data[6];
     cublasLtMatmulAlgo_t expected = algorithm_for(desc, a_layout, b_layout, d_layout, alignment);
     require(memcmp(&expected, algorithm, sizeof expected) == 0, "an algorithm that was chosen for another product");
-    require(workspace_bytes >= WORKSPACE && pen_emulate_is_device(workspace, workspace_bytes), "no workspace");
+    require(workspace_bytes >= WORKSPACE && pen_emulate_is_device_memory(workspace, workspace_bytes), "no workspace");
     require_matrix(a, a_layout, 2, ALIGNMENT);
     require_matrix(b, b_layout, 2, ALIGNMENT);
     require_matrix(d, d_layout, 4, alignment);

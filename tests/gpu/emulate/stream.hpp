@@ -1,4 +1,4 @@
-/* Between the parts of the emulation: a stream takes closures, and memory is known. */
+/* Between the parts of the emulation: a stream takes closures. */
 #ifndef PEN_EMULATE_STREAM_HPP
 #define PEN_EMULATE_STREAM_HPP
 
@@ -7,8 +7,13 @@
 #include <functional>
 
 void pen_emulate_enqueue(cudaStream_t stream, std::function<void()> work);
+/* Says, from within such a closure, that it waits for something: it stays the first of its stream and is called again.
+ */
+void pen_emulate_not_yet();
 
-/* Whether these bytes are the device's, in one allocation. */
-bool pen_emulate_is_device(const void *at, size_t bytes);
+/* Does some of a stream's work. */
+void pen_emulate_look(cudaStream_t stream);
+
+bool pen_emulate_is_device_memory(const void *at, size_t bytes);
 
 #endif
