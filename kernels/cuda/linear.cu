@@ -4,14 +4,15 @@
  *
  * product_kernel, for few rows, reads the weights of a group of 32 rows once for up to COLS activation rows. Its time
  * is that of the memory, so what counts is bytes on their way: latency × bandwidth, on an H100 700 ns × 3.35 TB/s ≈ 2.3
- * MB, 18 kB for each of 132 SMs, and twice that to be safe. A warp loads all tiles of a span before it uses the first
- * (Q4_K: 2.3 kB, BF16: 4 kB in two steps), in pieces of 16 bytes; its span is one of many of the block, which adds the
- * spans' sums in their order. pen_cuda_launch_product chooses how many warps a block has, so that all blocks are at
- * work at the same time with 32 warps on an SM where the matrix is large enough: 74 kB for Q4_K, 128 kB for BF16.
+ * MB, 18 kB for each of 132 SMs, and twice that to be safe. A warp loads up to four tiles of its span before it uses
+ * the first, in pieces of 16 bytes where the type allows: 2.3 kB of Q4_K, 4 kB of BF16. The spans of a group are shared
+ * out among the warps of its block, which adds the spans' sums in their order. pen_cuda_launch_product chooses how many
+ * warps these are, so that all blocks are at work at the same time, with 16 to 32 warps on an SM where the matrix is
+ * large enough: 37 to 74 kB of Q4_K on their way, 64 to 128 kB of BF16.
  *
- * wide_kernel, for many rows, is bound by arithmetic and by what passes from the L2 cache: a block makes 256 rows of
- * the result for 32 activation rows. Each warp walks along all of K by itself and keeps its sums in registers; the
- * eight warps of a block read the same activations at about the same time, so that most of them come from the L1 cache.
+ * wide_kernel, for many rows, is bound by arithmetic and by what passes from the L2 cache: a block makes 128 rows of
+ * the result for 32 activation rows. Each warp walks along all of K by itself and keeps its sums in registers; the four
+ * warps of a block read the same activations at about the same time, so that most of them come from the L1 cache.
  */
 #include "quantize.cuh"
 #include "tensor.cuh"
