@@ -7,18 +7,18 @@
  * MB, 18 kB for each of 132 SMs, and twice that to be safe. A warp loads up to four tiles of its span before it uses
  * the first, in pieces of 16 bytes where the type allows: 2.3 kB of Q4_K, 4 kB of BF16. The spans of a group are shared
  * out among the warps of its block, which adds the spans' sums in their order. pen_cuda_launch_product chooses how many
- * warps these are, so that all blocks are at work at the same time, with 16 to 32 warps on an SM where the matrix is
- * large enough: 37 to 74 kB of Q4_K on their way, 64 to 128 kB of BF16.
+ * warps these are, so that all blocks are at work at the same time, with 16 to 24 warps on an SM where the matrix is
+ * large enough: 37 to 55 kB of Q4_K on their way, 64 to 96 kB of BF16.
  *
  * wide_kernel, for many rows, is bound by arithmetic and by what passes from the L2 cache: a block makes 128 rows of
- * the result for 32 activation rows. Each warp walks along all of K by itself and keeps its sums in registers; the four
+ * the result for 32 activation rows. Each warp walks along all of K by itself and keeps its sums to itself; the four
  * warps of a block read the same activations at about the same time, so that most of them come from the L1 cache.
  */
 #include "quantize.cuh"
 #include "tensor.cuh"
 #include "weights.cuh"
 
-enum { SPAN_TILES = PEN_CUDA_SPAN / PEN_CUDA_BLOCK, MIN_WARPS = 4, WARPS_ON_SM = 32 };
+enum { SPAN_TILES = PEN_CUDA_SPAN / PEN_CUDA_BLOCK, MIN_WARPS = 4 };
 enum { WIDE_WARPS = 4, WIDE_COLS = 32, WIDE_BLOCKS_ON_SM = 3 };
 
 /* Whether tensor cores multiply: not where activations or weights are f32. */
@@ -32,12 +32,12 @@ template <int TYPE, bool F32> constexpr bool on_tensor_cores = !F32 && TYPE != P
 template <int COLS> struct columns {
     enum { TILES = (COLS + 7) / 8, EACH = COLS == 1 ? 1 : 2, SUMS = TILES * EACH };
     const unsigned char *first;
-    unsigned stride;
+    unsigned stride;  /* in bytes; 32 bits, as all of a batch's rows have, keep registers free */
     int count, width; /* of columns, and of values in one */
 
     template <class T> __device__ T load(int column, int offset) const {
         unsigned from = min(column, count - 1);
-        return *reinterpret_cast<const T *>(first + (size_t)stride * from + offset);
+        return *reinterpret_cast<const T *>(first + (stride * from + offset));
     }
 };
 
@@ -174,7 +174,7 @@ __device__ void dot_on_tensor_cores(const pen_cuda_matrix &w, int group, const c
     if constexpr (traits_of<TYPE>::traits.large()) count = SPAN_TILES;
     typename lane_part::place from = lane_part::find(w, group, first, lane);
     lane_part tiles[AHEAD];
-#pragma unroll
+#pragma unroll 1
     for (int begin = 0; begin < SPAN_TILES; begin += AHEAD) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) tiles[i].load(from, min(begin + i, count - 1), lane);
@@ -286,24 +286,20 @@ __device__ static void put_activated(const pen_cuda_product_args &args, int grou
 
 /* Tiles that there are registers for before the first is used; `cuda.spills` tells where they are too many. */
 static constexpr int tiles_ahead(const weight_traits &t, int cols) {
-    if (cols == 32 && t.share == 16 && t.minima()) return 1;
-    if (!t.quantised() || (cols == 32 && (t.bits > 4 || t.share == 16)) || (cols == 1 && t.large() && t.bits > 4))
-        return SPAN_TILES / 2;
-    return SPAN_TILES;
+    if (cols == 32 && (t.share == 16 || t.bits > 4)) return 1;
+    return cols == 32 || !t.quantised() || (cols == 1 && t.bits > 5) ? SPAN_TILES / 2 : SPAN_TILES;
 }
 
 /* Sums of a span are kept as [column][32 rows], with a stride that spreads what a warp writes over all banks. Where
  * there is room for two rounds of them, no warp has to wait before it writes the next. */
 template <int TYPE, bool F32, int COLS> struct block_shape {
-    static constexpr weight_traits t = traits_of<TYPE>::traits;
     enum {
-        WARPS = !on_tensor_cores<TYPE, F32> ? 16
-                : COLS == 1                 ? 32
-                : COLS == 32                ? 8
-                                            : 16,
-        ON_SM = COLS == 32 || (COLS == 8 && t.quantised() && !t.large()) ? 2 : 1, /* blocks of this size */
+        WARPS = COLS == 1 && on_tensor_cores<TYPE, F32> ? 24
+                : COLS == 32                            ? 8
+                                                        : 16,
+        ON_SM = COLS == 32 ? 2 : 1, /* blocks of this size */
         ROUNDS = COLS > 8 ? 1 : 2,
-        AHEAD = tiles_ahead(t, COLS),
+        AHEAD = tiles_ahead(traits_of<TYPE>::traits, COLS),
         STRIDE = WARP + 4
     };
     typedef float span_sums[COLS][STRIDE];
@@ -351,28 +347,21 @@ static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WA
     }
     __syncthreads();
     for (int token = warp; token < x.count / args.parts; token += warps) {
-        float y[2];
-        for (int m = 0; m < matrices; m++) {
-            y[m] = totals[m][args.parts * token][lane];
-            if (args.parts == 2) y[m] += totals[m][2 * token + 1][lane];
-        }
+        auto sum_of = [&](int m) {
+            float y = totals[m][args.parts * token][lane];
+            return args.parts == 2 ? y + totals[m][2 * token + 1][lane] : y;
+        };
         if (args.activated)
-            put_activated(args, at.group, first / args.parts + token, y[0], y[matrices - 1]);
+            put_activated(args, at.group, first / args.parts + token, sum_of(0), sum_of(matrices - 1));
         else
-            put(args, at, first / args.parts + token, WARP * at.group + lane, y[0]);
+            put(args, at, first / args.parts + token, WARP * at.group + lane, sum_of(0));
     }
 }
 
 /* ---- Many rows ------------------------------------------------------------------------------------------------- */
 
-/* Two scales and two minima for 32 values take the most registers. */
-static constexpr int wide_blocks(const weight_traits &t) {
-    return t.share == 16 && t.minima() ? WIDE_BLOCKS_ON_SM - 1 : WIDE_BLOCKS_ON_SM;
-}
-
 template <int TYPE>
-static __global__ void __launch_bounds__(WARP *WIDE_WARPS, wide_blocks(traits_of<TYPE>::traits))
-    wide_kernel(pen_cuda_product_args args) {
+static __global__ void __launch_bounds__(WARP *WIDE_WARPS, WIDE_BLOCKS_ON_SM) wide_kernel(pen_cuda_product_args args) {
     typedef columns<WIDE_COLS> cols;
     int lane = threadIdx.x, first = blockIdx.x * WIDE_COLS;
     place at = find_group(args, WIDE_WARPS * blockIdx.y + threadIdx.y);
@@ -380,36 +369,41 @@ static __global__ void __launch_bounds__(WARP *WIDE_WARPS, wide_blocks(traits_of
     if (at.group >= groups_of(w)) return;
     cols x = {args.x + args.stride * first, (unsigned)args.stride,
               min(args.tokens * args.parts - first, (int)WIDE_COLS), w.cols};
-    float total[LANE_ROWS][cols::SUMS] = {};
+    /* Each thread's own: registers are needed for what changes more often. */
+    __shared__ float totals[LANE_ROWS][cols::SUMS][WIDE_WARPS][WARP];
+#pragma unroll
+    for (int s = 0; s < LANE_ROWS; s++)
+#pragma unroll
+        for (int c = 0; c < cols::SUMS; c++) totals[s][c][threadIdx.y][lane] = 0;
     for (int span = 0; span * PEN_CUDA_SPAN < x.width; span++) {
         float p[LANE_ROWS][cols::SUMS] = {};
         dot_span<1, TYPE, false>(w, at.group, x, span, lane, p);
 #pragma unroll
         for (int s = 0; s < LANE_ROWS; s++)
 #pragma unroll
-            for (int c = 0; c < cols::SUMS; c++) total[s][c] += p[s][c];
+            for (int c = 0; c < cols::SUMS; c++) totals[s][c][threadIdx.y][lane] += p[s][c];
     }
-#pragma unroll
     for (int s = 0; s < LANE_ROWS; s++)
-#pragma unroll
         for (int c = 0; c < cols::SUMS; c += 2) { /* the two columns of a token, or of two */
             int column = 4 * c + 2 * (lane % 4), n = WARP * at.group + lane / 4 + 8 * s;
+            float one = totals[s][c][threadIdx.y][lane], other = totals[s][c + 1][threadIdx.y][lane];
             if (column >= x.count) continue;
             if (args.parts == 2) {
-                put(args, at, (first + column) / 2, n, total[s][c] + total[s][c + 1]);
+                put(args, at, (first + column) / 2, n, one + other);
             } else {
-                put(args, at, first + column, n, total[s][c]);
-                if (column + 1 < x.count) put(args, at, first + column + 1, n, total[s][c + 1]);
+                put(args, at, first + column, n, one);
+                if (column + 1 < x.count) put(args, at, first + column + 1, n, other);
             }
         }
 }
 
 /* ---- The launch ------------------------------------------------------------------------------------------------ */
 
-/* Warps of each of `blocks` blocks that have `spans` spans to do: as many as let all blocks be at work together. */
-static int block_warps(int blocks, int spans, int most, int processors) {
+/* Warps of each of `blocks` blocks that have `spans` spans to do: `most`, or as many as let all blocks be at work
+ * together, with `at_once` warps on the whole GPU. */
+static int block_warps(int blocks, int spans, int most, int at_once) {
     int warps = most;
-    while (warps > MIN_WARPS && (warps / 2 >= spans || blocks * warps > WARPS_ON_SM * processors)) warps /= 2;
+    while (warps / 2 >= MIN_WARPS && (warps / 2 >= spans || blocks * warps > at_once)) warps /= 2;
     return warps;
 }
 
@@ -422,7 +416,7 @@ struct product_call {
         typedef block_shape<TYPE, F32, COLS> shape;
         int tiles = (args.tokens * args.parts + COLS - 1) / COLS;
         int spans = (args.w[0].cols + PEN_CUDA_SPAN - 1) / PEN_CUDA_SPAN * (args.activated ? args.count : 1);
-        int warps = block_warps(groups * tiles, spans, shape::WARPS, args.processors);
+        int warps = block_warps(groups * tiles, spans, shape::WARPS, shape::WARPS * shape::ON_SM * args.processors);
         launch(product_kernel<TYPE, F32, COLS>, dim3(tiles, groups), dim3(WARP, warps), stream, args);
     }
     template <int TYPE, bool F32> void run_mode() {
