@@ -201,6 +201,19 @@ static void test_projections_store_or_add(void **state) {
     }
 }
 
+/* So many that another kernel makes them, with the bits of the one for few. */
+static void test_many_rows(void **state) {
+    (void)state;
+    random_state = 10;
+    for (int i = 0; i < TYPES; i++) {
+        pen_type type = (pen_type)i;
+        int cols = columns_for(i % 2 ? 64 : 160, type);
+        check_qkv((product_case){PEN_ACTIVATIONS_FAST, {type, type, type}, {40, 96, 33}, cols, 50, i & 2});
+        check_project(random_matrix(type, 150, cols), PEN_ACTIVATIONS_FAST, random_floats((size_t)(69 * cols)), 69,
+                      i & 1, i & 2, i & 4);
+    }
+}
+
 /* The largest products that there are, of either sign, all in one sum: nothing saturates on the way. */
 static void test_the_largest_integers(void **state) {
     (void)state;
@@ -521,6 +534,7 @@ int main(void) {
         cmocka_unit_test(test_qkv_of_all_types_and_odd_shapes),
         cmocka_unit_test(test_any_number_of_tokens),
         cmocka_unit_test(test_projections_store_or_add),
+        cmocka_unit_test(test_many_rows),
         cmocka_unit_test(test_the_largest_integers),
         cmocka_unit_test(test_gate_up_activates_and_quantises),
         cmocka_unit_test(test_logits_of_chosen_rows),
