@@ -106,6 +106,7 @@ typedef struct pen_cuda_matrix {
     const unsigned char *data;
     pen_type type;
     int rows, cols;
+    int dense_from;     /* so many activation rows and more are multiplied by cuBLASLt (dense.c) */
     size_t group_bytes; /* of 32 rows */
 } pen_cuda_matrix;
 
@@ -143,6 +144,26 @@ typedef struct pen_cuda_embed_args {
     float *x;
 } pen_cuda_embed_args;
 void pen_cuda_launch_embed(cudaStream_t stream, const pen_cuda_embed_args *args);
+
+/* ---- dense.cu -------------------------------------------------------------------------------------------------- */
+
+/* Rows [first, first + rows) of a weight, `first` a multiple of 32, as f16 [rows][cols]. */
+typedef struct pen_cuda_dequantize_args {
+    pen_cuda_matrix w;
+    int first, rows;
+    uint16_t *out;
+} pen_cuda_dequantize_args;
+void pen_cuda_launch_dequantize(cudaStream_t stream, const pen_cuda_dequantize_args *args);
+
+/* FAST activation rows as f16 or bf16 [tokens][cols]. */
+typedef struct pen_cuda_round_args {
+    const unsigned char *x; /* [tokens][parts] */
+    size_t stride;          /* bytes of a part */
+    int tokens, parts, cols;
+    bool bf16;
+    uint16_t *out;
+} pen_cuda_round_args;
+void pen_cuda_launch_round(cudaStream_t stream, const pen_cuda_round_args *args);
 
 /* ---- attention.cu, attention_tensor.cu ------------------------------------------------------------------------- */
 

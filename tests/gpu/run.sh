@@ -224,7 +224,8 @@ if wants models && needs_python models; then
   reference smollm2 smollm2-135m-instruct-q4_1.json "$smollm2"
   reference gemma3 gemma-3-270m-q4_k_m.json "$gemma3"
   [ "$device" = cpu ] ||
-    run models "same tokens" 500 "${ours[@]}" "$python" tests/mpi/same_tokens.py "$penstock" "$mpirun" --device cuda
+    run models "same tokens" 500 "${ours[@]}" PENSTOCK_DETERMINISTIC=1 "$python" tests/mpi/same_tokens.py "$penstock" \
+      "$mpirun" --device cuda
 fi
 
 if wants bench && needs_python bench; then

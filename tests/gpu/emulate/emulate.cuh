@@ -10,7 +10,9 @@
 
 #include "cuda_runtime_api.h"
 
+extern "C" {
 #include "types.h"
+}
 
 #include <algorithm>
 #include <cmath>
