@@ -192,6 +192,14 @@ double pen_device_unit_ms(pen_device *device, int unit) {
     return device->class->unit_ms(device, unit);
 }
 
+bool pen_device_graph_begin(pen_device *device, const void *owner, int variant) {
+    return !device->class->graph_begin || device->class->graph_begin(device, owner, variant);
+}
+
+bool pen_device_graph_end(pen_device *device) {
+    return device->class->graph_end && device->class->graph_end(device);
+}
+
 /* ---- The batch and its operations ------------------------------------------------------------------------------ */
 
 static inline bool batch_is_sound(const pen_batch *batch) {

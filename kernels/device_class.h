@@ -48,6 +48,8 @@ typedef struct pen_device_class {
     void (*unit_end)(pen_device *);
     void (*unit_reset)(pen_device *);
     double (*unit_ms)(pen_device *, int);
+    bool (*graph_begin)(pen_device *, const void *, int); /* both NULL: the device has none */
+    bool (*graph_end)(pen_device *);
 
     void (*set_batch)(pen_device *, const pen_batch *);
     void (*embed)(pen_device *, const pen_embed_op *);

@@ -192,6 +192,15 @@ typedef struct pen_batch {
 } pen_batch;
 void pen_device_set_batch(pen_device *device, const pen_batch *batch);
 
+/* Operations that are the same for every batch but for what the batch says, so that a device may keep them as a graph
+ * and launch them at once. They are known by `owner`, who enqueues them, and by `variant`, whatever else they depend
+ * on; a batch has been set, and what they read and write has room for the limits' rows.
+ *     for (bool go = pen_device_graph_begin(…); go; go = pen_device_graph_end(device)) { enqueue them }
+ * Where there is a graph already, begin launches it and is false; end is true where they must be enqueued once more.
+ * In between only operations and markers of units are allowed; those units' times are not taken. */
+bool pen_device_graph_begin(pen_device *device, const void *owner, int variant);
+bool pen_device_graph_end(pen_device *device);
+
 /* ---- Operations ------------------------------------------------------------------------------------------------ */
 
 /* x[T][H] = scale · table[token[t]] (+ positions[position of row t]). */

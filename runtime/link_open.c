@@ -158,9 +158,11 @@ static pen_status open_nccl(pen_world *world, pen_device *device, double patienc
     pen_link *inner;
     pen_status status = pen_link_create_mpi(world, &inner);
     if (status == PEN_OK) status = pen_link_create_nccl(inner, world, device, patience_s, link);
-    bool opened = status == PEN_OK;
+    if (status != PEN_OK) *link = NULL;
     status = pen_world_agree(world, "connecting the GPUs", status);
-    if (opened && status != PEN_OK) pen_link_destroy(*link);
+    if (status == PEN_OK) return PEN_OK;
+    pen_link_destroy(*link);
+    *link = NULL;
     return status;
 }
 

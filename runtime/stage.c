@@ -186,8 +186,9 @@ void pen_stage_run(pen_stage *stage, int slot, const pen_batch *batch, const pen
     bool wants_logits = pen_stage_has_head(stage) && batch->logit_count > 0;
     int last_run = pen_stage_has_head(stage) && !wants_logits ? stage->last - 1 : stage->last;
     pen_device_set_batch(stage->device, batch);
-    for (int unit = stage->first; unit <= last_run; unit++)
-        pen_shard_run(stage->shard, unit, &workspace, stage->kv[unit - stage->first]);
+    for (bool go = pen_device_graph_begin(stage->device, stage, slot); go; go = pen_device_graph_end(stage->device))
+        for (int unit = stage->first; unit <= last_run; unit++)
+            pen_shard_run(stage->shard, unit, &workspace, stage->kv[unit - stage->first]);
     if (wants_logits) pick(stage, &stage->slots[slot], batch, picks);
 }
 

@@ -28,7 +28,7 @@ int pen_cuda_parts(pen_activations activations) {
 
 /* Byte offsets of the arena's pieces. */
 typedef struct arena_plan {
-    size_t batch, normed, gate, up, attended, partials, picks, edits, edited, total;
+    size_t batch, normed, gate_up, attended, partials, tickets, picks, edits, edited, total;
     size_t partial_bytes;
 } arena_plan;
 
@@ -38,28 +38,47 @@ static size_t place(arena_plan *plan, size_t count, size_t size) {
     return offset;
 }
 
-/* 32-bit words of the largest batch: per row token, position, logit row, two of a tile, and for each group where its
- * table begins and the table. */
+/* 32-bit words of a row without its table: token, position, logit row, a tile, and for each group where its table
+ * begins. */
+enum { TILE_WORDS = sizeof(pen_cuda_tile) / sizeof(int32_t), ROW_WORDS = 3 + TILE_WORDS + PEN_KV_GROUPS };
+
 static size_t batch_words(const pen_limits *limits) {
     size_t blocks = (size_t)limits->context / PEN_KV_BLOCK + 1;
-    return (size_t)limits->rows * (5 + PEN_KV_GROUPS * (1 + blocks));
+    return (size_t)limits->rows * (ROW_WORDS + PEN_KV_GROUPS * blocks);
+}
+
+static int attention_queries(const pen_device *device) {
+    return device->activations == PEN_ACTIVATIONS_FAST ? PEN_CUDA_TILE_QUERIES : PEN_CUDA_PLAIN_QUERIES;
+}
+
+/* Of all KV heads, and the query heads of one at most. */
+static int attention_chunks(const pen_device *device, const pen_limits *limits) {
+    return limits->kv_heads * pen_cuda_head_chunks(limits->heads / limits->kv_heads, attention_queries(device));
+}
+static int chunk_heads(const pen_device *device, const pen_limits *limits) {
+    int chunks = attention_chunks(device, limits);
+    return (limits->heads + chunks - 1) / chunks;
+}
+
+/* Floats that a row's partial softmaxes over one span take. */
+static size_t row_partial_floats(const pen_device *device, const pen_limits *limits) {
+    int width = (limits->head_size + PEN_CUDA_HEAD_WIDTH - 1) / PEN_CUDA_HEAD_WIDTH * PEN_CUDA_HEAD_WIDTH;
+    return (size_t)(attention_chunks(device, limits) * chunk_heads(device, limits)) * pen_cuda_partial_floats(width);
 }
 
 static arena_plan plan_arena(const pen_device *device, const pen_limits *limits) {
     size_t rows = (size_t)limits->rows, logit_rows = (size_t)limits->logit_rows, ffn = (size_t)limits->ffn;
     size_t attended = (size_t)limits->heads * (size_t)limits->head_size, vocab = (size_t)limits->vocab;
     size_t spans = (size_t)limits->context / PEN_CUDA_ATTENTION_SPAN + 1;
-    size_t partial = (size_t)limits->head_size + 10; /* floats of a query's: two more, and up to 7 of padding */
-    size_t queries = rows * (size_t)limits->heads * PEN_CUDA_TILE_QUERIES;
-    arena_plan plan = {.partial_bytes = queries * partial * spans * sizeof(float)};
+    arena_plan plan = {.partial_bytes = rows * spans * row_partial_floats(device, limits) * sizeof(float)};
     if (plan.partial_bytes > PARTIAL_BYTES) plan.partial_bytes = PARTIAL_BYTES;
     plan.batch = place(&plan, batch_words(limits), sizeof(int32_t));
     int parts = pen_cuda_parts(device->activations);
     plan.normed = place(&plan, logit_rows * (size_t)parts, pen_cuda_row_bytes(device->activations, limits->hidden));
-    plan.gate = place(&plan, rows * ffn, sizeof(float));
-    plan.up = place(&plan, rows * ffn, sizeof(float));
+    plan.gate_up = place(&plan, rows * ffn * 2, sizeof(float));
     plan.attended = place(&plan, rows * attended, sizeof(float));
     plan.partials = place(&plan, plan.partial_bytes, 1);
+    plan.tickets = place(&plan, rows * (size_t)attention_chunks(device, limits), sizeof(int32_t));
     plan.picks = place(&plan, logit_rows, sizeof(pen_cuda_pick_args));
     plan.edits = place(&plan, PEN_CUDA_EDITS, sizeof(pen_cuda_edit));
     plan.edited = place(&plan, logit_rows * vocab, sizeof(float));
@@ -91,14 +110,16 @@ pen_status pen_cuda_reserve(pen_device *base, const pen_limits *limits) {
                                      .bytes = plan.total,
                                      .batch = (int32_t *)(at + plan.batch),
                                      .normed = at + plan.normed,
-                                     .gate = (float *)(at + plan.gate),
-                                     .up = (float *)(at + plan.up),
+                                     .gate_up = (float *)(at + plan.gate_up),
                                      .attended = (float *)(at + plan.attended),
                                      .partials = (float *)(at + plan.partials),
                                      .partial_floats = plan.partial_bytes / sizeof(float),
+                                     .tickets = (int32_t *)(at + plan.tickets),
                                      .picks = (pen_cuda_pick_args *)(at + plan.picks),
                                      .edits = (pen_cuda_edit *)(at + plan.edits),
                                      .edited = (float *)(at + plan.edited)};
+    cudaError_t error = cudaMemsetAsync(device->arena.tickets, 0, plan.picks - plan.tickets, device->stream);
+    pen_cuda_check(device, error, "clearing memory of the GPU");
     return PEN_OK;
 }
 
@@ -122,39 +143,62 @@ static size_t run_blocks(const pen_run *run) {
     return (size_t)((run->position + run->rows - 1) / PEN_KV_BLOCK + 1);
 }
 
-static size_t words_of(const pen_batch *batch) {
-    size_t words = (size_t)batch->rows * (5 + PEN_KV_GROUPS);
+static size_t words_of(const pen_batch *batch, int rows) {
+    size_t words = (size_t)rows * ROW_WORDS;
     for (int r = 0; r < batch->run_count; r++)
         for (int g = 0; g < PEN_KV_GROUPS; g++)
             if (batch->runs[r].tables[g]) words += run_blocks(&batch->runs[r]);
     return words;
 }
 
-/* Rows of a tile of attention in this model. */
-static int tile_rows(const pen_limits *limits) {
-    int group = limits->heads / limits->kv_heads;
-    return group < PEN_CUDA_TILE_QUERIES ? PEN_CUDA_TILE_QUERIES / group : 1;
+/* How runs are cut into tiles. A run of many rows is worth large tiles where those of all such runs are enough to keep
+ * the GPU busy. */
+typedef struct tile_plan {
+    int rows, large_rows; /* of a tile; large_rows 0: none is large */
+} tile_plan;
+
+static tile_plan plan_tiles(const pen_cuda_device *device, const pen_batch *batch) {
+    const pen_limits *limits = &device->limits;
+    int each = chunk_heads(&device->base, limits), queries = attention_queries(&device->base), blocks = 0;
+    tile_plan plan = {.rows = queries / each};
+    if (device->base.activations != PEN_ACTIVATIONS_FAST) return plan;
+    int large = pen_cuda_large_tile(limits->head_size);
+    if (large == queries) return plan;
+    plan.large_rows = large / each;
+    for (int r = 0; r < batch->run_count; r++)
+        if (batch->runs[r].rows > plan.rows)
+            blocks +=
+                (batch->runs[r].rows + plan.large_rows - 1) / plan.large_rows * attention_chunks(&device->base, limits);
+    if (blocks < device->processors) plan.large_rows = 0;
+    return plan;
 }
 
-static void append_tiles(upload *u, const pen_batch *batch, int rows, pen_cuda_batch *made) {
-    const int32_t *on_device;
-    int32_t *at = append(u, 2 * batch->rows, &on_device);
-    made->tiles = (const pen_cuda_tile *)on_device;
+/* Tiles of the runs that get large ones, or of the others. Small ones may be shared by blocks while there is room for
+ * partial softmaxes. */
+static void append_tiles(const pen_cuda_device *device, const pen_batch *batch, const tile_plan *plan, bool large,
+                         pen_cuda_tile *tiles, int *count) {
+    size_t room = device->arena.partial_floats / row_partial_floats(&device->base, &device->limits), used = 0;
+    int most = large ? plan->large_rows : plan->rows;
     for (int r = 0; r < batch->run_count; r++) {
         const pen_run *run = &batch->runs[r];
-        int spans = (run->position + run->rows - 1) / PEN_CUDA_ATTENTION_SPAN + 1;
-        if (spans > made->tile_spans) made->tile_spans = spans;
-        for (int row = 0; row < run->rows; row += rows) {
-            at[2 * made->tile_count] = run->row + row;
-            at[2 * made->tile_count + 1] = run->rows - row < rows ? run->rows - row : rows;
-            made->tile_count++;
+        if (large != (plan->large_rows > 0 && run->rows > plan->rows)) continue;
+        for (int row = 0; row < run->rows; row += most) {
+            int rows = run->rows - row < most ? run->rows - row : most;
+            size_t need = (size_t)rows * (size_t)((run->position + row + rows - 1) / PEN_CUDA_ATTENTION_SPAN + 1);
+            bool shared = !large && used + need <= room;
+            tiles[(*count)++] = (pen_cuda_tile){run->row + row, rows, shared ? (int32_t)used : -1};
+            if (shared) used += need;
         }
     }
 }
 
-static void append_rows(upload *u, const pen_batch *batch, pen_cuda_batch *made) {
-    int32_t *position = append(u, batch->rows, &made->position), *first[PEN_KV_GROUPS];
-    for (int g = 0; g < PEN_KV_GROUPS; g++) first[g] = append(u, batch->rows, &made->first_block[g]);
+static void append_rows(upload *u, const pen_batch *batch, int rows, pen_cuda_batch *made) {
+    int32_t *position = append(u, rows, &made->position), *first[PEN_KV_GROUPS];
+    for (int g = 0; g < PEN_KV_GROUPS; g++) first[g] = append(u, rows, &made->first_block[g]);
+    for (int row = batch->rows; row < rows; row++) {
+        position[row] = 0;
+        for (int g = 0; g < PEN_KV_GROUPS; g++) first[g][row] = -1;
+    }
     made->tables = u->device; /* first_block counts from the beginning */
     for (int r = 0; r < batch->run_count; r++) {
         const pen_run *run = &batch->runs[r];
@@ -168,6 +212,15 @@ static void append_rows(upload *u, const pen_batch *batch, pen_cuda_batch *made)
     }
 }
 
+/* `count` values of `source`, if it is given, and zeros up to `room`. */
+static const int32_t *append_values(upload *u, const int32_t *source, int count, int room) {
+    const int32_t *on_device;
+    int32_t *to = append(u, room, &on_device);
+    memset(to, 0, (size_t)room * sizeof *to);
+    if (source) memcpy(to, source, (size_t)count * sizeof *to);
+    return on_device;
+}
+
 void pen_cuda_set_batch(pen_device *base, const pen_batch *batch) {
     pen_cuda_device *device = pen_cuda(base);
     pen_cuda_batch made = {.rows = batch->rows, .logit_count = batch->logit_count, .edits = batch->edits};
@@ -175,14 +228,27 @@ void pen_cuda_set_batch(pen_device *base, const pen_batch *batch) {
     assert(batch->logit_count <= device->limits.logit_rows);
     for (int r = 0; r < batch->run_count; r++)
         assert(batch->runs[r].position + batch->runs[r].rows <= device->limits.context);
-    size_t bytes = words_of(batch) * sizeof(int32_t);
+    int rows = batch->rows, logit_rows = batch->logit_count; /* places for them */
+    if (device->graphs && batch->run_count == batch->rows) {
+        made.graph_rows = pen_cuda_graph_bucket(rows, device->limits.rows);
+        made.graph_logit_rows = pen_cuda_graph_bucket(logit_rows, device->limits.logit_rows);
+    }
+    if (made.graph_rows) {
+        rows = made.graph_rows;
+        logit_rows = made.graph_logit_rows;
+    }
+    size_t bytes = words_of(batch, rows) * sizeof(int32_t);
     upload u = {.host = pen_cuda_staging_room(device->writes, bytes), .device = device->arena.batch};
-    append_tiles(&u, batch, tile_rows(&device->limits), &made); /* first: pairs of words, aligned */
-    int32_t *tokens = append(&u, batch->rows, &made.tokens);
-    if (batch->tokens) memcpy(tokens, batch->tokens, (size_t)batch->rows * sizeof *tokens);
-    int32_t *logit_rows = append(&u, batch->logit_count, &made.logit_rows);
-    if (batch->logit_count) memcpy(logit_rows, batch->logit_rows, (size_t)batch->logit_count * sizeof *logit_rows);
-    append_rows(&u, batch, &made);
+    const int32_t *on_device;
+    pen_cuda_tile *tiles = (pen_cuda_tile *)append(&u, rows * TILE_WORDS, &on_device);
+    made.tiles = (const pen_cuda_tile *)on_device;
+    tile_plan plan = plan_tiles(device, batch);
+    append_tiles(device, batch, &plan, false, tiles, &made.tile_count);
+    append_tiles(device, batch, &plan, true, tiles + made.tile_count, &made.large_count);
+    for (int i = made.tile_count + made.large_count; i < rows; i++) tiles[i] = (pen_cuda_tile){0};
+    made.tokens = append_values(&u, batch->tokens, batch->rows, rows);
+    made.logit_rows = append_values(&u, batch->logit_rows, batch->logit_count, logit_rows);
+    append_rows(&u, batch, rows, &made);
     assert(u.words * sizeof(int32_t) <= bytes);
     cudaError_t error =
         cudaMemcpyAsync(device->arena.batch, u.host, u.words * sizeof(int32_t), cudaMemcpyHostToDevice, device->stream);
@@ -201,18 +267,22 @@ static pen_cuda_rows rows_of(const pen_cuda_device *device, int group) {
 
 /* ---- Products -------------------------------------------------------------------------------------------------- */
 
-/* out = x·wᵀ (+ bias) of the batch's rows; the caller adds what differs. */
-static pen_cuda_product_args product(const pen_device *device, const pen_buffer *x, const pen_weight *w,
-                                     const pen_buffer *bias, float *out, int out_stride) {
-    return (pen_cuda_product_args){.w = ((const pen_cuda_weight *)w)->matrix,
+/* out = x·[w…]ᵀ (+ bias) of the batch's rows; the caller says which weights, and what differs. */
+static pen_cuda_product_args product(const pen_device *device, const pen_buffer *x, int cols, float *out,
+                                     int out_stride) {
+    return (pen_cuda_product_args){.processors = pen_cuda(device)->processors,
                                    .activations = device->activations,
                                    .x = x ? pen_cuda_data(x) : NULL,
-                                   .stride = pen_cuda_row_bytes(device->activations, w->cols),
+                                   .stride = pen_cuda_row_bytes(device->activations, cols),
                                    .tokens = pen_cuda(device)->batch.rows,
                                    .parts = 1,
-                                   .bias = bias ? pen_cuda_data(bias) : NULL,
                                    .out = out,
                                    .out_stride = (size_t)out_stride};
+}
+
+static void add_weight(pen_cuda_product_args *args, const pen_weight *w, const pen_buffer *bias) {
+    args->w[args->count] = ((const pen_cuda_weight *)w)->matrix;
+    args->bias[args->count++] = bias ? pen_cuda_data(bias) : NULL;
 }
 
 static cudaStream_t stream_of(const pen_device *device) {
@@ -231,43 +301,63 @@ void pen_cuda_embed(pen_device *device, const pen_embed_op *op) {
     pen_cuda_launch_embed(stream_of(device), &args);
 }
 
-void pen_cuda_qkv(pen_device *device, const pen_qkv_op *op) {
-    const pen_weight *weights[] = {op->q, op->k, op->v};
-    const pen_buffer *biases[] = {op->q_bias, op->k_bias, op->v_bias};
-    float *out = pen_cuda_data(op->qkv);
-    int stride = op->q->rows + op->k->rows + op->v->rows;
-    for (int i = 0; i < 3; out += weights[i++]->rows) {
-        pen_cuda_product_args args = product(device, op->x, weights[i], biases[i], out, stride);
-        args.parts = pen_cuda_parts(device->activations);
-        pen_cuda_launch_product(stream_of(device), &args);
+/* Matrices of one type that follow each other are one launch. */
+static void run_product(const pen_device *device, pen_cuda_product_args args) {
+    for (int first = 0, end; first < args.count; first = end) {
+        pen_cuda_product_args part = args;
+        part.count = 0;
+        for (end = first; end < args.count && args.w[end].type == args.w[first].type; end++) {
+            part.w[part.count] = args.w[end];
+            part.bias[part.count++] = args.bias[end];
+            args.out += args.w[end].rows;
+        }
+        pen_cuda_launch_product(stream_of(device), &part);
     }
+}
+
+void pen_cuda_qkv(pen_device *device, const pen_qkv_op *op) {
+    int rows = op->q->rows + op->k->rows + op->v->rows;
+    pen_cuda_product_args args = product(device, op->x, op->q->cols, pen_cuda_data(op->qkv), rows);
+    add_weight(&args, op->q, op->q_bias);
+    add_weight(&args, op->k, op->k_bias);
+    add_weight(&args, op->v, op->v_bias);
+    args.parts = pen_cuda_parts(device->activations);
+    run_product(device, args);
 }
 
 void pen_cuda_project(pen_device *device, const pen_project_op *op) {
-    pen_cuda_product_args args = product(device, op->x, op->w, op->bias, pen_cuda_data(op->out), op->w->rows);
+    pen_cuda_product_args args = product(device, op->x, op->w->cols, pen_cuda_data(op->out), op->w->rows);
+    add_weight(&args, op->w, op->bias);
     args.add = !op->store;
-    pen_cuda_launch_product(stream_of(device), &args);
+    run_product(device, args);
 }
 
 void pen_cuda_gate_up(pen_device *device, const pen_gate_up_op *op) {
-    const pen_cuda_arena *arena = &pen_cuda(device)->arena;
-    int cols = op->up->rows;
+    float *out = pen_cuda(device)->arena.gate_up;
+    int cols = op->up->rows, both = op->gate ? 2 * cols : cols;
+    size_t stride = pen_cuda_row_bytes(device->activations, cols);
     assert(cols <= pen_cuda(device)->limits.ffn && cols % PEN_CUDA_BLOCK == 0);
-    pen_cuda_product_args up = product(device, op->x, op->up, op->bias, arena->up, cols);
-    pen_cuda_launch_product(stream_of(device), &up);
-    if (op->gate) {
-        pen_cuda_product_args gate = product(device, op->x, op->gate, NULL, arena->gate, cols);
-        pen_cuda_launch_product(stream_of(device), &gate);
+    pen_cuda_product_args args = product(device, op->x, op->up->cols, out, both);
+    if (op->gate) add_weight(&args, op->gate, NULL);
+    add_weight(&args, op->up, op->bias);
+    if (args.tokens <= PEN_CUDA_FEW_ROWS && args.w[0].type == args.w[args.count - 1].type) {
+        args.act = op->act;
+        args.activated = pen_cuda_data(op->out);
+        args.activated_stride = stride;
+        pen_cuda_launch_product(stream_of(device), &args);
+        return;
     }
-    pen_cuda_activate_args args = {.gate = op->gate ? arena->gate : NULL,
-                                   .up = arena->up,
-                                   .count = pen_cuda(device)->batch.rows,
-                                   .cols = cols,
-                                   .act = op->act,
-                                   .activations = device->activations,
-                                   .out = pen_cuda_data(op->out),
-                                   .stride = pen_cuda_row_bytes(device->activations, cols)};
-    pen_cuda_launch_activate(stream_of(device), &args);
+    run_product(device, args);
+    pen_cuda_activate_args activate = {.gate = op->gate ? out : NULL,
+                                       .up = out + (both - cols),
+                                       .in_stride = (size_t)both,
+                                       .count = args.tokens,
+                                       .cols = cols,
+                                       .act = op->act,
+                                       .activations = device->activations,
+                                       .out = pen_cuda_data(op->out),
+                                       .stride = stride};
+    pen_cuda_launch_activate(stream_of(device), &activate);
 }
 
 /* ---- Norms and logits ------------------------------------------------------------------------------------------ */
@@ -302,12 +392,13 @@ void pen_cuda_logits(pen_device *device, const pen_logits_op *op) {
     norm.parts = pen_cuda_parts(device->activations);
     norm.out = pen_cuda(device)->arena.normed;
     pen_cuda_launch_norm(stream_of(device), &norm);
-    pen_cuda_product_args args = product(device, NULL, op->w, NULL, pen_cuda_data(op->logits), op->w->rows);
+    pen_cuda_product_args args = product(device, NULL, op->w->cols, pen_cuda_data(op->logits), op->w->rows);
+    add_weight(&args, op->w, NULL);
     args.x = norm.out;
     args.parts = norm.parts;
     args.tokens = norm.count;
     args.softcap = op->softcap;
-    pen_cuda_launch_product(stream_of(device), &args);
+    run_product(device, args);
 }
 
 /* ---- Attention ------------------------------------------------------------------------------------------------- */
@@ -328,34 +419,58 @@ void pen_cuda_rope_kv(pen_device *device, const pen_rope_kv_op *op) {
     pen_cuda_launch_rope_kv(stream_of(device), &args);
 }
 
-enum { FEW_BLOCKS = 4 }; /* of attention for a processor: fewer than that, and every span is a block */
+enum { BLOCKS_EACH = 8 }; /* of attention for a processor, where spans can be shared */
+
+/* Blocks that share the spans of a tile and chunk. It depends on nothing but the number of tiles, for graphs. */
+static int blocks_of(const pen_cuda_device *device, int tiles, int chunks) {
+    int wanted = (BLOCKS_EACH * device->processors + tiles * chunks - 1) / (tiles * chunks);
+    int spans = (device->limits.context - 1) / PEN_CUDA_ATTENTION_SPAN + 1;
+    return wanted < spans ? wanted : spans;
+}
 
 void pen_cuda_attention(pen_device *base, const pen_attention_op *op) {
     pen_cuda_device *device = pen_cuda(base);
     const pen_cuda_batch *batch = &device->batch;
     int cols = op->heads * op->head_size;
-    bool fast = base->activations == PEN_ACTIVATIONS_FAST;
+    bool fast = base->activations == PEN_ACTIVATIONS_FAST, whole = op->head_size % PEN_CUDA_BLOCK == 0;
+    assert(op->heads == device->limits.heads && op->kv_heads == device->limits.kv_heads);
     pen_cuda_attention_args args = {.rows = rows_of(device, op->group),
                                     .tiles = batch->tiles,
                                     .tile_count = batch->tile_count,
+                                    .queries = attention_queries(base),
+                                    .chunks = attention_chunks(base, &device->limits),
                                     .qkv = pen_cuda_data(op->qkv),
                                     .heads = op->heads,
                                     .scale = op->scale,
                                     .softcap = op->softcap,
                                     .window = op->window,
                                     .pages = ((const pen_cuda_kv *)op->kv)->pages,
-                                    .spans = batch->tile_spans,
                                     .partials = device->arena.partials,
-                                    .out = fast ? device->arena.attended : pen_cuda_data(op->out)};
-    args.out_stride = fast ? (size_t)cols : pen_cuda_row_bytes(base->activations, cols) / sizeof(float);
+                                    .tickets = device->arena.tickets,
+                                    .out = pen_cuda_data(op->out),
+                                    .stride = pen_cuda_row_bytes(base->activations, cols),
+                                    .rounded = fast && whole};
     assert(args.pages.kv_heads == op->kv_heads && args.pages.head_size == op->head_size);
-    assert(op->heads / op->kv_heads == device->limits.heads / device->limits.kv_heads);
-    if (args.spans == 1 || args.tile_count * op->kv_heads >= FEW_BLOCKS * device->processors ||
-        pen_cuda_attention_partials(&args) > device->arena.partial_floats)
-        args.spans = 0;
-    pen_cuda_launch_attention(device->stream, &args);
-    if (!fast) return;
-    pen_cuda_store_args store = {.x = args.out,
+    if (fast && !whole) { /* 32 values with one scale are of two heads */
+        args.out = (unsigned char *)device->arena.attended;
+        args.stride = (size_t)cols * sizeof(float);
+    }
+    if (batch->tile_count > 0) {
+        args.blocks = blocks_of(device, args.tile_count, args.chunks);
+        if (fast)
+            pen_cuda_launch_tensor_attention(device->stream, &args);
+        else
+            pen_cuda_launch_plain_attention(device->stream, &args);
+    }
+    if (batch->large_count > 0) {
+        args.tiles += batch->tile_count;
+        args.tile_count = batch->large_count;
+        args.queries = pen_cuda_large_tile(args.pages.width);
+        args.blocks = 1;
+        pen_cuda_launch_tensor_attention(device->stream, &args);
+    }
+    if (!fast || whole) return;
+    pen_cuda_store_args store = {.x = device->arena.attended,
                                  .count = batch->rows,
                                  .cols = cols,
                                  .out = pen_cuda_data(op->out),

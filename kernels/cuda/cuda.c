@@ -79,6 +79,7 @@ pen_status pen_cuda_allocate(pen_cuda_device *device, size_t bytes, void *memory
 
 void pen_cuda_release(pen_cuda_device *device, void *memory, size_t bytes) {
     if (!memory) return;
+    pen_cuda_graphs_forget(device->graphs);
     cudaFree(memory); /* waits for the stream, which may be at work there */
     device->bytes_used -= bytes;
 }
@@ -142,7 +143,7 @@ static size_t fine_bytes(const pen_device *device, int rows, int cols) {
 
 /* ---- The KV cache and the rotation table ----------------------------------------------------------------------- */
 
-enum { KV_WIDTH = 8 };
+enum { KV_WIDTH = PEN_CUDA_HEAD_WIDTH };
 
 static size_t kv_element(const pen_device *device) {
     return device->activations == PEN_ACTIVATIONS_FAST ? sizeof(uint16_t) : sizeof(float);
@@ -305,6 +306,7 @@ static void destroy(pen_device *base) {
     if (device->stream) cudaStreamSynchronize(device->stream);
     pen_cuda_release(device, device->arena.memory, device->arena.bytes);
     assert(device->bytes_used == 0 && !device->pinned);
+    pen_cuda_graphs_destroy(device->graphs);
     pen_pool_destroy(device->pool);
     pen_cuda_markers_destroy(device->markers);
     pen_cuda_staging_destroy(device->reads);
@@ -351,6 +353,8 @@ static const pen_device_class cuda_class = {
     .unit_end = pen_cuda_unit_end,
     .unit_reset = pen_cuda_unit_reset,
     .unit_ms = pen_cuda_unit_ms,
+    .graph_begin = pen_cuda_graph_begin,
+    .graph_end = pen_cuda_graph_end,
     .set_batch = pen_cuda_set_batch,
     .embed = pen_cuda_embed,
     .norm = pen_cuda_norm,
@@ -420,6 +424,7 @@ pen_status pen_cuda_device_create(const pen_cuda_options *options, pen_device **
     device->base = (pen_device){.class = &cuda_class, .activations = options->activations};
     pen_status status = pen_pool_create(options->threads > 0 ? options->threads : 1, NULL, false, &device->pool);
     if (status == PEN_OK) status = open_gpu(device, options->gpu);
+    if (status == PEN_OK && !options->enforce_eager) status = pen_cuda_graphs_create(device, &device->graphs);
     if (status != PEN_OK) {
         destroy(&device->base);
         return status;

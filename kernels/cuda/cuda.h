@@ -11,8 +11,9 @@
 
 typedef struct pen_cuda_options {
     pen_activations activations;
-    int gpu;     /* below pen_cuda_device_count() */
-    int threads; /* that pack weights; 0: the caller alone */
+    int gpu;            /* below pen_cuda_device_count() */
+    int threads;        /* that pack weights; 0: the caller alone */
+    bool enforce_eager; /* no CUDA graphs: every operation is launched by itself */
 } pen_cuda_options;
 
 /* "13.0": what this was built with; NULL: built without CUDA. */

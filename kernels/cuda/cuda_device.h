@@ -56,10 +56,11 @@ typedef struct pen_cuda_arena {
     size_t bytes;
     int32_t *batch;        /* what set_batch uploads; see batch.c */
     unsigned char *normed; /* fine activation rows [L][H], for the logits */
-    float *gate, *up;      /* f32 [T][F] */
+    float *gate_up;        /* f32 [T][2·F] */
     float *attended;       /* f32 [T][Nq·D] */
-    float *partials;       /* [partial_floats] */
+    float *partials;       /* of attention, [partial_floats] */
     size_t partial_floats;
+    int32_t *tickets;          /* of attention; all 0 between launches */
     pen_cuda_pick_args *picks; /* [L] */
     pen_cuda_edit *edits;      /* [PEN_CUDA_EDITS] */
     float *edited;             /* f32 [L][V] */
@@ -68,7 +69,8 @@ enum { PEN_CUDA_EDITS = 16384 }; /* that are uploaded at a time */
 
 /* The current batch: where its parts lie on the device, and what the host needs to know of it. */
 typedef struct pen_cuda_batch {
-    int rows, logit_count, tile_count, tile_spans;
+    int rows, logit_count, tile_count, large_count; /* large tiles are the last ones */
+    int graph_rows, graph_logit_rows;               /* what a graph is made for, see graph.c; 0: none is */
     const int32_t *tokens, *position, *logit_rows, *tables, *first_block[PEN_KV_GROUPS];
     const pen_cuda_tile *tiles;
     const pen_logit_edits *edits; /* the caller's */
@@ -77,6 +79,7 @@ typedef struct pen_cuda_batch {
 typedef struct pen_cuda_staging pen_cuda_staging; /* staging.c */
 typedef struct pen_cuda_pinned pen_cuda_pinned;   /* pinned.c */
 typedef struct pen_cuda_markers pen_cuda_markers; /* markers.c */
+typedef struct pen_cuda_graphs pen_cuda_graphs;   /* graph.c */
 
 typedef struct pen_cuda_device {
     pen_device base;
@@ -92,7 +95,8 @@ typedef struct pen_cuda_device {
     pen_cuda_staging *writes, *reads;
     pen_cuda_pinned *pinned; /* a list */
     pen_cuda_markers *markers;
-    pen_pool *pool; /* packs weights */
+    pen_pool *pool;          /* packs weights */
+    pen_cuda_graphs *graphs; /* NULL: off */
     pen_poke *poke;
     void *poke_context;
     cudaError_t failure; /* the first one */
@@ -181,5 +185,18 @@ void pen_cuda_unit_begin(pen_device *device, int unit);
 void pen_cuda_unit_end(pen_device *device);
 void pen_cuda_unit_reset(pen_device *device);
 double pen_cuda_unit_ms(pen_device *device, int unit);
+
+/* ---- graph.c --------------------------------------------------------------------------------------------------- */
+
+pen_status pen_cuda_graphs_create(pen_cuda_device *device, pen_cuda_graphs **graphs);
+void pen_cuda_graphs_destroy(pen_cuda_graphs *graphs);
+/* Rows that a graph for `count` rows is made for, at most `most`; 0: more than graphs are for. */
+int pen_cuda_graph_bucket(int count, int most);
+/* Memory is freed that graphs may use. */
+void pen_cuda_graphs_forget(pen_cuda_graphs *graphs);
+/* Between pen_device_graph_begin() and _end(), which are these. */
+bool pen_cuda_graph_open(const pen_cuda_device *device);
+bool pen_cuda_graph_begin(pen_device *device, const void *owner, int variant);
+bool pen_cuda_graph_end(pen_device *device);
 
 #endif

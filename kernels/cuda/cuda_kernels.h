@@ -9,25 +9,29 @@
  *   F32:  float x[cols]
  * A fine row is pen_cuda_parts() rows side by side, which add up to the values.
  *
- * Weights. Groups of 32 rows, so that a lane of a warp is an output row; in a group *tiles* of 32 values, one behind
- * the other, so that a warp reads consecutive memory and a lane 4, 8 or 16 bytes of it at once.
- *   F32, F16, BF16: [128, 64, 64 bytes ÷ 16][32 rows][16 bytes]: a row's 32 numbers in pieces of 16 bytes.
- *   Others: a row's 32 codes as bytes would be 8 words, word v holding values 4v … 4v+3. Planes of 8, 4, 2 and 1 bits
- *     keep them: the plane of w bits has w words per row, and word v is at bit w·(v div w) of word v mod w. 4 bits are
- *     one plane, 5 are 4 + 1, 6 are 4 + 2, 3 are 2 + 1, the wider one holding the lower bits. Planes lie as [words of a
- *     row in pieces of 16 bytes at most][32 rows][piece]. Behind them the factors:
- *     in blocks of 32: f16 d[32 rows], with minima f16 m[32 rows]; MXFP4 instead the exponent, a byte for each row;
- *     in blocks of 256: two bytes for each row: scale and minimum, or the two scales, each with its minimum in the high
- *     nibble if there is one. Behind each 8 tiles f16 d[32 rows] and perhaps f16 m[32 rows].
- *   Q8_0's codes are signed bytes here. Rows past the end of the matrix are zero.
+ * Weights. F32, F16 and BF16 lie as in the file, row after row. Others in groups of 32 rows, and in a group *tiles* of
+ * 32 values of each, one behind the other. In a tile lane 4·g + t of a warp has rows g, g + 8, g + 16 and g + 24, and
+ * of each two runs of four values, from 4t and from 16 + 4t, which is what tensor cores want of it. With a byte for
+ * each code these would be 8 words, word 2·s + h being run h of row g + 8s. Planes of 8, 4, 2 and 1 bits keep them: the
+ * plane of w bits has w words for each lane, and word v is at bit w·(v div w) of word v mod w. 4 bits are one plane, 5
+ * are 4 + 1, 6 are 4 + 2, 3 are 2 + 1, the wider one holding the lower bits. Planes lie as [words of a lane in pieces
+ * of 16 bytes at most][32 lanes][piece]. Behind them the factors of the 32 rows, row g + 8s as the 4·g + s'th: in
+ * blocks of 32: f16 d[32], with minima f16 m[32]; MXFP4 instead the exponent, a byte for each row; in blocks of 256:
+ * two bytes for each row: scale and minimum, or the two scales, each with its minimum in the high nibble if there is
+ * one. Behind each 8 tiles f16 d[32] and perhaps f16 m[32]. Q8_0's codes are signed bytes here. Rows past the end of
+ * the matrix are zero.
  *
  * Numeric contract of y[n], for any number of tokens and whatever kernel computes it. K is cut into spans of
  * PEN_CUDA_SPAN values; p of a span is summed from 0 over its tiles in order, all f32:
  *   FAST × quantised: as in kernels/cpu/cpu_device.h with acc = p
- *   F32 × any, and F32, F16, BF16 weights in either mode: p = fma(w_k, x_k, p) for k in order, w_k as
- *               pen_type_dequantize_row gives it and, in FAST mode, x_k = scale·q
- * then y = ((p_0 + p_1) + p_2) + …, for fine rows the sum of the parts' y, then y + bias where there is one.
- * Attention is cut at absolute multiples of PEN_CUDA_ATTENTION_SPAN positions and merged in their order (attention.cu).
+ *   FAST × F16, BF16: p = fma(i, scale, p), i being the tensor core's sum of w·q over the tile's values: in two
+ *               steps of 16: of every eight values first the lower four, then the upper
+ *   F32 × any, and F32 weights in either mode: p = (p_0 + p_1) + (p_2 + p_3), p_t = fma(w_k, x_k, p_t) over the values
+ *               of the lanes 4·g + t in order; w_k is as pen_type_dequantize_row gives it and, in FAST mode, x_k =
+ *               scale·q. Of plain types these are the values 8t … 8t+7 of a tile.
+ *
+ * Then y = ((p_0 + p_1) + p_2) + …, for fine rows the sum of the parts' y, then y + bias where there is one. Attention
+ * is cut at absolute multiples of PEN_CUDA_ATTENTION_SPAN positions and merged in their order (attention.cuh).
  * Everything else is computed by one block per row, of a fixed number of threads.
  */
 #ifndef PEN_CUDA_KERNELS_H
@@ -42,12 +46,13 @@ extern "C" {
 #include "kernels.h"
 
 enum {
-    PEN_CUDA_BLOCK = 32,      /* values with one scale in activations; rows of a weight group; a warp */
-    PEN_CUDA_SPAN = 128,      /* values of K that are summed by themselves */
-    PEN_CUDA_SUPER = 256,     /* values of the larger blocks of weights */
-    PEN_CUDA_TILE_QUERIES = 8 /* queries that attention reads a key for at once */
+    PEN_CUDA_BLOCK = 32,        /* values with one scale in activations; rows of a weight group; a warp */
+    PEN_CUDA_SPAN = 128,        /* values of K that are summed by themselves */
+    PEN_CUDA_SUPER = 256,       /* values of the larger blocks of weights */
+    PEN_CUDA_TILE_QUERIES = 16, /* queries that attention reads a key for at once, by tensor cores */
+    PEN_CUDA_PLAIN_QUERIES = 8  /* and without */
 };
-enum { PEN_CUDA_ATTENTION_SPAN = 128, PEN_CUDA_HEAD_MAX = 512 };
+enum { PEN_CUDA_ATTENTION_SPAN = 128, PEN_CUDA_HEAD_MAX = 512, PEN_CUDA_HEAD_WIDTH = 16 };
 
 typedef struct pen_cuda_factor {
     float scale;
@@ -85,7 +90,8 @@ void pen_cuda_launch_store(cudaStream_t stream, const pen_cuda_store_args *args)
 
 /* out[count][cols] = act(gate) ⊙ up as activation rows; without a gate, act(up). */
 typedef struct pen_cuda_activate_args {
-    const float *gate, *up; /* f32 [count][cols]; gate may be NULL */
+    const float *gate, *up; /* f32 [count][cols], rows in_stride floats apart; gate may be NULL */
+    size_t in_stride;
     int count, cols;
     pen_gate act;
     pen_activations activations;
@@ -100,22 +106,33 @@ typedef struct pen_cuda_matrix {
     const unsigned char *data;
     pen_type type;
     int rows, cols;
-    size_t group_bytes;
+    size_t group_bytes; /* of 32 rows */
 } pen_cuda_matrix;
 
+/* Products of the same rows with up to three matrices of one type and as many columns: their results lie side by side.
+ * Or, where `activated` is given, act(gate) ⊙ up of two matrices of as many rows, or act(up) of one, which become
+ * activation rows at once: for few rows, and matrices of whole groups. */
+enum { PEN_CUDA_MATRICES = 3, PEN_CUDA_FEW_ROWS = 64 };
 typedef struct pen_cuda_product_args {
-    pen_cuda_matrix w;
+    pen_cuda_matrix w[PEN_CUDA_MATRICES];
+    const float *bias[PEN_CUDA_MATRICES]; /* [rows of w] or NULL */
+    int count;                            /* of matrices */
+    int processors;                       /* SMs */
     pen_activations activations;
     const unsigned char *x; /* [tokens][parts] activation rows */
     size_t stride;          /* bytes of a part */
     int tokens, parts;
-    const float *bias; /* [rows of w] or NULL */
-    float softcap;     /* or 0 */
-    bool add;          /* to what is there */
-    float *out;        /* out[token·out_stride + row] */
+    float softcap; /* or 0 */
+    bool add;      /* to what is there */
+    float *out;    /* out[token·out_stride + row] */
     size_t out_stride;
+    pen_gate act;
+    unsigned char *activated; /* activation rows, or NULL */
+    size_t activated_stride;
 } pen_cuda_product_args;
 void pen_cuda_launch_product(cudaStream_t stream, const pen_cuda_product_args *args);
+
+/* ---- embed.cu -------------------------------------------------------------------------------------------------- */
 
 /* x[t][cols] = scale · table[token[t]] (+ positions[position[t]]). */
 typedef struct pen_cuda_embed_args {
@@ -127,18 +144,20 @@ typedef struct pen_cuda_embed_args {
 } pen_cuda_embed_args;
 void pen_cuda_launch_embed(cudaStream_t stream, const pen_cuda_embed_args *args);
 
-/* ---- attention.cu ---------------------------------------------------------------------------------------------- */
+/* ---- attention.cu, attention_tensor.cu ------------------------------------------------------------------------- */
 
-/* Pages of one layer; E is 16 bytes ÷ element. `width` is head_size rounded up to a multiple of 8, padded with zeros.
- *   K of a block: [kv_head][width/E][PEN_KV_BLOCK][E]: a thread is a position and reads 16 bytes at once
- *   V of a block: [kv_head][PEN_KV_BLOCK][width]: a thread is a dimension */
+/* Pages of one layer. `width` is head_size rounded up to a multiple of PEN_CUDA_HEAD_WIDTH, padded with zeros.
+ *   K of a block: [kv_head][width/E][PEN_KV_BLOCK][E], E being 16 bytes ÷ element
+ *   V of a block, f32: [kv_head][PEN_KV_BLOCK][width]
+ *                 f16: [kv_head][width/2][PEN_KV_BLOCK/4][2 dimensions][4 positions] */
 typedef struct pen_cuda_pages {
     unsigned char *k, *v;
     int kv_heads, head_size, width;
     bool half; /* f16 elements, or f32 */
 } pen_cuda_pages;
 
-/* The rows of the current batch: row t's block of position p is tables[first_block[t] + p / PEN_KV_BLOCK]. */
+/* The rows of the current batch: row t's block of position p is tables[first_block[t] + p / PEN_KV_BLOCK]. A row whose
+ * first_block is −1 only fills up a bucket (graph.c). */
 typedef struct pen_cuda_rows {
     int count;
     const int32_t *position;    /* [count] */
@@ -159,29 +178,51 @@ typedef struct pen_cuda_rope_kv_args {
 } pen_cuda_rope_kv_args;
 void pen_cuda_launch_rope_kv(cudaStream_t stream, const pen_cuda_rope_kv_args *args);
 
-/* Some consecutive rows of one run; with a KV head and at most PEN_CUDA_TILE_QUERIES of its query heads they are the
- * queries that read the same keys. */
+/* Some consecutive rows of one run; with a KV head and a chunk of its query heads they are the queries of a block. */
 typedef struct pen_cuda_tile {
-    int32_t row, rows;
+    int32_t row, rows; /* rows 0: it fills up a bucket */
+    int32_t partial;   /* where its partial softmaxes begin, in rows × spans; −1: a block walks all its spans */
 } pen_cuda_tile;
 
 typedef struct pen_cuda_attention_args {
     pen_cuda_rows rows;
     const pen_cuda_tile *tiles;
     int tile_count;
+    int queries; /* of a tile and chunk, at most */
+    int chunks;  /* of all KV heads' query heads, see pen_cuda_head_chunks() */
+    int blocks;  /* that share the spans of a tile and chunk */
     const float *qkv;
     int heads;
     float scale, softcap;
     int window;
     pen_cuda_pages pages;
-    int spans;       /* most spans of a tile: each has a block of its own; or 0: a block walks all spans of a tile */
-    float *partials; /* [tile][head chunk][span][queries][2 + width] */
-    float *out;      /* f32 [count], rows out_stride floats apart */
-    size_t out_stride;
+    float *partials;    /* [partial of tiles][chunk][query][pen_cuda_partial_floats()] */
+    int32_t *tickets;   /* [tile][chunk], all 0 between launches */
+    unsigned char *out; /* [row] at stride·row bytes: f32, or an activation row where `rounded` */
+    size_t stride;
+    bool rounded;
 } pen_cuda_attention_args;
-/* Floats of `partials`. */
-size_t pen_cuda_attention_partials(const pen_cuda_attention_args *args);
-void pen_cuda_launch_attention(cudaStream_t stream, const pen_cuda_attention_args *args);
+void pen_cuda_launch_plain_attention(cudaStream_t stream, const pen_cuda_attention_args *args);
+void pen_cuda_launch_tensor_attention(cudaStream_t stream, const pen_cuda_attention_args *args);
+
+/* Chunks that a KV head's `group` query heads are divided into, so that one has at most `queries`. */
+static inline int pen_cuda_head_chunks(int group, int queries) {
+    return (group + queries - 1) / queries;
+}
+
+/* Most queries of a large tile, for prompts; no more than of a small one where heads are too wide. */
+static inline int pen_cuda_large_tile(int width) {
+    return width <= 128 ? 4 * PEN_CUDA_TILE_QUERIES : width <= 256 ? 2 * PEN_CUDA_TILE_QUERIES : PEN_CUDA_TILE_QUERIES;
+}
+
+/* Of a partial softmax: values, the largest score, the sum of weights; a multiple of 16 bytes. */
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    static inline size_t
+    pen_cuda_partial_floats(int width) {
+    return (size_t)width + 4;
+}
 
 /* ---- pick.cu --------------------------------------------------------------------------------------------------- */
 

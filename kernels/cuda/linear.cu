@@ -1,131 +1,432 @@
 /*
- * Everything that multiplies by a weight, and reading rows of one: plain kernels that honour the numeric contract of
- * cuda_kernels.h.
+ * Products of activation rows with weights, for any number of rows, with the bits of the numeric contract of
+ * cuda_kernels.h. Two kernels:
  *
- * A block of WARPS warps makes 32 outputs (a weight group) of up to ROWS activation rows: warp w takes every WARPS'th
- * span of K, and after each round the warps add the spans' sums to the totals, in the spans' order.
+ * product_kernel, for few rows, reads the weights of a group of 32 rows once for up to COLS activation rows. Its time
+ * is that of the memory, so what counts is bytes on their way: latency × bandwidth, on an H100 700 ns × 3.35 TB/s ≈ 2.3
+ * MB, 18 kB for each of 132 SMs, and twice that to be safe. A warp loads all tiles of a span before it uses the first
+ * (Q4_K: 2.3 kB, BF16: 4 kB in two steps), in pieces of 16 bytes; its span is one of many of the block, which adds the
+ * spans' sums in their order. pen_cuda_launch_product chooses how many warps a block has, so that all blocks are at
+ * work at the same time with 32 warps on an SM where the matrix is large enough: 74 kB for Q4_K, 128 kB for BF16.
+ *
+ * wide_kernel, for many rows, is bound by arithmetic and by what passes from the L2 cache: a block makes 256 rows of
+ * the result for 32 activation rows. Each warp walks along all of K by itself and keeps its sums in registers; the
+ * eight warps of a block read the same activations at about the same time, so that most of them come from the L1 cache.
  */
+#include "quantize.cuh"
+#include "tensor.cuh"
 #include "weights.cuh"
 
-enum { WARPS = 8, SPAN_TILES = PEN_CUDA_SPAN / PEN_CUDA_BLOCK };
+enum { SPAN_TILES = PEN_CUDA_SPAN / PEN_CUDA_BLOCK, MIN_WARPS = 4, WARPS_ON_SM = 32 };
+enum { WIDE_WARPS = 4, WIDE_COLS = 32, WIDE_BLOCKS_ON_SM = 3 };
 
-/* ---- The dot product of a span --------------------------------------------------------------------------------- */
+/* Whether tensor cores multiply: not where activations or weights are f32. */
+template <int TYPE, bool F32> constexpr bool on_tensor_cores = !F32 && TYPE != PEN_TYPE_F32;
 
-__device__ static int dot4(const unsigned codes[4], int4 q, int i) {
-    i = __dp4a((int)codes[0], q.x, i);
-    i = __dp4a((int)codes[1], q.y, i);
-    i = __dp4a((int)codes[2], q.z, i);
-    return __dp4a((int)codes[3], q.w, i);
+/* ---- Activation rows ------------------------------------------------------------------------------------------- */
+
+/* Up to COLS activation rows, which are columns of a product, as the lanes of a warp read them. Lane 4·g + t reads the
+ * values of columns g, g + 8, …, and has the sums of EACH columns from 2t, from 2t + 8, …: SUMS for each weight row.
+ * Columns past the last are zero. */
+template <int COLS> struct columns {
+    enum { TILES = (COLS + 7) / 8, EACH = COLS == 1 ? 1 : 2, SUMS = TILES * EACH };
+    const unsigned char *first;
+    size_t stride;
+    int count, width; /* of columns, and of values in one */
+
+    template <class T> __device__ T load(int column, int offset) const {
+        return column < count ? *reinterpret_cast<const T *>(first + stride * column + offset) : T{};
+    }
+};
+
+/* A pen_cuda_factor, loaded at once. */
+struct column_factor {
+    float scale;
+    int sums[2];
+};
+template <int COLS> __device__ column_factor load_factor(const columns<COLS> &x, int column, int tile) {
+    uint2 bits = x.template load<uint2>(column, x.width + tile * (int)sizeof(pen_cuda_factor));
+    return {__uint_as_float(bits.x), {(short)bits.y, (short)(bits.y >> 16)}};
 }
 
-/* p += 32 values of the lane's row times those of an activation row. */
-template <int TYPE>
-__device__ float add_block(const lane_weights<TYPE> &w, const int4 q[2], const pen_cuda_factor &x, float p) {
+/* ---- The dot product of a span: p[s][c] += Σ over its values, of row g + 8s and the lane's c'th column ----------- */
+
+/* A sum of products below 2^22 starts from here, the bits of 1.5·2^23: the sum's bits are then a float. */
+static const int SUM_START = 0x4b400000;
+__device__ static float float_of_sum(int sum) {
+    return __uint_as_float((unsigned)sum) - 0x1.8p23F;
+}
+
+/* Sums of two weight rows and two columns, of 32 values or 16, without the type's zero. */
+template <int ZERO, bool HALF>
+__device__ static void exact_sums(const unsigned *codes, const unsigned b[2], const int x_sums[2], float sums[4]) {
+    int i[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) i[e] = SUM_START - ZERO * x_sums[e % 2];
+    if constexpr (HALF) {
+        const unsigned a[2] = {codes[0], codes[2]};
+        mma_s8_k16(i, a, b[0]);
+    } else {
+        const unsigned a[4] = {codes[0], codes[2], codes[1], codes[3]};
+        mma_s8_k32(i, a, b);
+    }
+#pragma unroll
+    for (int e = 0; e < 4; e++) sums[e] = float_of_sum(i[e]);
+}
+
+template <int TYPE, int COLS>
+__device__ void add_tile(const packed_tile<TYPE> &w, const columns<COLS> &x, int tile, int lane,
+                         float p[LANE_ROWS][columns<COLS>::SUMS]) {
+    typedef columns<COLS> cols;
     constexpr weight_traits t = traits_of<TYPE>::traits;
-    int lower = dot4(w.words, q[0], 0) - t.code_zero() * x.sums[0];
-    int upper = dot4(w.words + 4, q[1], 0) - t.code_zero() * x.sums[1];
-    if constexpr (t.share == 32) {
-        p = fmaf((float)(lower + upper), w.f.d[0] * x.scale, p);
-        if constexpr (t.minima()) p = fmaf(w.f.m[0], x.scale * (float)(x.sums[0] + x.sums[1]), p);
-        return p;
-    }
-    float both = fmaf((float)upper, w.f.d[1], (float)lower * w.f.d[0]);
-    if constexpr (t.minima()) {
-        both = fmaf(w.f.m[0], (float)x.sums[0], both);
-        both = fmaf(w.f.m[1], (float)x.sums[1], both);
-    }
-    return fmaf(both, x.scale, p);
-}
-
-/* The 32 values that an activation block stands for, four at a time. */
-template <bool F32> __device__ float4 x_values(const unsigned char *row, int cols, int tile, int four) {
-    if (F32) return reinterpret_cast<const float4 *>(row)[8 * tile + four];
-    char4 q = reinterpret_cast<const char4 *>(row)[8 * tile + four];
-    float scale = reinterpret_cast<const pen_cuda_factor *>(row + cols)[tile].scale;
-    return make_float4(scale * (float)q.x, scale * (float)q.y, scale * (float)q.z, scale * (float)q.w);
-}
-
-template <int TYPE, bool F32, int ROWS>
-__device__ void dot_span(const pen_cuda_product_args &args, const unsigned char *group,
-                         const unsigned char *const x[ROWS], int span, int lane, float p[ROWS]) {
-    int end = min((span + 1) * SPAN_TILES, args.w.cols / PEN_CUDA_BLOCK);
-    for (int tile = span * SPAN_TILES; tile < end; tile++) {
-        lane_weights<TYPE> w(group, tile, lane);
-        if constexpr (!F32 && traits_of<TYPE>::traits.quantised()) {
+    constexpr bool halves = t.share == 16;
+    unsigned codes[8];
+    w.codes(codes);
+    factors f = w.scales();
 #pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                const int4 *q = reinterpret_cast<const int4 *>(x[r]) + 2 * tile;
-                p[r] = add_block(w, q, reinterpret_cast<const pen_cuda_factor *>(x[r] + args.w.cols)[tile], p[r]);
+    for (int j = 0; j < cols::TILES; j++) {
+        int at = PEN_CUDA_BLOCK * tile + 4 * (lane % 4);
+        const unsigned b[2] = {x.template load<unsigned>(8 * j + lane / 4, at),
+                               x.template load<unsigned>(8 * j + lane / 4, at + 16)};
+        column_factor factor[2];
+#pragma unroll
+        for (int e = 0; e < 2; e++) factor[e] = load_factor(x, 8 * j + 2 * (lane % 4) + (e < cols::EACH ? e : 0), tile);
+        const int lower[2] = {factor[0].sums[0], factor[1].sums[0]}, upper[2] = {factor[0].sums[1], factor[1].sums[1]};
+        const int both[2] = {lower[0] + upper[0], lower[1] + upper[1]};
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+            float sums[4], more[4];
+            exact_sums<t.code_zero(), halves>(codes + 4 * m, b, halves ? lower : both, sums);
+            if constexpr (halves) exact_sums<t.code_zero(), true>(codes + 4 * m + 1, b + 1, upper, more);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                if (i % 2 >= cols::EACH) continue;
+                const int s = 2 * m + i / 2, e = i % 2;
+                float &to = p[s][cols::EACH * j + e], scale = factor[e].scale;
+                if constexpr (!halves) {
+                    to = fmaf(sums[i], f.d[s][0] * scale, to);
+                    if constexpr (t.minima()) to = fmaf(f.m[s][0], scale * (float)both[e], to);
+                } else {
+                    float sum = fmaf(more[i], f.d[s][1], sums[i] * f.d[s][0]);
+                    if constexpr (t.minima()) {
+                        sum = fmaf(f.m[s][0], (float)lower[e], sum);
+                        sum = fmaf(f.m[s][1], (float)upper[e], sum);
+                    }
+                    to = fmaf(sum, scale, to);
+                }
             }
-        } else {
+        }
+    }
+}
+
+/* Numbers of 16 bits: the codes of activations are whole numbers in them, too. */
+template <int TYPE, int COLS>
+__device__ void add_tile(const plain_tile<TYPE> &w, const columns<COLS> &x, int tile, int lane,
+                         float p[LANE_ROWS][columns<COLS>::SUMS]) {
+    typedef columns<COLS> cols;
+    constexpr bool bf16 = TYPE == PEN_TYPE_BF16;
 #pragma unroll
-            for (int four = 0; four < 8; four++)
+    for (int j = 0; j < cols::TILES; j++) {
+        uint2 q = x.template load<uint2>(8 * j + lane / 4, PEN_CUDA_BLOCK * tile + 8 * (lane % 4));
+        unsigned b[4];
+        widen<bf16>(q.x, b), widen<bf16>(q.y, b + 2);
+        column_factor factor[2];
 #pragma unroll
-                for (int r = 0; r < ROWS; r++) {
-                    float4 v = x_values<F32>(x[r], args.w.cols, tile, four);
-                    p[r] = fmaf(w.at(4 * four), v.x, p[r]);
-                    p[r] = fmaf(w.at(4 * four + 1), v.y, p[r]);
-                    p[r] = fmaf(w.at(4 * four + 2), v.z, p[r]);
-                    p[r] = fmaf(w.at(4 * four + 3), v.w, p[r]);
+        for (int e = 0; e < cols::EACH; e++) factor[e] = load_factor(x, 8 * j + 2 * (lane % 4) + e, tile);
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+            float sums[4] = {0, 0, 0, 0};
+#pragma unroll
+            for (int step = 0; step < 2; step++) {
+                const unsigned a[4] = {w.words[2 * m][2 * step], w.words[2 * m + 1][2 * step],
+                                       w.words[2 * m][2 * step + 1], w.words[2 * m + 1][2 * step + 1]};
+                if constexpr (bf16)
+                    mma_bf16(sums, a, b + 2 * step);
+                else
+                    mma_f16(sums, a, b + 2 * step);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (i % 2 < cols::EACH) {
+                    float &to = p[2 * m + i / 2][cols::EACH * j + i % 2];
+                    to = fmaf(sums[i], factor[i % 2].scale, to);
                 }
         }
     }
 }
 
-/* ---- The product ----------------------------------------------------------------------------------------------- */
+/* AHEAD tiles are loaded before the first is used. */
+template <int AHEAD, int TYPE, int COLS>
+__device__ void dot_on_tensor_cores(const pen_cuda_matrix &w, int group, const columns<COLS> &x, int first, int last,
+                                    int lane, float p[LANE_ROWS][columns<COLS>::SUMS]) {
+    lane_tile<TYPE> tiles[AHEAD];
+#pragma unroll
+    for (int begin = first; begin < first + SPAN_TILES; begin += AHEAD) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) tiles[i].load(w, group, min(begin + i, last), lane);
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            if (begin + i <= last) add_tile(tiles[i], x, begin + i, lane, p);
+    }
+}
 
-__device__ static void put(const pen_cuda_product_args &args, int token, int n, float y) {
-    if (args.bias) y += args.bias[n];
+/* Four values of a column that an activation row stands for. */
+template <bool F32, int COLS> __device__ float4 x_values(const columns<COLS> &x, int column, int at) {
+    if constexpr (F32) {
+        return x.template load<float4>(column, at * (int)sizeof(float));
+    } else {
+        char4 q = x.template load<char4>(column, at);
+        float scale = load_factor(x, column, at / PEN_CUDA_BLOCK).scale;
+        return make_float4(scale * (float)q.x, scale * (float)q.y, scale * (float)q.z, scale * (float)q.w);
+    }
+}
+
+/* Each lane multiplies its own values of its rows with those of all columns; then the four that share a row add up. */
+template <int TYPE, bool F32, int COLS>
+__device__ void dot_in_order(const pen_cuda_matrix &w, int group, const columns<COLS> &x, int first, int last, int lane,
+                             float p[LANE_ROWS][columns<COLS>::SUMS]) {
+    float sums[LANE_ROWS][COLS] = {};
+    for (int tile = first; tile <= last; tile++) {
+        lane_values<TYPE> values(w, group, tile, lane);
+#pragma unroll
+        for (int run = 0; run < 2; run++)
+#pragma unroll
+            for (int c = 0; c < COLS; c++) {
+                float4 v = x_values<F32>(x, c, PEN_CUDA_BLOCK * tile + values.run_at(lane % 4, run));
+#pragma unroll
+                for (int s = 0; s < LANE_ROWS; s++) {
+                    sums[s][c] = fmaf(values.at(s, RUN * run), v.x, sums[s][c]);
+                    sums[s][c] = fmaf(values.at(s, RUN * run + 1), v.y, sums[s][c]);
+                    sums[s][c] = fmaf(values.at(s, RUN * run + 2), v.z, sums[s][c]);
+                    sums[s][c] = fmaf(values.at(s, RUN * run + 3), v.w, sums[s][c]);
+                }
+            }
+    }
+#pragma unroll
+    for (int s = 0; s < LANE_ROWS; s++)
+#pragma unroll
+        for (int c = 0; c < COLS; c++) {
+            float total = sums[s][c];
+            total += __shfl_xor_sync(ALL_LANES, total, 1);
+            total += __shfl_xor_sync(ALL_LANES, total, 2);
+            if (c / 2 == lane % 4) p[s][c % 2] = total;
+        }
+}
+
+template <int AHEAD, int TYPE, bool F32, int COLS>
+__device__ void dot_span(const pen_cuda_matrix &w, int group, const columns<COLS> &x, int span, int lane,
+                         float p[LANE_ROWS][columns<COLS>::SUMS]) {
+    int first = span * SPAN_TILES, last = min(first + SPAN_TILES, w.cols / PEN_CUDA_BLOCK) - 1;
+    if constexpr (on_tensor_cores<TYPE, F32>)
+        dot_on_tensor_cores<AHEAD, TYPE>(w, group, x, first, last, lane, p);
+    else
+        dot_in_order<TYPE, F32>(w, group, x, first, last, lane, p);
+}
+
+/* ---- Where results go ------------------------------------------------------------------------------------------ */
+
+/* A group of 32 rows of the matrices side by side: of which one, and where the results of that one begin. */
+struct place {
+    int matrix, group, column;
+};
+
+__host__ __device__ static int groups_of(const pen_cuda_matrix &w) {
+    return (w.rows + WARP - 1) / WARP;
+}
+
+__device__ static place find_group(const pen_cuda_product_args &args, int group) {
+    place at = {0, group, 0};
+    for (; at.matrix + 1 < args.count && at.group >= groups_of(args.w[at.matrix]); at.matrix++) {
+        at.group -= groups_of(args.w[at.matrix]);
+        at.column += args.w[at.matrix].rows;
+    }
+    return at;
+}
+
+__device__ static float with_bias(const float *bias, int n, float y) {
+    return bias ? y + bias[n] : y;
+}
+
+/* Row n of the matrix, for a token. */
+__device__ static void put(const pen_cuda_product_args &args, const place &at, int token, int n, float y) {
+    if (n >= args.w[at.matrix].rows) return;
+    y = with_bias(args.bias[at.matrix], n, y);
     if (args.softcap > 0) y = args.softcap * tanhf(y / args.softcap);
-    float *out = args.out + (size_t)token * args.out_stride + n;
+    float *out = args.out + (size_t)token * args.out_stride + at.column + n;
     *out = args.add ? *out + y : y;
 }
 
-template <int TYPE, bool F32, int ROWS>
-static __global__ void __launch_bounds__(WARP *WARPS) product_kernel(pen_cuda_product_args args) {
-    __shared__ float sums[WARPS][ROWS][WARP];
-    int lane = threadIdx.x, warp = threadIdx.y, rows = args.tokens * args.parts, first = blockIdx.y * ROWS;
-    const unsigned char *group = args.w.data + args.w.group_bytes * blockIdx.x, *x[ROWS];
-#pragma unroll
-    for (int r = 0; r < ROWS; r++) x[r] = args.x + args.stride * min(first + r, rows - 1); /* past the end: unused */
-
-    int spans = (args.w.cols + PEN_CUDA_SPAN - 1) / PEN_CUDA_SPAN;
-    float total[2] = {0, 0}; /* of this warp's token, by part */
-    for (int round = 0; round < spans; round += WARPS) {
-        if (round + warp < spans) {
-            float p[ROWS] = {};
-            dot_span<TYPE, F32, ROWS>(args, group, x, round + warp, lane, p);
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) sums[warp][r][lane] = p[r];
-        }
-        __syncthreads();
-        for (int part = 0; part < args.parts && (warp + 1) * args.parts <= ROWS; part++)
-            for (int w = 0; w < WARPS && round + w < spans; w++) total[part] += sums[w][warp * args.parts + part][lane];
-        __syncthreads();
-    }
-    int token = first / args.parts + warp, n = WARP * blockIdx.x + lane;
-    if ((warp + 1) * args.parts <= ROWS && token < args.tokens && n < args.w.rows)
-        put(args, token, n, args.parts == 2 ? total[0] + total[1] : total[0]);
+/* A warp's 32 values of gate and up make one block of an activation row. */
+__device__ static void put_activated(const pen_cuda_product_args &args, int group, int token, float gate, float up) {
+    int cols = args.w[0].rows, n = WARP * group + (int)threadIdx.x;
+    up = with_bias(args.bias[args.count - 1], n, up);
+    float y = args.count == 2 ? activate(with_bias(args.bias[0], n, gate), args.act) * up : activate(up, args.act);
+    unsigned char *row = args.activated + args.activated_stride * token;
+    if (args.activations == PEN_ACTIVATIONS_FAST)
+        store_block(y, row, cols, group);
+    else
+        reinterpret_cast<float *>(row)[n] = y;
 }
 
-template <int TYPE, bool F32, int ROWS>
-static void launch_rows(cudaStream_t stream, const pen_cuda_product_args &args) {
-    dim3 grid((args.w.rows + WARP - 1) / WARP, (args.tokens * args.parts + ROWS - 1) / ROWS);
-    launch(product_kernel<TYPE, F32, ROWS>, grid, dim3(WARP, WARPS), stream, args);
+/* ---- Few rows -------------------------------------------------------------------------------------------------- */
+
+/* Tiles that there are registers for before the first is used; `cuda.spills` tells where they are too many. */
+static constexpr int tiles_ahead(const weight_traits &t, int cols) {
+    if (cols == 32 && t.share == 16 && t.minima()) return 1;
+    if (!t.quantised() || (cols == 32 && (t.bits > 4 || t.share == 16)) ||
+        (t.large() && (cols == 8 || (cols == 1 && t.bits > 4))))
+        return SPAN_TILES / 2;
+    return SPAN_TILES;
+}
+
+/* Sums of a span are kept as [column][32 rows], with a stride that spreads what a warp writes over all banks. Where
+ * there is room for two rounds of them, no warp has to wait before it writes the next. */
+template <int TYPE, bool F32, int COLS> struct block_shape {
+    static constexpr weight_traits t = traits_of<TYPE>::traits;
+    enum {
+        WARPS = !on_tensor_cores<TYPE, F32> ? 16
+                : COLS == 1                 ? 32
+                : COLS == 32                ? 8
+                                            : 16,
+        ON_SM = COLS == 32 || (COLS == 8 && t.quantised()) ? 2 : 1, /* blocks of this size */
+        ROUNDS = COLS > 8 ? 1 : 2,
+        AHEAD = tiles_ahead(t, COLS),
+        STRIDE = WARP + 4
+    };
+    typedef float span_sums[COLS][STRIDE];
+};
+
+template <int TYPE, bool F32, int COLS>
+static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WARPS),
+                                         block_shape<TYPE, F32, COLS>::ON_SM)
+    product_kernel(pen_cuda_product_args args) {
+    typedef block_shape<TYPE, F32, COLS> shape;
+    typedef columns<COLS> cols;
+    __shared__ typename shape::span_sums sums[shape::ROUNDS][shape::WARPS];
+    __shared__ float totals[2][COLS][WARP];
+    int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y, first = blockIdx.x * COLS;
+    place at = {0, (int)blockIdx.y, 0};
+    if (!args.activated) at = find_group(args, blockIdx.y);
+    cols x = {args.x + args.stride * first, args.stride, min(args.tokens * args.parts - first, COLS), args.w[0].cols};
+    int matrices = args.activated ? args.count : 1, spans = (x.width + PEN_CUDA_SPAN - 1) / PEN_CUDA_SPAN;
+    for (int c = warp; c < x.count; c += warps) totals[0][c][lane] = totals[1][c][lane] = 0;
+
+    /* The spans of the matrix, or of gate and then of up, are dealt to the warps in turn. */
+    for (int round = 0, buffer = 0; round < matrices * spans; round += warps, buffer ^= shape::ROUNDS - 1) {
+        int own = round + warp;
+        if (own < matrices * spans) {
+            float p[LANE_ROWS][cols::SUMS] = {};
+            dot_span<shape::AHEAD, TYPE, F32>(args.w[at.matrix + own / spans], at.group, x, own % spans, lane, p);
+#pragma unroll
+            for (int s = 0; s < LANE_ROWS; s++)
+#pragma unroll
+                for (int c = 0; c < cols::SUMS; c++) {
+                    int column = 8 * (c / cols::EACH) + 2 * (lane % 4) + c % cols::EACH;
+                    if (column < COLS) sums[buffer][warp][column][lane / 4 + 8 * s] = p[s][c];
+                }
+        }
+        __syncthreads();
+        for (int c = warp; c < x.count; c += warps)
+            for (int m = 0; m < matrices; m++) {
+                float total = totals[m][c][lane];
+                for (int i = max(m * spans - round, 0); i < min((m + 1) * spans - round, warps); i++)
+                    total += sums[buffer][i][c][lane];
+                totals[m][c][lane] = total;
+            }
+        if (shape::ROUNDS == 1) __syncthreads();
+    }
+    __syncthreads();
+    for (int token = warp; token < x.count / args.parts; token += warps) {
+        float y[2];
+        for (int m = 0; m < matrices; m++) {
+            y[m] = totals[m][args.parts * token][lane];
+            if (args.parts == 2) y[m] += totals[m][2 * token + 1][lane];
+        }
+        if (args.activated)
+            put_activated(args, at.group, first / args.parts + token, y[0], y[matrices - 1]);
+        else
+            put(args, at, first / args.parts + token, WARP * at.group + lane, y[0]);
+    }
+}
+
+/* ---- Many rows ------------------------------------------------------------------------------------------------- */
+
+/* Two scales and two minima for 32 values take the most registers. */
+static constexpr int wide_blocks(const weight_traits &t) {
+    return t.share == 16 && t.minima() ? WIDE_BLOCKS_ON_SM - 1 : WIDE_BLOCKS_ON_SM;
+}
+
+template <int TYPE>
+static __global__ void __launch_bounds__(WARP *WIDE_WARPS, wide_blocks(traits_of<TYPE>::traits))
+    wide_kernel(pen_cuda_product_args args) {
+    typedef columns<WIDE_COLS> cols;
+    int lane = threadIdx.x, first = blockIdx.x * WIDE_COLS;
+    place at = find_group(args, WIDE_WARPS * blockIdx.y + threadIdx.y);
+    const pen_cuda_matrix &w = args.w[at.matrix];
+    if (at.group >= groups_of(w)) return;
+    cols x = {args.x + args.stride * first, args.stride, min(args.tokens * args.parts - first, (int)WIDE_COLS), w.cols};
+    float total[LANE_ROWS][cols::SUMS] = {};
+    for (int span = 0; span * PEN_CUDA_SPAN < x.width; span++) {
+        float p[LANE_ROWS][cols::SUMS] = {};
+        dot_span<1, TYPE, false>(w, at.group, x, span, lane, p);
+#pragma unroll
+        for (int s = 0; s < LANE_ROWS; s++)
+#pragma unroll
+            for (int c = 0; c < cols::SUMS; c++) total[s][c] += p[s][c];
+    }
+#pragma unroll
+    for (int s = 0; s < LANE_ROWS; s++)
+#pragma unroll
+        for (int c = 0; c < cols::SUMS; c += 2) { /* the two columns of a token, or of two */
+            int column = 4 * c + 2 * (lane % 4), n = WARP * at.group + lane / 4 + 8 * s;
+            if (column >= x.count) continue;
+            if (args.parts == 2) {
+                put(args, at, (first + column) / 2, n, total[s][c] + total[s][c + 1]);
+            } else {
+                put(args, at, first + column, n, total[s][c]);
+                if (column + 1 < x.count) put(args, at, first + column + 1, n, total[s][c + 1]);
+            }
+        }
+}
+
+/* ---- The launch ------------------------------------------------------------------------------------------------ */
+
+/* Warps of each of `blocks` blocks that have `spans` spans to do: as many as let all blocks be at work together. */
+static int block_warps(int blocks, int spans, int most, int processors) {
+    int warps = most;
+    while (warps > MIN_WARPS && (warps / 2 >= spans || blocks * warps > WARPS_ON_SM * processors)) warps /= 2;
+    return warps;
 }
 
 struct product_call {
     cudaStream_t stream;
     const pen_cuda_product_args &args;
+    int groups;
 
+    template <int TYPE, bool F32, int COLS> void run_few() {
+        typedef block_shape<TYPE, F32, COLS> shape;
+        int tiles = (args.tokens * args.parts + COLS - 1) / COLS;
+        int spans = (args.w[0].cols + PEN_CUDA_SPAN - 1) / PEN_CUDA_SPAN * (args.activated ? args.count : 1);
+        int warps = block_warps(groups * tiles, spans, shape::WARPS, args.processors);
+        launch(product_kernel<TYPE, F32, COLS>, dim3(tiles, groups), dim3(WARP, warps), stream, args);
+    }
     template <int TYPE, bool F32> void run_mode() {
-        int rows = args.tokens * args.parts;
-        if (rows == 1)
-            launch_rows<TYPE, F32, 1>(stream, args);
-        else if (rows == 2 && !F32) /* a fine row */
-            launch_rows<TYPE, false, 2>(stream, args);
-        else
-            launch_rows<TYPE, F32, 8>(stream, args);
+        int rows = args.tokens * args.parts, tiles = (rows + WIDE_COLS - 1) / WIDE_COLS;
+        int blocks = (groups + WIDE_WARPS - 1) / WIDE_WARPS;
+        if (rows == 1) {
+            run_few<TYPE, F32, 1>();
+        } else if constexpr (on_tensor_cores<TYPE, F32>) {
+            if (rows <= 8)
+                run_few<TYPE, F32, 8>();
+            else if (rows <= 16)
+                run_few<TYPE, F32, 16>();
+            else if (args.activated || tiles * blocks < WIDE_BLOCKS_ON_SM * args.processors)
+                run_few<TYPE, F32, WIDE_COLS>();
+            else
+                launch(wide_kernel<TYPE>, dim3(tiles, blocks), dim3(WARP, WIDE_WARPS), stream, args);
+        } else {
+            run_few<TYPE, F32, 4>();
+        }
     }
     template <int TYPE> void run() {
         if (args.activations == PEN_ACTIVATIONS_F32)
@@ -136,54 +437,7 @@ struct product_call {
 };
 
 void pen_cuda_launch_product(cudaStream_t stream, const pen_cuda_product_args *args) {
-    for_type(args->w.type, product_call{stream, *args});
-}
-
-/* ---- Embedding ------------------------------------------------------------------------------------------------- */
-
-/* A thread does the 32 values of a tile. */
-enum { EMBED_THREADS = 64 };
-
-template <int TYPE> static __device__ lane_weights<TYPE> tile_of(const pen_cuda_matrix &table, int row, int tile) {
-    return lane_weights<TYPE>(table.data + table.group_bytes * (row / WARP), tile, row % WARP);
-}
-
-template <int TYPE> static __global__ void __launch_bounds__(EMBED_THREADS) embed_kernel(pen_cuda_embed_args args) {
-    int cols = args.table.cols, row = blockIdx.x;
-    for (int tile = threadIdx.x; tile < cols / PEN_CUDA_BLOCK; tile += EMBED_THREADS) {
-        lane_weights<TYPE> w = tile_of<TYPE>(args.table, args.token[row], tile);
-        float4 *x = reinterpret_cast<float4 *>(args.x + (size_t)row * cols + PEN_CUDA_BLOCK * tile);
-#pragma unroll
-        for (int i = 0; i < PEN_CUDA_BLOCK; i += 4)
-            x[i / 4] = make_float4(args.scale * w.at(i), args.scale * w.at(i + 1), args.scale * w.at(i + 2),
-                                   args.scale * w.at(i + 3));
-    }
-}
-
-/* x += rows of a second table, by position. */
-template <int TYPE>
-static __global__ void __launch_bounds__(EMBED_THREADS) add_positions_kernel(pen_cuda_embed_args args) {
-    int cols = args.table.cols, row = blockIdx.x;
-    for (int tile = threadIdx.x; tile < cols / PEN_CUDA_BLOCK; tile += EMBED_THREADS) {
-        float *x = args.x + (size_t)row * cols + PEN_CUDA_BLOCK * tile;
-        lane_weights<TYPE> w = tile_of<TYPE>(args.positions, args.position[row], tile);
-#pragma unroll
-        for (int i = 0; i < PEN_CUDA_BLOCK; i++) x[i] += w.at(i);
-    }
-}
-
-struct embed_call {
-    cudaStream_t stream;
-    const pen_cuda_embed_args &args;
-    bool positions;
-
-    template <int TYPE> void run() {
-        launch(positions ? add_positions_kernel<TYPE> : embed_kernel<TYPE>, dim3(args.count), dim3(EMBED_THREADS),
-               stream, args);
-    }
-};
-
-void pen_cuda_launch_embed(cudaStream_t stream, const pen_cuda_embed_args *args) {
-    for_type(args->table.type, embed_call{stream, *args, false});
-    if (args->positions.data) for_type(args->positions.type, embed_call{stream, *args, true});
+    int groups = groups_of(args->w[0]);
+    for (int m = 1; m < args->count && !args->activated; m++) groups += groups_of(args->w[m]);
+    for_type(args->w[0].type, product_call{stream, *args, groups});
 }

@@ -51,14 +51,8 @@ void pen_cuda_launch_store(cudaStream_t stream, const pen_cuda_store_args *args)
     launch(store_kernel, dim3(args->count), dim3(THREADS), stream, *args);
 }
 
-static __device__ float activate(float x, pen_gate act) {
-    if (act == PEN_GATE_SILU) return x / (1 + expf(-x));
-    const float root = 0.7978845608028654F; /* √(2/π) */
-    return 0.5F * x * (1 + tanhf(root * fmaf(0.044715F * x * x, x, x)));
-}
-
 static __global__ void __launch_bounds__(THREADS) activate_kernel(pen_cuda_activate_args args) {
-    size_t first = (size_t)blockIdx.x * args.cols;
+    size_t first = args.in_stride * blockIdx.x;
     unsigned char *out = args.out + args.stride * blockIdx.x;
     each_column(args.cols, [&](int i) {
         float y = args.gate ? activate(args.gate[first + i], args.act) * args.up[first + i]

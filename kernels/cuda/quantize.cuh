@@ -1,4 +1,7 @@
-/* Rounding of 32 values, one per lane of a warp, to a block of an activation row; cuda_kernels.h says how. */
+/*
+ * What makes activation rows: rounding of 32 values, one per lane of a warp, to a block (cuda_kernels.h says how), and
+ * the feed-forward's activation before it.
+ */
 #ifndef PEN_QUANTIZE_CUH
 #define PEN_QUANTIZE_CUH
 
@@ -28,6 +31,12 @@ __device__ inline float store_block(float x, unsigned char *row, int cols, int b
 /* The same in as many parts as a row has. */
 __device__ inline void store_parts(float x, unsigned char *row, size_t stride, int parts, int cols, int block) {
     for (int p = 0; p < parts; p++) x = store_block(x, row + stride * p, cols, block);
+}
+
+__device__ inline float activate(float x, pen_gate act) {
+    if (act == PEN_GATE_SILU) return x / (1 + expf(-x));
+    const float root = 0.7978845608028654F; /* √(2/π) */
+    return 0.5F * x * (1 + tanhf(root * fmaf(0.044715F * x * x, x, x)));
 }
 
 #endif

@@ -1,6 +1,7 @@
 /*
- * Weights on their way to the device: rows in GGUF layout are taken apart by types.c and packed on the host, by several
- * threads, in pinned memory, as cuda_kernels.h describes. The copy runs while the next rows are read and packed.
+ * Weights on their way to the device: plain numbers as they are in the file; rows of codes are taken apart by types.c
+ * and packed on the host, by several threads, in pinned memory, as cuda_kernels.h describes. The copy runs while the
+ * next rows are read and packed.
  */
 #include "cuda_device.h"
 
@@ -10,29 +11,31 @@
 
 enum { ROWS = PEN_CUDA_BLOCK, TILE = PEN_CUDA_BLOCK, SUPER_TILES = PEN_CUDA_SUPER / TILE };
 
-/* Sizes in bytes of a type's pieces. */
+/* Sizes in bytes of the pieces of a type of codes. */
 typedef struct layout {
-    size_t data, factors; /* of a tile: codes or numbers, and what scales them … */
+    size_t data, factors; /* of a tile: codes, and what scales them … */
     size_t super_factors; /* … and of what stands behind SUPER_TILES of them, in types with blocks of 256 */
-    size_t d;             /* f16, or MXFP4's exponent */
 } layout;
 
 static layout layout_of(pen_type type) {
     const pen_type_info *info = pen_type_get(type);
-    if (!info->quant.bits) return (layout){.data = (size_t)(ROWS * TILE * info->block_bytes)};
     size_t d = info->quant.d < 0 ? 1 : 2, m = info->quant.m < 0 ? 0 : 2, own = ROWS * (d + m);
     bool large = info->block_values == PEN_CUDA_SUPER;
     return (layout){.data = (size_t)(ROWS * TILE * info->quant.bits / 8),
                     .factors = large ? 2 * ROWS : own,
-                    .super_factors = large ? own : 0,
-                    .d = d};
+                    .super_factors = large ? own : 0};
 }
 
 static size_t tiles_bytes(const layout *l, size_t tiles) {
     return tiles * (l->data + l->factors) + tiles / SUPER_TILES * l->super_factors;
 }
 
+static bool is_plain(pen_type type) {
+    return pen_type_get(type)->quant.bits == 0;
+}
+
 static size_t group_bytes(pen_type type, int cols) {
+    if (is_plain(type)) return ROWS * pen_type_row_bytes(type, cols);
     layout l = layout_of(type);
     return tiles_bytes(&l, (size_t)(cols / TILE));
 }
@@ -43,7 +46,7 @@ static size_t group_count(int rows) {
 
 size_t pen_cuda_weight_bytes(const pen_device *device, pen_type type, int rows, int cols) {
     (void)device;
-    return group_count(rows) * group_bytes(type, cols);
+    return is_plain(type) ? (size_t)rows * pen_type_row_bytes(type, cols) : group_count(rows) * group_bytes(type, cols);
 }
 
 pen_status pen_cuda_weight_create(pen_device *device, pen_type type, int rows, int cols, pen_weight **weight) {
@@ -74,23 +77,17 @@ void pen_cuda_weight_destroy(pen_weight *base) {
 
 /* ---- Packing --------------------------------------------------------------------------------------------------- */
 
-/* `words` 32-bit words of a row in a plane that holds pieces of 16 bytes at most of ROWS rows. */
-static inline void put_words(unsigned char *plane, int row, int count, const uint32_t *words) {
-    int piece = count < 4 ? count : 4;
-    for (int w = 0; w < count; w += piece)
-        memcpy(plane + ((size_t)(w / piece * ROWS + row) * (size_t)piece) * sizeof *words, words + w,
-               (size_t)piece * sizeof *words);
-}
-
-/* The plane of `width` bits, from bit `from` of 32 codes; a constant width makes it quick. Returns the plane behind. */
+/* Adds the plane of `width` bits, from bit `from` of a row's 32 codes; a constant width makes it quick. Returns the
+ * plane behind. */
 static inline unsigned char *put_plane(unsigned char *plane, int row, int width, int from, const uint8_t *q) {
-    uint32_t words[8] = {0};
-    for (int v = 0; v < TILE / 4; v++) {
+    uint32_t *words = (uint32_t *)(void *)plane, mask = 0x01010101U * ((1U << width) - 1);
+    int piece = width < 4 ? width : 4;
+    for (int run = 0; run < TILE / 4; run++) {
+        int lane = row % 8 * 4 + run % 4, v = row / 8 * 2 + run / 4, word = v % width;
         uint32_t four;
-        memcpy(&four, q + 4 * v, sizeof four); /* little-endian, as the GPU is */
-        words[v % width] |= (four >> from & 0x01010101U * ((1U << width) - 1)) << width * (v / width);
+        memcpy(&four, q + 4 * run, sizeof four); /* little-endian, as the GPU is */
+        words[(word / piece * ROWS + lane) * piece + word % piece] |= (four >> from & mask) << width * (v / width);
     }
-    put_words(plane, row, width, words);
     return plane + ROWS * 4 * width;
 }
 
@@ -102,14 +99,19 @@ static void put_codes(const pen_quant *quant, const uint8_t *q, int row, unsigne
     if (quant->bits & 1) put_plane(data, row, 1, quant->bits & 6, q);
 }
 
+/* Which of a group's factors a row's is. */
+static int factor_of(int row) {
+    return row % 8 * 4 + row / 8;
+}
+
 static void put_half(unsigned char *halves, int row, const unsigned char *block, int at) {
-    memcpy(halves + 2 * row, block + at, 2);
+    memcpy(halves + 2 * factor_of(row), block + at, 2);
 }
 
 /* d and m of a block, as they are in the file. */
 static void put_block_factors(const pen_quant *quant, const unsigned char *block, int row, unsigned char *to) {
     if (quant->d < 0)
-        to[row] = block[0];
+        to[factor_of(row)] = block[0];
     else
         put_half(to, row, block, quant->d);
     if (quant->m >= 0) put_half(to + 2 * ROWS, row, block, quant->m);
@@ -117,13 +119,12 @@ static void put_block_factors(const pen_quant *quant, const unsigned char *block
 
 /* The two bytes of a tile in a block of 256; half is its first share. */
 static void put_scales(const pen_quant *quant, const pen_block *split, int tile, int row, unsigned char *to) {
-    int share = tile * TILE / quant->share;
+    int share = tile * TILE / quant->share, at = 2 * factor_of(row);
     for (int i = 0; i < 2; i++)
         if (quant->share == TILE)
-            to[2 * row + i] = (unsigned char)(i == 0 ? split->scale[share] : split->min[share]);
+            to[at + i] = (unsigned char)(i == 0 ? split->scale[share] : split->min[share]);
         else
-            to[2 * row + i] =
-                (unsigned char)(split->scale[share + i] | (quant->m < 0 ? 0 : split->min[share + i] << 4));
+            to[at + i] = (unsigned char)(split->scale[share + i] | (quant->m < 0 ? 0 : split->min[share + i] << 4));
 }
 
 /* Tiles [0, tiles) of a row from its blocks. */
@@ -132,14 +133,6 @@ static void pack_row(pen_type type, const layout *l, const unsigned char *source
     const pen_type_info *info = pen_type_get(type);
     const pen_quant *quant = &info->quant;
     size_t tile_bytes = l->data + l->factors;
-    if (!quant->bits) {
-        for (int t = 0; t < tiles; t++) {
-            uint32_t words[TILE];
-            memcpy(words, source + (size_t)(t * TILE * info->block_bytes), (size_t)(TILE * info->block_bytes));
-            put_words(out + tile_bytes * (size_t)t, row, TILE * info->block_bytes / 4, words);
-        }
-        return;
-    }
     int each = info->block_values / TILE; /* tiles of a block */
     for (int b = 0; b < tiles / each; b++, source += info->block_bytes) {
         pen_block split;
@@ -167,7 +160,7 @@ typedef struct upload {
     layout layout;
     const unsigned char *source; /* of row `first` */
     size_t row_bytes, group_bytes;
-    int first, end, rows; /* of the source; of the matrix */
+    int first, end; /* rows of the source */
     int tiles, most, pieces;
     int piece; /* the first one in `packed` */
     unsigned char *packed;
@@ -181,18 +174,18 @@ static size_t offset_of(const upload *u, int piece) {
 static void pack_piece(void *context, int task, int thread) {
     const upload *u = context;
     const pen_type_info *info = pen_type_get(u->type);
-    int piece = u->piece + task, row = piece / u->pieces * ROWS, beyond = row + ROWS;
+    int piece = u->piece + task, row = piece / u->pieces * ROWS, end = row + ROWS < u->end ? row + ROWS : u->end;
     int tile = piece % u->pieces * u->most, count = u->tiles - tile < u->most ? u->tiles - tile : u->most;
     unsigned char *out = u->packed + offset_of(u, piece) - offset_of(u, u->piece);
     const unsigned char *source = u->source + (size_t)(tile * TILE / info->block_values) * (size_t)info->block_bytes;
     (void)thread;
-    if (beyond > u->rows) memset(out, 0, tiles_bytes(&u->layout, (size_t)count));
-    for (; row < beyond && row < u->end; row++)
+    memset(out, 0, tiles_bytes(&u->layout, (size_t)count)); /* rows past the end, and what bits are added to */
+    for (; row < end; row++)
         pack_row(u->type, &u->layout, source + u->row_bytes * (size_t)(row - u->first), row % ROWS, count, out);
 }
 
-void pen_cuda_weight_write(pen_weight *base, int first, int rows, const void *source) {
-    pen_cuda_weight *weight = (pen_cuda_weight *)base;
+static void pack(pen_cuda_weight *weight, int first, int rows, const void *source) {
+    const pen_weight *base = &weight->base;
     pen_cuda_device *device = pen_cuda(base->device);
     upload u = {.type = base->type,
                 .layout = layout_of(base->type),
@@ -201,7 +194,6 @@ void pen_cuda_weight_write(pen_weight *base, int first, int rows, const void *so
                 .group_bytes = weight->matrix.group_bytes,
                 .first = first,
                 .end = first + rows,
-                .rows = base->rows,
                 .tiles = base->cols / TILE};
     size_t room = pen_cuda_staging_bytes(device->writes) / 4;
     u.most = (int)(room / tiles_bytes(&u.layout, SUPER_TILES)) * SUPER_TILES;
@@ -218,4 +210,15 @@ void pen_cuda_weight_write(pen_weight *base, int first, int rows, const void *so
                        "copying a weight to the GPU");
         pen_cuda_staging_sent(device->writes);
     }
+}
+
+void pen_cuda_weight_write(pen_weight *base, int first, int rows, const void *source) {
+    pen_cuda_weight *weight = (pen_cuda_weight *)base;
+    size_t row_bytes = pen_type_row_bytes(base->type, base->cols);
+    unsigned char *data = (unsigned char *)(uintptr_t)weight->matrix.data;
+    if (is_plain(base->type))
+        pen_cuda_staging_write(pen_cuda(base->device)->writes, data + row_bytes * (size_t)first, source,
+                               row_bytes * (size_t)rows);
+    else
+        pack(weight, first, rows, source);
 }

@@ -74,6 +74,32 @@ template <class T> T __shfl_xor_sync(unsigned mask, T value, int other) {
     return result;
 }
 
+/* The tensor cores' products (kernels/cuda/tensor.cuh); a lane's words of a and b. */
+struct pen_emulated_fragments {
+    unsigned a[4], b[2], unused[2]; /* as large as an exchange may be: those of all lanes lie side by side */
+};
+inline const pen_emulated_fragments *pen_emulate_fragments(const unsigned *a, int a_words, const unsigned *b) {
+    pen_emulated_fragments mine = {};
+    std::copy(a, a + a_words, mine.a);
+    std::copy(b, b + a_words / 2, mine.b);
+    return (const pen_emulated_fragments *)pen_emulate_exchange(~0U, &mine, sizeof mine, 0);
+}
+
+/* c += a·b, four words of a row and a column at a time: `dot` adds the products of two words to a sum. */
+template <class Sum, class Dot>
+void pen_emulate_mma(Sum c[4], const unsigned *a, int a_words, const unsigned *b, Dot dot) {
+    const pen_emulated_fragments *lanes = pen_emulate_fragments(a, a_words, b);
+    unsigned g = pen_emulate_lane() / 4, t = pen_emulate_lane() % 4;
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned half = 0; half < (unsigned)a_words / 2; half++)
+            for (unsigned other = 0; other < 4; other++)
+                c[i] = dot(lanes[4 * g + other].a[i / 2 + 2 * half], lanes[4 * (2 * t + i % 2) + other].b[half], c[i]);
+}
+
+inline void __threadfence() {} /* blocks run one after the other */
+template <class T> T __ldcg(const T *at) {
+    return *at;
+}
 template <class T> T atomicAdd(T *at, T value) {
     T before = *at;
     *at += value;
@@ -117,8 +143,52 @@ inline float __half2float(__half half) {
 inline __half __float2half_rn(float value) {
     return {pen_f32_to_f16(value)};
 }
+inline unsigned short __half_as_ushort(__half half) {
+    return half.bits;
+}
 inline __half __ushort_as_half(unsigned short bits) {
     return {bits};
+}
+
+inline float pen_emulate_bf16(unsigned bits) {
+    return pen_bf16_to_f32((uint16_t)bits);
+}
+inline float pen_emulate_f16(unsigned bits) {
+    return pen_f16_to_f32((uint16_t)bits);
+}
+inline uint16_t pen_emulate_to_bf16(float value) { /* of a number */
+    unsigned bits = __float_as_uint(value);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline void mma_s8_k32(int c[4], const unsigned a[4], const unsigned b[2]) {
+    pen_emulate_mma(c, a, 4, b, [](unsigned x, unsigned y, int sum) { return __dp4a((int)x, (int)y, sum); });
+}
+inline void mma_s8_k16(int c[4], const unsigned a[2], unsigned b) {
+    pen_emulate_mma(c, a, 2, &b, [](unsigned x, unsigned y, int sum) { return __dp4a((int)x, (int)y, sum); });
+}
+inline void mma_f16(float c[4], const unsigned a[4], const unsigned b[2]) {
+    pen_emulate_mma(c, a, 4, b, [](unsigned x, unsigned y, float sum) {
+        sum = fmaf(pen_emulate_f16(x), pen_emulate_f16(y), sum);
+        return fmaf(pen_emulate_f16(x >> 16), pen_emulate_f16(y >> 16), sum);
+    });
+}
+inline void mma_bf16(float c[4], const unsigned a[4], const unsigned b[2]) {
+    pen_emulate_mma(c, a, 4, b, [](unsigned x, unsigned y, float sum) {
+        sum = fmaf(pen_emulate_bf16(x), pen_emulate_bf16(y), sum);
+        return fmaf(pen_emulate_bf16(x >> 16), pen_emulate_bf16(y >> 16), sum);
+    });
+}
+inline unsigned fma_f16_pair(unsigned a, unsigned b, unsigned c) {
+    unsigned low = pen_f32_to_f16(fmaf(pen_emulate_f16(a), pen_emulate_f16(b), pen_emulate_f16(c)));
+    return low |
+           (unsigned)pen_f32_to_f16(fmaf(pen_emulate_f16(a >> 16), pen_emulate_f16(b >> 16), pen_emulate_f16(c >> 16)))
+               << 16;
+}
+inline unsigned fma_bf16_pair(unsigned a, unsigned b, unsigned c) {
+    unsigned low = pen_emulate_to_bf16(fmaf(pen_emulate_bf16(a), pen_emulate_bf16(b), pen_emulate_bf16(c)));
+    return low | (unsigned)pen_emulate_to_bf16(
+                     fmaf(pen_emulate_bf16(a >> 16), pen_emulate_bf16(b >> 16), pen_emulate_bf16(c >> 16)))
+                     << 16;
 }
 
 /* ---- What only C++ can ask the runtime ------------------------------------------------------------------------- */

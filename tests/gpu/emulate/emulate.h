@@ -34,6 +34,13 @@ void pen_emulate_memory(unsigned long long bytes);
 /* A program that does not call these takes from its environment EMULATED_MACHINE (gpu, no-driver, old-driver,
  * no-device, other-gpu), EMULATED_GPUS (how many, 1), EMULATED_MEMORY (bytes) and EMULATED_LOST: after so many pieces
  * of work the GPU is lost. */
+/* What graphs were made of so far, and how many may still be made: then cudaGraphInstantiate fails. */
+typedef struct pen_emulated_graphs {
+    int captured, launched; /* graphs */
+    int nodes;              /* of the last one that was captured */
+} pen_emulated_graphs;
+pen_emulated_graphs pen_emulate_graphs(void);
+void pen_emulate_graphs_left(int count);
 
 /* The order in which a block's threads run between barriers: 0 by number, 1 backwards, 2 … some random order. A kernel
  * that lacks a barrier gives other results in another one. */

@@ -21,7 +21,7 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace {
 
-enum { LANES = 32, STACK = 256 << 10, EXCHANGED = 16, THREADS_MAX = 1024 };
+enum { LANES = 32, STACK = 256 << 10, EXCHANGED = 32, THREADS_MAX = 1024 };
 
 enum state { READY, AT_BARRIER, AT_EXCHANGE, DONE };
 

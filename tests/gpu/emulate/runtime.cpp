@@ -10,10 +10,20 @@
 #include <map>
 #include <set>
 #include <unistd.h>
+#include <vector>
+
+/* Closures hold a launch's arguments as they were at its capture. */
+struct CUgraph_st {
+    std::vector<std::function<void()>> nodes;
+};
+struct CUgraphExec_st {
+    std::vector<std::function<void()>> nodes;
+};
 
 struct CUstream_st {
     std::deque<std::function<void()>> work;
     bool at_work;
+    CUgraph_st *capture; /* or NULL: what is enqueued goes there instead */
 };
 
 struct CUevent_st {
@@ -40,6 +50,8 @@ int gpus = 1;
 bool lost, not_yet;
 unsigned long long until_lost; /* pieces of work that are still done; 0: all */
 cudaError_t last_error;
+pen_emulated_graphs graphs;
+int graphs_left = 1 << 30;
 
 [[noreturn]] void die(const char *what) {
     fprintf(stderr, "emulated runtime: %s\n", what);
@@ -62,7 +74,14 @@ bool within(const void *at, size_t bytes, bool device) {
     return found->second.device == device && offset <= found->second.bytes && bytes <= found->second.bytes - offset;
 }
 
+/* While a stream is captured, its thread may enqueue kernels and copies within the device, and no more. */
+void not_in_a_capture(const char *what) {
+    for (cudaStream_t stream : streams)
+        if (stream->capture) die(what);
+}
+
 cudaError_t allocate(void **memory, size_t bytes, bool device) {
+    not_in_a_capture("memory is allocated in a capture");
     if (device && bytes > memory_left) return result(cudaErrorMemoryAllocation);
     if (lost) return result();
     void *pages = nullptr; /* without padding, which would hide what is read past the end */
@@ -99,6 +118,7 @@ void finish(cudaStream_t stream) {
 }
 
 cudaError_t release(void *memory, bool device) {
+    not_in_a_capture("memory is freed in a capture");
     auto found = allocations.find((char *)memory);
     if (found == allocations.end() || found->second.device != device) die("memory is freed that was not allocated so");
     for (cudaStream_t stream : streams) { /* as cudaFree and cudaFreeHost do */
@@ -133,11 +153,18 @@ const bool pretending = pretend();
 
 void pen_emulate_enqueue(cudaStream_t stream, std::function<void()> closure) {
     if (!stream) die("the default stream is not used");
-    stream->work.push_back(std::move(closure));
+    if (stream->capture)
+        stream->capture->nodes.push_back(std::move(closure));
+    else
+        stream->work.push_back(std::move(closure));
 }
 
 void pen_emulate_not_yet() {
     not_yet = true;
+}
+
+void pen_emulate_look(cudaStream_t stream) {
+    work(stream, WORK_OF_A_POLL);
 }
 
 bool pen_emulate_is_device_memory(const void *at, size_t bytes) {
@@ -230,9 +257,16 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes) {
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, cudaStream_t stream) {
+    if (kind != cudaMemcpyDeviceToDevice) not_in_a_capture("a copy to or from the host in a capture");
     if (!within(to, bytes, kind != cudaMemcpyDeviceToHost)) die("a copy to memory that is not allocated so");
     if (!within(from, bytes, kind != cudaMemcpyHostToDevice)) die("a copy from memory that is not allocated so");
     pen_emulate_enqueue(stream, [=] { memmove(to, from, bytes); });
+    return result();
+}
+
+cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream) {
+    if (!within(to, bytes, true)) die("memory is set that is not allocated so");
+    pen_emulate_enqueue(stream, [=] { memset(to, value, bytes); });
     return result();
 }
 
@@ -255,6 +289,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    not_in_a_capture("a stream is waited for in a capture");
     finish(stream);
     return result();
 }
@@ -280,6 +315,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    not_in_a_capture("an event is recorded in a capture");
     if (lost) return result();
     unsigned long long number = ++records;
     event->stream = stream;
@@ -293,6 +329,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
+    not_in_a_capture("an event is polled in a capture");
     if (event->done == event->recorded || lost) return result();
     work(event->stream, WORK_OF_A_POLL);
     return result(cudaErrorNotReady); /* whoever asks again may hear otherwise */
@@ -302,5 +339,54 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) 
     if (begin->flags || end->flags || !begin->recorded || !end->recorded) return result(cudaErrorInvalidValue);
     if (begin->done != begin->recorded || end->done != end->recorded) return result(cudaErrorNotReady);
     *ms = (float)(end->ms - begin->ms);
+    return result();
+}
+
+/* ---- Graphs ---------------------------------------------------------------------------------------------------- */
+
+pen_emulated_graphs pen_emulate_graphs() {
+    return graphs;
+}
+void pen_emulate_graphs_left(int count) {
+    graphs_left = count;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode) {
+    not_in_a_capture("a capture in a capture");
+    if (!lost) stream->capture = new CUgraph_st();
+    return result();
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    *graph = stream->capture;
+    stream->capture = nullptr;
+    if (!*graph) return result(cudaErrorStreamCaptureUnsupported);
+    graphs.captured++;
+    graphs.nodes = (int)(*graph)->nodes.size();
+    return result();
+}
+
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
+    *exec = nullptr;
+    if (graphs_left == 0) return result(cudaErrorMemoryAllocation);
+    graphs_left--;
+    *exec = new CUgraphExec_st{graph->nodes};
+    return result();
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return result();
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+    delete exec;
+    return result();
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    if (lost) return result();
+    graphs.launched++;
+    for (const std::function<void()> &node : exec->nodes) pen_emulate_enqueue(stream, node);
     return result();
 }

@@ -11,6 +11,9 @@ void pen_emulate_enqueue(cudaStream_t stream, std::function<void()> work);
  */
 void pen_emulate_not_yet();
 
+/* Does some of a stream's work. */
+void pen_emulate_look(cudaStream_t stream);
+
 bool pen_emulate_is_device_memory(const void *at, size_t bytes);
 
 #endif

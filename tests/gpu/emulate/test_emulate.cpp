@@ -4,6 +4,8 @@
  */
 #include "emulate.cuh"
 #include "emulate.h"
+#include "nccl.h"
+#include "stream.hpp"
 
 #include <cstdio>
 #include <cstdlib>
@@ -84,9 +86,109 @@ static void copies_run_late() {
     cudaFreeHost(host);
 }
 
+static void streams_wait_for_each_other() {
+    machine first, second;
+    cudaEvent_t event;
+    std::vector<int> order;
+    cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+    pen_emulate_enqueue(first.stream, [&] { order.push_back(1); });
+    cudaEventRecord(event, first.stream);
+    cudaStreamWaitEvent(second.stream, event, 0);
+    pen_emulate_enqueue(second.stream, [&] { order.push_back(2); });
+    cudaStreamSynchronize(second.stream);
+    expect(order == std::vector<int>({1, 2}), "a stream waits for an event of another");
+    cudaEventDestroy(event);
+}
+
+/* Both sides of a communicator, in one process; `data` is the device's. */
+struct pair {
+    machine sender, receiver;
+    ncclComm_t comms[2];
+    char *data;
+    pair() {
+        ncclUniqueId id;
+        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+        config.blocking = 0;
+        config.maxCTAs = 1;
+        ncclGetUniqueId(&id);
+        for (int i = 0; i < 2; i++) ncclCommInitRankConfig(&comms[i], 2, id, i, &config);
+        cudaMalloc((void **)&data, 2000000);
+    }
+    ~pair() {
+        for (ncclComm_t comm : comms) ncclCommAbort(comm);
+        cudaFree(data);
+    }
+    /* Until a side's last call is over; how often it was not. */
+    int settle(int side) {
+        ncclResult_t result = ncclInProgress;
+        int looks = -1;
+        for (; result == ncclInProgress; looks++) ncclCommGetAsyncError(comms[side], &result);
+        return looks;
+    }
+    ncclResult_t send(size_t bytes) { return ncclSend(data, bytes, ncclUint8, 1, comms[0], sender.stream); }
+    ncclResult_t receive(size_t bytes) {
+        return ncclRecv(data + 1000000, bytes, ncclUint8, 0, comms[1], receiver.stream);
+    }
+};
+
+static void rows_go_from_side_to_side() {
+    pair p;
+    cudaEvent_t sent;
+    cudaEventCreateWithFlags(&sent, cudaEventDisableTiming);
+    expect(p.settle(0) > 0 && p.settle(1) > 0, "a communicator is not there at once");
+    for (int i = 0; i < 1000000; i++) p.data[i] = (char)(i % 119);
+    expect(p.send(1000000) == ncclInProgress && p.settle(0) > 0, "nor is a call over");
+    cudaEventRecord(sent, p.sender.stream);
+    for (int i = 0; i < 10; i++) cudaEventQuery(sent);
+    expect(cudaEventQuery(sent) == cudaErrorNotReady, "a send that nobody receives is not done");
+    p.receive(1000000);
+    p.settle(1);
+    while (cudaEventQuery(sent) != cudaSuccess) pen_emulate_look(p.receiver.stream);
+    expect(memcmp(p.data, p.data + 1000000, 1000000) == 0, "it arrives");
+    cudaEventDestroy(sent);
+}
+
+static void mistakes_with_nccl() {
+    expect_abort("a receive before its send", [] {
+        pair p;
+        p.settle(0), p.settle(1);
+        p.receive(10);
+    });
+    expect_abort("a receive of other bytes than were sent", [] {
+        pair p;
+        p.settle(0), p.settle(1);
+        p.send(10);
+        p.settle(0);
+        p.receive(11);
+    });
+    expect_abort("a call before the last one is over", [] {
+        pair p;
+        p.settle(0), p.settle(1);
+        p.send(10);
+        p.send(10);
+    });
+    expect_abort("a call before the communicator is there", [] { pair().send(10); });
+    expect_abort("rows in host memory", [] {
+        pair p;
+        char host[10];
+        p.settle(0), p.settle(1);
+        ncclSend(host, 10, ncclUint8, 1, p.comms[0], p.sender.stream);
+    });
+    expect_abort("memory that is freed while a stream waits for another process", [] {
+        pair p;
+        p.settle(0), p.settle(1);
+        p.send(10);
+        p.settle(0);
+        cudaFree(p.data);
+    });
+}
+
 int main() {
     all_threads_meet();
     copies_run_late();
+    streams_wait_for_each_other();
+    rows_go_from_side_to_side();
+    mistakes_with_nccl();
     expect(rotate(true, 0) == rotate(true, 1) && rotate(true, 0) == rotate(true, 2), "a barrier makes orders alike");
     expect(rotate(false, 0) != rotate(false, 1), "a missing barrier shows");
     expect_abort("a barrier that some threads leave out", [] {
