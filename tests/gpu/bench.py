@@ -26,6 +26,7 @@ class Load:
     output: int
     ranks: int = 1
     phases: bool = False  # prompts first, then all decode together
+    options: tuple = ()
 
 
 def loads_of(arguments):
@@ -35,7 +36,9 @@ def loads_of(arguments):
     loads = [Load("8b bf16", bf16, 1, prompt, output), Load("8b q4_k", q4_k, 1, prompt, output)]
     if arguments.smollm2:
         loads.append(Load("smollm2", arguments.smollm2, 1, prompt // 8, 2 * output))
-    loads += [Load("8b bf16 x64", bf16, many, prompt // 4, output, phases=True),
+        loads.append(Load("smollm2, eager", arguments.smollm2, 1, prompt // 8, 2 * output, options=("--enforce-eager",)))
+    loads += [Load("8b bf16, deterministic", bf16, 1, prompt, output // 4, options=("--deterministic",)),
+              Load("8b bf16 x64", bf16, many, prompt // 4, output, phases=True),
               Load("8b q4_k x64", q4_k, many, prompt // 4, output, phases=True),
               Load("8b bf16, 2 ranks", bf16, 1, prompt, output, ranks=2)]
     loads = [load for load in loads if arguments.only in (None, load.name)]
@@ -72,7 +75,7 @@ def run(arguments, load):
     launcher = launcher if load.ranks > 1 else []
     line = [*launcher, arguments.penstock, "bench", load.model, "--json", "--device", arguments.device,
             "--concurrency", str(load.streams), "--prompt-tokens", str(load.prompt), "--output-tokens",
-            str(load.output), *(["--phases"] if load.phases else ["--num-prompts", "3"])]
+            str(load.output), *load.options, *(["--phases"] if load.phases else ["--num-prompts", "3"])]
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     result = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **root},
                             timeout=arguments.timeout)

@@ -231,8 +231,9 @@ if wants bench && needs_python bench; then
   options=(--penstock "$penstock" --mpirun "$mpirun" --device "$device")
   [ -z "$smollm2" ] || options+=(--smollm2 "$smollm2")
   [ "$device" = cuda ] || options+=(--tiny)
-  for load in "8b bf16" "8b q4_k" smollm2 "8b bf16 x64" "8b q4_k x64" "8b bf16, 2 ranks"; do
-    if [ "$load" = smollm2 ] && [ -z "$smollm2" ]; then skip bench smollm2 "there is no model"; continue; fi
+  for load in "8b bf16" "8b q4_k" smollm2 "8b bf16 x64" "8b q4_k x64" "8b bf16, 2 ranks" "8b bf16, deterministic" \
+    "smollm2, eager"; do
+    if [[ $load = smollm2* ]] && [ -z "$smollm2" ]; then skip bench "$load" "there is no model"; continue; fi
     measures=yes run bench "$load" 200 "${ours[@]}" "$python" tests/gpu/bench.py "${options[@]}" --only "$load"
   done
 fi
