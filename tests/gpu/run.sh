@@ -211,20 +211,27 @@ if wants kernels; then
   done
 fi
 
-# reference NAME FILE MODEL: both modes apart, as either may take long.
+# reference NAME FILE MODEL [MODE RANKS VARIABLE…]: those outputs; without the rest in each mode apart, as either may take
+# long, at one and two ranks.
 reference() {
-  local mode
-  for mode in fast f32; do
-    if [ -z "$3" ]; then skip models "$1 $mode" "there is no model"; continue; fi
-    run models "$1 $mode" 300 "${ours[@]}" "$python" tests/reference/compare.py --penstock "$penstock" \
-      --mpirun "$mpirun" --model "$3" --device "$device" --ranks 1,2 --modes "$mode" "tests/reference/$2"
-  done
+  if [ -z "$3" ]; then skip models "$1" "there is no model"; return; fi
+  if [ $# = 3 ]; then
+    # What does not depend on how many rows go together is the same for all numbers of ranks.
+    reference "$1 fast" "$2" "$3" fast 1,2 PENSTOCK_DETERMINISTIC=1
+    reference "$1 f32" "$2" "$3" f32 1,2 PENSTOCK_DETERMINISTIC=1
+    return
+  fi
+  run models "$1" 300 "${ours[@]}" "${@:6}" "$python" tests/reference/compare.py --penstock "$penstock" \
+    --mpirun "$mpirun" --model "$3" --device "$device" --modes "$4" --ranks "$5" "tests/reference/$2"
 }
 if wants models && needs_python models; then
   reference smollm2 smollm2-135m-instruct-q4_1.json "$smollm2"
   reference gemma3 gemma-3-270m-q4_k_m.json "$gemma3"
-  [ "$device" = cpu ] ||
-    run models "same tokens" 500 "${ours[@]}" "$python" tests/mpi/same_tokens.py "$penstock" "$mpirun" --device cuda
+  if [ "$device" = cuda ]; then
+    reference "smollm2, the fastest way" smollm2-135m-instruct-q4_1.json "$smollm2" fast 1
+    run models "same tokens" 500 "${ours[@]}" PENSTOCK_DETERMINISTIC=1 "$python" tests/mpi/same_tokens.py "$penstock" \
+      "$mpirun" --device cuda
+  fi
 fi
 
 if wants bench && needs_python bench; then
