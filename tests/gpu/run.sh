@@ -10,7 +10,7 @@
 # else runs what bundle.sh made elsewhere. The README beside this says how.
 #
 #   --built FOLDER   run these programs (bundle.sh's) instead of building
-#   --parts LIST     only these, with commas: operations, limits, kernels, models, bench, peer, sanitizer, spills
+#   --parts LIST     only these, with commas: operations, links, limits, kernels, models, bench, peer, sanitizer, spills
 #   --json FILE      all results as JSON; FILE.lines has each as a line as soon as it is there
 #   --continue       with --json: leave out what FILE.lines says has passed, so that several calls make one whole
 #   --seconds N      end within N seconds; what is left is skipped
@@ -39,7 +39,7 @@ done
 [[ $seconds =~ ^[0-9]*$ ]] || usage "--seconds $seconds is no number"
 [[ $device =~ ^(cuda|cpu)$ ]] || usage "--device is cuda or cpu"
 [ -z "$continues" ] || [ -n "$json" ] || usage "--continue needs --json"
-all=operations,limits,kernels,models,bench,peer,sanitizer,spills
+all=operations,links,limits,kernels,models,bench,peer,sanitizer,spills
 [ "$device" = cuda ] || all=kernels,models,bench
 parts=${parts:-$all}
 for part in ${parts//,/ }; do
@@ -196,6 +196,18 @@ gemma3=$(model gemma3 '*gemma*3*.gguf' PENSTOCK_TEST_GEMMA)
 
 if wants operations; then
   for test in device linear attention pick stage; do run operations "$test" 240 "${ours[@]}" "$tests/gpu_$test"; done
+fi
+
+# Rows from GPU to GPU. Two ranks on one GPU get NCCL only from versions that allow it, where it is asked for; that they
+# cannot have it here (status 4) is no failure.
+if wants links; then
+  ranks=("$mpirun" --bind-to none -np)
+  for n in 2 3; do
+    run links "mpi, $n ranks" 60 "${ours[@]}" "${ranks[@]}" "$n" "$tests/gpu_link_run" --device cuda --link mpi
+  done
+  # shellcheck disable=SC2016 # the inner shell's
+  run links "nccl, 2 ranks" 90 "${ours[@]}" NCCL_MULTI_RANK_GPU_ENABLE=1 bash -c '"$@" || exit $(($? == 4 ? 77 : $?))' \
+    link "${ranks[@]}" 2 "$tests/gpu_link_run" --device cuda --link nccl
 fi
 
 if wants limits; then measures=yes run limits all 120 "${ours[@]}" "$tests/gpu_limits"; fi
