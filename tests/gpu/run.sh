@@ -194,8 +194,15 @@ gemma3=$(model gemma3 '*gemma*3*.gguf' PENSTOCK_TEST_GEMMA)
 
 # ---- The parts -------------------------------------------------------------------------------------------------------
 
+# Those of test_cuda_*.c.
+operations=()
+for program in "$tests"/gpu_*; do
+  name=${program##*/gpu_}
+  [[ $name =~ ^(bench|limits|link_run|\*)$ ]] || operations+=("$name")
+done
 if wants operations; then
-  for test in device linear attention pick stage; do run operations "$test" 240 "${ours[@]}" "$tests/gpu_$test"; done
+  [ ${#operations[@]} -gt 0 ] || { complain "there are no tests in $tests"; count operations all failed; }
+  for name in "${operations[@]}"; do run operations "$name" 240 "${ours[@]}" "$tests/gpu_$name"; done
 fi
 
 # Rows from GPU to GPU. Two ranks on one GPU get NCCL only from versions that allow it, where it is asked for; that they
@@ -263,12 +270,13 @@ if wants peer && needs_python peer; then measures=yes run peer transformers 400 
 if wants sanitizer; then
   sanitizer=$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")
   for tool in memcheck racecheck synccheck initcheck; do
-    for test in device attention linear pick; do
+    for name in "${operations[@]}"; do
+      [ "$name" != stage ] || continue # whole models, of the same operations
       if [ -x "$sanitizer" ]; then
-        run sanitizer "$tool $test" 280 "${ours[@]}" "$sanitizer" --tool "$tool" --target-processes all \
-          --error-exitcode 1 --print-limit 5 "$tests/gpu_$test"
+        run sanitizer "$tool $name" 280 "${ours[@]}" "$sanitizer" --tool "$tool" --target-processes all \
+          --error-exitcode 1 --print-limit 5 "$tests/gpu_$name"
       else
-        skip sanitizer "$tool $test" "there is no compute-sanitizer"
+        skip sanitizer "$tool $name" "there is no compute-sanitizer"
       fi
     done
   done
