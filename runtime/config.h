@@ -17,6 +17,7 @@ typedef struct pen_config {
     char isa[16];              /* auto, or a CPU instruction set */
     bool exact;                /* --activations f32 */
     bool deterministic;        /* on a GPU: the same bits for any number of rows */
+    bool enforce_eager;        /* on a GPU: no CUDA graphs */
     int threads;               /* per rank; 0: this rank's share of the allowed cores */
     char link[16];             /* auto, local, mpi, nccl */
 

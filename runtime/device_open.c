@@ -30,7 +30,8 @@ static pen_status open_gpu(const pen_config *config, const pen_share *share, int
     pen_cuda_options options = {.activations = activations_of(config),
                                 .gpu = gpu,
                                 .threads = share->threads,
-                                .deterministic = config->deterministic};
+                                .deterministic = config->deterministic,
+                                .enforce_eager = config->enforce_eager};
     PEN_TRY(pen_cuda_device_create(&options, device));
     if (pen_device_own_memory(*device, &memory) == PEN_OK && pen_machine_stay_near(memory.bus))
         PEN_DEBUG("stays on the cores next to GPU %d at %s", gpu, memory.bus);
