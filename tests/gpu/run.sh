@@ -195,7 +195,7 @@ gemma3=$(model gemma3 '*gemma*3*.gguf' PENSTOCK_TEST_GEMMA)
 # ---- The parts -------------------------------------------------------------------------------------------------------
 
 if wants operations; then
-  for test in device linear attention pick stage; do run operations "$test" 240 "${ours[@]}" "$tests/gpu_$test"; done
+  for test in device linear attention pick stage graph; do run operations "$test" 240 "${ours[@]}" "$tests/gpu_$test"; done
 fi
 
 if wants limits; then measures=yes run limits all 120 "${ours[@]}" "$tests/gpu_limits"; fi
