@@ -18,6 +18,7 @@ typedef struct pen_config {
     bool exact;                /* --activations f32 */
     bool enforce_eager;        /* a GPU without CUDA graphs */
     bool deterministic;        /* on a GPU: the same bits for any number of rows */
+    bool enforce_eager;        /* on a GPU: no CUDA graphs */
     int threads;               /* per rank; 0: this rank's share of the allowed cores */
     char link[16];             /* auto, local, mpi, nccl */
 
