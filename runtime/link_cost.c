@@ -95,6 +95,7 @@ static pen_status time_link(trial *t, double *ms) {
     PEN_TRY(time_messages(t, stage + 1, true, &rows_ms));
     PEN_TRY(time_messages(t, stage + 1, false, &byte_ms));
     *ms = fmax(rows_ms - byte_ms / 2, 0);
+    PEN_INFO("%zu bytes take %.3f ms to stage %d by %s", t->bytes, *ms, stage + 1, pen_link_name(t->link));
     return PEN_OK;
 }
 

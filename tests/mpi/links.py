@@ -100,9 +100,13 @@ class Program(unittest.TestCase):
                 self.assertIn("by mpi: as asked" if link == "mpi" else "by nccl: all ranks have", outcome.err)
 
     def test_links_are_timed(self):
-        line = ["run", LLAMA, "-p", "ab", "-n", "3", "--device", "cuda", "--cache", "-", "--link", "nccl"]
+        small = "synthetic:llama:layers=2,hidden=32,ffn=32,heads=2,vocab=70,context=16,type=q8_0"
+        line = ["run", small, "-p", "ab", "-n", "3", "--device", "cuda", "--cache", "-", "--link", "nccl", "--log-level",
+                "info"]
         outcome = self.job.run(*line, ranks=3, **GPUS)
         self.assertEqual((outcome.code, outcome.left), (0, []), outcome.err)
+        for stage in (0, 1):
+            self.assertRegex(outcome.err, rf"\[{stage}\] info: \d+ bytes take [\d.]+ ms to stage {stage + 1} by nccl")
 
     def test_it_ends_with_a_gpu_that_is_lost(self):
         outcome = self.job.run(*self.line(LLAMA, "-n", "200", "--link", "nccl"), ranks=2, limit=60,
