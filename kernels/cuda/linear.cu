@@ -400,11 +400,13 @@ static __global__ void __launch_bounds__(WARP *WIDE_WARPS, WIDE_BLOCKS_ON_SM) wi
 /* ---- The launch ------------------------------------------------------------------------------------------------ */
 
 /* Warps of each of `blocks` blocks that have `spans` spans to do: `most`, or as many as let all blocks be at work
- * together, with `at_once` warps on the whole GPU. */
+ * together, with `at_once` warps on the whole GPU; no warp has a round less to do than
+ * another where that can be. */
 static int block_warps(int blocks, int spans, int most, int at_once) {
     int warps = most;
-    while (warps / 2 >= MIN_WARPS && (warps / 2 >= spans || blocks * warps > at_once)) warps /= 2;
-    return warps;
+    while (warps / 2 >= MIN_WARPS && blocks * warps > at_once) warps /= 2;
+    int rounds = (spans + warps - 1) / warps;
+    return (spans + rounds - 1) / rounds;
 }
 
 struct product_call {
