@@ -27,10 +27,13 @@ static pen_status open_cpu(const pen_config *config, const pen_share *share, pen
 
 static pen_status open_gpu(const pen_config *config, const pen_share *share, int gpu, pen_device **device) {
     pen_own_memory memory;
-    pen_cuda_options options = {.activations = activations_of(config),
-                                .gpu = gpu,
-                                .threads = share->threads,
-                                .deterministic = config->deterministic};
+    pen_cuda_options options = {
+        .activations = activations_of(config),
+        .gpu = gpu,
+        .threads = share->threads,
+        .enforce_eager = config->enforce_eager,
+        .deterministic = config->deterministic,
+    };
     PEN_TRY(pen_cuda_device_create(&options, device));
     if (pen_device_own_memory(*device, &memory) == PEN_OK && pen_machine_stay_near(memory.bus))
         PEN_DEBUG("stays on the cores next to GPU %d at %s", gpu, memory.bus);

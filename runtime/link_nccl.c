@@ -29,6 +29,8 @@ enum {
     TRIAL_VALUES = 1 << 16, /* long enough for every way that NCCL has */
 };
 
+_Static_assert((int)PEN_LANES <= (int)PEN_CUDA_EDGE_DEPTH, "all lanes of an edge may be under way");
+
 /* Says that the send of a transfer is enqueued. */
 typedef struct note {
     uint64_t number, bytes;

@@ -97,9 +97,15 @@ static pen_buffer *empty_buffer(bench *b, size_t bytes) {
     return buffer;
 }
 
-static pen_buffer *random_buffer(bench *b, size_t count) {
+/* Few are large, as of a model that knows what it says: sampling sorts hundreds of candidates, not all. */
+static float random_logit(void) {
+    float x = random_float();
+    return 30 * x * x * x;
+}
+
+static pen_buffer *random_buffer(bench *b, size_t count, float (*draw)(void)) {
     float *values = allocate(count * sizeof *values);
-    for (size_t i = 0; i < count; i++) values[i] = random_float();
+    for (size_t i = 0; i < count; i++) values[i] = draw();
     pen_buffer *buffer = empty_buffer(b, count * sizeof *values);
     pen_buffer_write(buffer, 0, values, count * sizeof *values);
     check(pen_device_sync(b->device));
@@ -462,11 +468,11 @@ static void open_buffers(bench *b) {
     b->logit_rows = allocate(rows * sizeof *b->logit_rows);
     b->table = allocate(blocks * sizeof *b->table);
     for (size_t i = 0; i < blocks; i++) b->table[i] = (int32_t)i;
-    b->x = random_buffer(b, rows * hidden);
-    b->ones = random_buffer(b, hidden);
-    b->qkv = random_buffer(b, rows * (size_t)((s->heads + 2 * s->kv_heads) * s->head_size));
-    b->out = random_buffer(b, rows * hidden);
-    b->logits = random_buffer(b, (size_t)FEW_ROWS * (size_t)s->vocab);
+    b->x = random_buffer(b, rows * hidden, random_float);
+    b->ones = random_buffer(b, hidden, random_float);
+    b->qkv = random_buffer(b, rows * (size_t)((s->heads + 2 * s->kv_heads) * s->head_size), random_float);
+    b->out = random_buffer(b, rows * hidden, random_float);
+    b->logits = random_buffer(b, (size_t)FEW_ROWS * (size_t)s->vocab, random_logit);
     b->choices = empty_buffer(b, FEW_ROWS * sizeof(pen_choice));
     b->fine = empty_buffer(b, pen_device_fine_bytes(b->device, b->rows_max, s->hidden));
     b->slim = empty_buffer(b, pen_device_activation_bytes(b->device, b->rows_max, s->hidden));

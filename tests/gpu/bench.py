@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SHAPES = {False: "layers=32,hidden=4096,ffn=14336,heads=32,kv_heads=8,vocab=128256,context=8192",
           True: "layers=2,hidden=64,ffn=128,heads=4,kv_heads=2,vocab=128,context=4096"}
@@ -26,6 +26,7 @@ class Load:
     output: int
     ranks: int = 1
     phases: bool = False  # prompts first, then all decode together
+    environment: dict = field(default_factory=dict)  # options by their names there
 
 
 def loads_of(arguments):
@@ -35,7 +36,11 @@ def loads_of(arguments):
     loads = [Load("8b bf16", bf16, 1, prompt, output), Load("8b q4_k", q4_k, 1, prompt, output)]
     if arguments.smollm2:
         loads.append(Load("smollm2", arguments.smollm2, 1, prompt // 8, 2 * output))
-    loads += [Load("8b bf16 x64", bf16, many, prompt // 4, output, phases=True),
+        loads.append(Load("smollm2, eager", arguments.smollm2, 1, prompt // 8, 2 * output,
+                          environment={"PENSTOCK_ENFORCE_EAGER": "1"}))
+    loads += [Load("8b bf16, deterministic", bf16, 1, prompt, output // 4,
+                   environment={"PENSTOCK_DETERMINISTIC": "1"}),
+              Load("8b bf16 x64", bf16, many, prompt // 4, output, phases=True),
               Load("8b q4_k x64", q4_k, many, prompt // 4, output, phases=True),
               Load("8b bf16, 2 ranks", bf16, 1, prompt, output, ranks=2)]
     loads = [load for load in loads if arguments.only in (None, load.name)]
@@ -74,8 +79,8 @@ def run(arguments, load):
             "--concurrency", str(load.streams), "--prompt-tokens", str(load.prompt), "--output-tokens",
             str(load.output), *(["--phases"] if load.phases else ["--num-prompts", "3"])]
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    result = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **root},
-                            timeout=arguments.timeout)
+    result = subprocess.run(line, capture_output=True, text=True, timeout=arguments.timeout,
+                            env={**os.environ, **root, **load.environment})
     if result.returncode != 0:
         raise RuntimeError(f"{' '.join(line)} ended with {result.returncode}: {result.stderr.strip()[-2000:]}")
     whole = json.loads(result.stdout)

@@ -2,14 +2,14 @@
 # What run.sh needs on a machine that has a GPU and little else: bundle.sh BUILD PARTS [MODEL.gguf…]
 #
 # Gathers the programs of a build (targets penstock and gpu_tests), mpirun, and the shared libraries and components of
-# all of these, but for the C library, and packs them into files of PARTS of at most 56 MiB each; models are cut likewise.
+# all of these, but for the C library, and packs them into files of PARTS of at most 28 MiB each; models are cut likewise.
 # Programs find what came with them by their environment alone, which a script of each one's name sets; nothing in them
 # is changed. The other machine needs a C library that is not older, bash and, for most parts of run.sh, python3.
 #
 #   bundle.sh --unpack PARTS FOLDER   on the other machine, makes the folder for run.sh --built; parts that are not there
 #                                     are told, and what is there is unpacked
 set -euo pipefail
-PART_BYTES=$((56 * 1024 * 1024))
+PART_BYTES=$((28 * 1024 * 1024))
 fail() { echo "bundle.sh: $*" >&2; exit 1; }
 
 # unpack PARTS FOLDER. A file's parts count only when all are there, which their sum shows.

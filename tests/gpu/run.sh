@@ -10,7 +10,7 @@
 # else runs what bundle.sh made elsewhere. The README beside this says how.
 #
 #   --built FOLDER   run these programs (bundle.sh's) instead of building
-#   --parts LIST     only these, with commas: operations, limits, kernels, models, bench, peer, sanitizer, spills
+#   --parts LIST     only these, with commas: operations, links, limits, kernels, models, bench, peer, sanitizer, spills
 #   --json FILE      all results as JSON; FILE.lines has each as a line as soon as it is there
 #   --continue       with --json: leave out what FILE.lines says has passed, so that several calls make one whole
 #   --seconds N      end within N seconds; what is left is skipped
@@ -39,7 +39,7 @@ done
 [[ $seconds =~ ^[0-9]*$ ]] || usage "--seconds $seconds is no number"
 [[ $device =~ ^(cuda|cpu)$ ]] || usage "--device is cuda or cpu"
 [ -z "$continues" ] || [ -n "$json" ] || usage "--continue needs --json"
-all=operations,limits,kernels,models,bench,peer,sanitizer,spills
+all=operations,links,limits,kernels,models,bench,peer,sanitizer,spills
 [ "$device" = cuda ] || all=kernels,models,bench
 parts=${parts:-$all}
 for part in ${parts//,/ }; do
@@ -194,8 +194,27 @@ gemma3=$(model gemma3 '*gemma*3*.gguf' PENSTOCK_TEST_GEMMA)
 
 # ---- The parts -------------------------------------------------------------------------------------------------------
 
+# Those of test_cuda_*.c.
+operations=()
+for program in "$tests"/gpu_*; do
+  name=${program##*/gpu_}
+  [[ $name =~ ^(bench|limits|link_run|\*)$ ]] || operations+=("$name")
+done
 if wants operations; then
-  for test in device linear attention pick stage; do run operations "$test" 240 "${ours[@]}" "$tests/gpu_$test"; done
+  [ ${#operations[@]} -gt 0 ] || { complain "there are no tests in $tests"; count operations all failed; }
+  for name in "${operations[@]}"; do run operations "$name" 240 "${ours[@]}" "$tests/gpu_$name"; done
+fi
+
+# Rows from GPU to GPU. Two ranks on one GPU get NCCL only from versions that allow it, where it is asked for; that they
+# cannot have it here (status 4) is no failure.
+if wants links; then
+  ranks=("$mpirun" --bind-to none -np)
+  for n in 2 3; do
+    run links "mpi, $n ranks" 60 "${ours[@]}" "${ranks[@]}" "$n" "$tests/gpu_link_run" --device cuda --link mpi
+  done
+  # shellcheck disable=SC2016 # the inner shell's
+  run links "nccl, 2 ranks" 90 "${ours[@]}" NCCL_MULTI_RANK_GPU_ENABLE=1 bash -c '"$@" || exit $(($? == 4 ? 77 : $?))' \
+    link "${ranks[@]}" 2 "$tests/gpu_link_run" --device cuda --link nccl
 fi
 
 if wants limits; then measures=yes run limits all 120 "${ours[@]}" "$tests/gpu_limits"; fi
@@ -211,29 +230,36 @@ if wants kernels; then
   done
 fi
 
-# reference NAME FILE MODEL: both modes apart, as either may take long.
+# reference NAME FILE MODEL [MODE RANKS VARIABLE…]: those outputs; without the rest in each mode apart, as either may take
+# long, at one and two ranks.
 reference() {
-  local mode
-  for mode in fast f32; do
-    if [ -z "$3" ]; then skip models "$1 $mode" "there is no model"; continue; fi
-    run models "$1 $mode" 300 "${ours[@]}" "$python" tests/reference/compare.py --penstock "$penstock" \
-      --mpirun "$mpirun" --model "$3" --device "$device" --ranks 1,2 --modes "$mode" "tests/reference/$2"
-  done
+  if [ -z "$3" ]; then skip models "$1" "there is no model"; return; fi
+  if [ $# = 3 ]; then
+    # What does not depend on how many rows go together is the same for all numbers of ranks.
+    reference "$1 fast" "$2" "$3" fast 1,2 PENSTOCK_DETERMINISTIC=1
+    reference "$1 f32" "$2" "$3" f32 1,2 PENSTOCK_DETERMINISTIC=1
+    return
+  fi
+  run models "$1" 300 "${ours[@]}" "${@:6}" "$python" tests/reference/compare.py --penstock "$penstock" \
+    --mpirun "$mpirun" --model "$3" --device "$device" --modes "$4" --ranks "$5" "tests/reference/$2"
 }
 if wants models && needs_python models; then
   reference smollm2 smollm2-135m-instruct-q4_1.json "$smollm2"
   reference gemma3 gemma-3-270m-q4_k_m.json "$gemma3"
-  [ "$device" = cpu ] ||
+  if [ "$device" = cuda ]; then
+    reference "smollm2, the fastest way" smollm2-135m-instruct-q4_1.json "$smollm2" fast 1
     run models "same tokens" 500 "${ours[@]}" PENSTOCK_DETERMINISTIC=1 "$python" tests/mpi/same_tokens.py "$penstock" \
       "$mpirun" --device cuda
+  fi
 fi
 
 if wants bench && needs_python bench; then
   options=(--penstock "$penstock" --mpirun "$mpirun" --device "$device")
   [ -z "$smollm2" ] || options+=(--smollm2 "$smollm2")
   [ "$device" = cuda ] || options+=(--tiny)
-  for load in "8b bf16" "8b q4_k" smollm2 "8b bf16 x64" "8b q4_k x64" "8b bf16, 2 ranks"; do
-    if [ "$load" = smollm2 ] && [ -z "$smollm2" ]; then skip bench smollm2 "there is no model"; continue; fi
+  for load in "8b bf16" "8b q4_k" smollm2 "8b bf16 x64" "8b q4_k x64" "8b bf16, 2 ranks" "8b bf16, deterministic" \
+    "smollm2, eager"; do
+    if [[ $load = smollm2* ]] && [ -z "$smollm2" ]; then skip bench "$load" "there is no model"; continue; fi
     measures=yes run bench "$load" 200 "${ours[@]}" "$python" tests/gpu/bench.py "${options[@]}" --only "$load"
   done
 fi
@@ -244,12 +270,13 @@ if wants peer && needs_python peer; then measures=yes run peer transformers 400 
 if wants sanitizer; then
   sanitizer=$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")
   for tool in memcheck racecheck synccheck initcheck; do
-    for test in device attention linear pick; do
+    for name in "${operations[@]}"; do
+      [ "$name" != stage ] || continue # whole models, of the same operations
       if [ -x "$sanitizer" ]; then
-        run sanitizer "$tool $test" 280 "${ours[@]}" "$sanitizer" --tool "$tool" --target-processes all \
-          --error-exitcode 1 --print-limit 5 "$tests/gpu_$test"
+        run sanitizer "$tool $name" 280 "${ours[@]}" "$sanitizer" --tool "$tool" --target-processes all \
+          --error-exitcode 1 --print-limit 5 "$tests/gpu_$name"
       else
-        skip sanitizer "$tool $test" "there is no compute-sanitizer"
+        skip sanitizer "$tool $name" "there is no compute-sanitizer"
       fi
     done
   done

@@ -80,6 +80,9 @@ class Cuda(unittest.TestCase):
                 for a, b in zip(cuda["token_logprobs"], cpu["token_logprobs"]):
                     self.assertAlmostEqual(a, b, places=3)
 
+    def test_without_graphs(self):
+        self.assertEqual(self.works(self.run_model("--enforce-eager")).out, self.works(self.run_model()).out)
+
     def test_layers_are_measured_on_the_gpu(self):
         small = "synthetic:llama:layers=2,hidden=32,ffn=32,heads=2,vocab=70,context=16,type=q8_0"
         outcome = self.works(self.job.run("run", small, "-p", "ab", "-n", "3", "--ignore-eos", "--device", "cuda",

@@ -449,6 +449,7 @@ static void test_near(void **state) {
 }
 
 int main(void) {
+    unsetenv("PENSTOCK_DEVICE"); /* ctest's */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),       cmocka_unit_test(test_values),     cmocka_unit_test(test_sampling),
         cmocka_unit_test(test_sizes),          cmocka_unit_test(test_bad_values), cmocka_unit_test(test_words),
