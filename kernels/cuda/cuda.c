@@ -436,6 +436,7 @@ pen_status pen_cuda_device_create(const pen_cuda_options *options, pen_device **
     pen_status status = pen_pool_create(options->threads > 0 ? options->threads : 1, NULL, false, &device->pool);
     if (status == PEN_OK) status = open_gpu(device, options->gpu);
     if (status == PEN_OK) open_blas(device, options);
+    if (status == PEN_OK) pen_cuda_launch_early(!options->enforce_eager);
     if (status == PEN_OK && !options->enforce_eager) status = pen_cuda_graphs_create(device, &device->graphs);
     if (status != PEN_OK) {
         destroy(&device->base);

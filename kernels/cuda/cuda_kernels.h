@@ -62,6 +62,11 @@ typedef struct pen_cuda_factor {
 /* Whether this build has kernels that the current GPU can run. */
 bool pen_cuda_kernels_fit(void);
 
+/* Whether kernels may be launched before the ones before them have ended, see device.cuh. Off at first; what it is set
+ * to holds where the current GPU and the build's code for it can do so. */
+void pen_cuda_launch_early(bool early);
+bool pen_cuda_launches_early(void);
+
 /* ---- norm.cu --------------------------------------------------------------------------------------------------- */
 
 /* Row i of the result is the norm of row rows[i] of x, or of row i where rows is NULL. */

@@ -17,6 +17,7 @@ static __device__ unsigned bf16_bits(float value) {
 /* A warp does a tile. */
 template <int TYPE>
 static __global__ void __launch_bounds__(WARP *DEQUANTIZE_TILES) dequantize_kernel(pen_cuda_dequantize_args args) {
+    follow();
     int lane = threadIdx.x, tile = DEQUANTIZE_TILES * blockIdx.x + threadIdx.y, cols = args.w.cols;
     if (PEN_CUDA_BLOCK * tile >= cols) return;
     lane_values<TYPE> values(args.w, args.first / WARP + blockIdx.y, tile, lane);
@@ -54,6 +55,7 @@ void pen_cuda_launch_dequantize(cudaStream_t stream, const pen_cuda_dequantize_a
 
 /* A block does a row, a thread four values at a time. */
 static __global__ void __launch_bounds__(ROUND_THREADS) round_kernel(pen_cuda_round_args args) {
+    follow();
     const unsigned char *x = args.x + args.stride * args.parts * blockIdx.x;
     for (int at = RUN * threadIdx.x; at < args.cols; at += RUN * ROUND_THREADS) {
         float sums[RUN] = {0, 0, 0, 0};

@@ -309,6 +309,7 @@ template <int TYPE, bool F32, int COLS>
 static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WARPS),
                                          block_shape<TYPE, F32, COLS>::ON_SM)
     product_kernel(pen_cuda_product_args args) {
+    follow();
     typedef block_shape<TYPE, F32, COLS> shape;
     typedef columns<COLS> cols;
     __shared__ typename shape::span_sums sums[shape::ROUNDS][shape::WARPS];
@@ -362,6 +363,7 @@ static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WA
 
 template <int TYPE>
 static __global__ void __launch_bounds__(WARP *WIDE_WARPS, WIDE_BLOCKS_ON_SM) wide_kernel(pen_cuda_product_args args) {
+    follow();
     typedef columns<WIDE_COLS> cols;
     int lane = threadIdx.x, first = blockIdx.x * WIDE_COLS;
     place at = find_group(args, WIDE_WARPS * blockIdx.y + threadIdx.y);
