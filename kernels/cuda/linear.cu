@@ -309,7 +309,6 @@ template <int TYPE, bool F32, int COLS>
 static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WARPS),
                                          block_shape<TYPE, F32, COLS>::ON_SM)
     product_kernel(pen_cuda_product_args args) {
-    follow();
     typedef block_shape<TYPE, F32, COLS> shape;
     typedef columns<COLS> cols;
     __shared__ typename shape::span_sums sums[shape::ROUNDS][shape::WARPS];
@@ -321,6 +320,15 @@ static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WA
               args.w[0].cols};
     int matrices = args.activated ? args.count : 1, spans = (x.width + PEN_CUDA_SPAN - 1) / PEN_CUDA_SPAN;
     for (int c = warp; c < x.count; c += warps) totals[0][c][lane] = totals[1][c][lane] = 0;
+
+    /* Weights do not depend on the kernel before, which may not have ended: the first are asked for already. */
+    if (warp < matrices * spans) {
+        typedef lane_tile<TYPE> lane_part;
+        int tile = warp % spans * SPAN_TILES, count = min((int)SPAN_TILES, x.width / PEN_CUDA_BLOCK - tile);
+        const pen_cuda_matrix &w = args.w[at.matrix + warp / spans];
+        lane_part::prefetch(lane_part::find(w, at.group, tile, lane), count, lane);
+    }
+    follow();
 
     /* The spans of the matrix, or of gate and then of up, are dealt to the warps in turn. */
     for (int round = 0, buffer = 0; round < matrices * spans; round += warps, buffer ^= shape::ROUNDS - 1) {
