@@ -4,8 +4,9 @@
  *
  * A decode is a chain of kernels of a few microseconds, and between two of them the GPU would idle for one. So from
  * sm_90 on a kernel is launched while the one before it ends (programmatic dependent launch): its blocks are set up
- * where there is room, and every kernel begins with follow(), which waits there until all that was launched before has
- * ended and its writes are seen. The emulation ends a test whose kernel has threads that do not.
+ * where there is room, and every kernel calls follow() before it touches what others write; that waits until all that
+ * was launched before has ended and its writes are seen. The emulation ends a test whose kernel has threads that do not
+ * call it.
  */
 #ifndef PEN_DEVICE_CUH
 #define PEN_DEVICE_CUH

@@ -309,7 +309,6 @@ template <int TYPE, bool F32, int COLS>
 static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WARPS),
                                          block_shape<TYPE, F32, COLS>::ON_SM)
     product_kernel(pen_cuda_product_args args) {
-    follow();
     typedef block_shape<TYPE, F32, COLS> shape;
     typedef columns<COLS> cols;
     __shared__ typename shape::span_sums sums[shape::ROUNDS][shape::WARPS];
@@ -321,6 +320,15 @@ static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WA
               args.w[0].cols};
     int matrices = args.activated ? args.count : 1, spans = (x.width + PEN_CUDA_SPAN - 1) / PEN_CUDA_SPAN;
     for (int c = warp; c < x.count; c += warps) totals[0][c][lane] = totals[1][c][lane] = 0;
+
+    /* Weights do not depend on the kernel before, which may not have ended: the first are asked for already. */
+    if (warp < matrices * spans) {
+        typedef lane_tile<TYPE> lane_part;
+        int tile = warp % spans * SPAN_TILES, count = min((int)SPAN_TILES, x.width / PEN_CUDA_BLOCK - tile);
+        const pen_cuda_matrix &w = args.w[at.matrix + warp / spans];
+        lane_part::prefetch(lane_part::find(w, at.group, tile, lane), count, lane);
+    }
+    follow();
 
     /* The spans of the matrix, or of gate and then of up, are dealt to the warps in turn. */
     for (int round = 0, buffer = 0; round < matrices * spans; round += warps, buffer ^= shape::ROUNDS - 1) {
@@ -402,11 +410,13 @@ static __global__ void __launch_bounds__(WARP *WIDE_WARPS, WIDE_BLOCKS_ON_SM) wi
 /* ---- The launch ------------------------------------------------------------------------------------------------ */
 
 /* Warps of each of `blocks` blocks that have `spans` spans to do: `most`, or as many as let all blocks be at work
- * together, with `at_once` warps on the whole GPU. */
+ * together, with `at_once` warps on the whole GPU; no warp has a round less to do than
+ * another where that can be. */
 static int block_warps(int blocks, int spans, int most, int at_once) {
     int warps = most;
-    while (warps / 2 >= MIN_WARPS && (warps / 2 >= spans || blocks * warps > at_once)) warps /= 2;
-    return warps;
+    while (warps / 2 >= MIN_WARPS && blocks * warps > at_once) warps /= 2;
+    int rounds = (spans + warps - 1) / warps;
+    return (spans + rounds - 1) / rounds;
 }
 
 struct product_call {

@@ -47,6 +47,14 @@ template <int TYPE> struct traits_of;
     };
 #include "types.def"
 
+#ifndef PEN_CUDA_EMULATED
+/* Asks for 128 bytes, so that they are in the L2 cache when they are read. */
+__device__ inline void prefetch_line(const unsigned char *at) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+#endif
+enum { LINE = 128 };
+
 /* ---- Packed types ---------------------------------------------------------------------------------------------- */
 
 /* The lane's `count` 32-bit words of a plane, in pieces of 16 bytes at most. */
@@ -110,6 +118,11 @@ template <int TYPE> struct packed_tile {
     static __device__ place find(const pen_cuda_matrix &w, int group, int tile, int) {
         const unsigned char *eight = w.data + w.group_bytes * group + (size_t)(tile / 8) * t.super_bytes();
         return {eight + tile % 8 * t.tile_bytes(), eight + 8 * t.tile_bytes()};
+    }
+
+    /* Asks for the first `count` of them. */
+    static __device__ void prefetch(const place &from, int count, int lane) {
+        for (int at = LINE * lane; at < count * t.tile_bytes(); at += LINE * WARP) prefetch_line(from.tiles + at);
     }
 
     /* The i'th from there. */
@@ -209,6 +222,14 @@ template <int TYPE> struct plain_tile {
             found.rows[s] = w.data + w.group_bytes / WARP * row + (size_t)(4 * tile + lane % 4) * (4 * WORDS);
         }
         return found;
+    }
+
+    static __device__ void prefetch(const place &from, int count, int lane) {
+#pragma unroll
+        for (int s = 0; s < LANE_ROWS; s++) {
+            const unsigned char *row = from.rows[s] - lane % 4 * (4 * WORDS);
+            for (int at = LINE * (lane % 4); at < count * 16 * WORDS; at += 4 * LINE) prefetch_line(row + at);
+        }
     }
 
     __device__ void load(const place &from, int i, int) {

@@ -79,6 +79,8 @@ template <class T> T __shfl_xor_sync(unsigned mask, T value, int other) {
     return result;
 }
 
+inline void prefetch_line(const unsigned char *) {}
+
 /* The tensor cores' products (kernels/cuda/tensor.cuh); a lane's words of a and b. */
 struct pen_emulated_fragments {
     unsigned a[4], b[2], unused[2]; /* as large as an exchange may be: those of all lanes lie side by side */

@@ -72,6 +72,47 @@ static void all_threads_meet() {
     expect(right, "warps sum by themselves");
 }
 
+/* Fragments as the PTX manual draws them, of matrices that are multiplied here once more. */
+static void tensor_cores_multiply() {
+    static int a[16][32], b[32][8];
+    bool bytes = true, halves = true;
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 32; k++) a[row][k] = (row * 37 + k * 11) % 251 - 125;
+    for (int k = 0; k < 32; k++)
+        for (int column = 0; column < 8; column++) b[k][column] = (k * 53 + column * 29) % 241 - 120;
+    auto expected = [](unsigned row, unsigned column, int depth) {
+        int sum = 0;
+        for (int k = 0; k < depth; k++) sum += a[row][k] * b[k][column];
+        return sum;
+    };
+    machine m;
+    m.run(32, [&] {
+        unsigned g = threadIdx.x / 4, t = threadIdx.x % 4, words[6] = {}, pairs[6] = {};
+        int c[4] = {1, 2, 3, 4};
+        float f[4] = {1, 2, 3, 4};
+        for (unsigned i = 0; i < 4; i++)
+            for (unsigned j = 0; j < 4; j++)
+                words[i] |= (unsigned)(uint8_t)a[g + 8 * (i % 2)][16 * (i / 2) + 4 * t + j] << 8 * j;
+        for (unsigned i = 0; i < 2; i++)
+            for (unsigned j = 0; j < 4; j++) words[4 + i] |= (unsigned)(uint8_t)b[16 * i + 4 * t + j][g] << 8 * j;
+        for (unsigned i = 0; i < 4; i++)
+            for (unsigned j = 0; j < 2; j++)
+                pairs[i] |= (unsigned)pen_f32_to_f16((float)a[g + 8 * (i % 2)][8 * (i / 2) + 2 * t + j]) << 16 * j;
+        for (unsigned i = 0; i < 2; i++)
+            for (unsigned j = 0; j < 2; j++)
+                pairs[4 + i] |= (unsigned)pen_f32_to_f16((float)b[8 * i + 2 * t + j][g]) << 16 * j;
+        mma_s8_k32(c, words, words + 4);
+        mma_f16(f, pairs, pairs + 4);
+        for (unsigned i = 0; i < 4; i++) {
+            unsigned row = g + 8 * (i / 2), column = 2 * t + i % 2;
+            bytes &= c[i] == (int)i + 1 + expected(row, column, 32);
+            halves &= f[i] == (float)((int)i + 1 + expected(row, column, 16));
+        }
+    });
+    expect(bytes, "tensor cores multiply bytes");
+    expect(halves, "tensor cores multiply 16-bit floats");
+}
+
 static void copies_run_late() {
     machine m;
     char *host, *device;
@@ -212,6 +253,7 @@ static void graphs_keep_arguments() {
 int main() {
     graphs_keep_arguments();
     all_threads_meet();
+    tensor_cores_multiply();
     copies_run_late();
     streams_wait_for_each_other();
     rows_go_from_side_to_side();
