@@ -149,10 +149,10 @@ static const shape shapes[] = {
     {2, 2, 96, 140, 0, false, true, 96, {17, 48, 290}},   /* a window longer than a span */
     {20, 2, 16, 0, 0, true, false, 0, {15, 129, 3}},      /* more query heads than a tile; no rotation */
     {4, 4, 200, 0, 0, false, false, 200, {3, 20, 131}},   /* two dimensions for a thread */
-    {6, 2, 256, 100, 20, false, false, 64, {2, 140, 48}}, /* wide heads in large tiles */
+    {6, 2, 256, 100, 20, false, false, 64, {2, 133, 20}}, /* wide heads in large tiles */
     {8, 8, 260, 0, 0, false, true, 40, {1, 2, 9}},        /* four */
-    {4, 2, 500, 0, 0, true, true, 0, {1, 135, 6}},        /* the widest */
-    {17, 1, 32, 0, 0, false, true, 32, {140, 33, 7}},     /* a head more than a tile has, in chunks of 9 and 8 */
+    {4, 2, 504, 0, 0, false, true, 0, {1, 131, 3}},       /* the widest */
+    {17, 1, 32, 0, 0, false, true, 32, {131, 20, 7}},     /* a head more than a tile has, in chunks of 9 and 8 */
     {16, 4, 12, 0, 0, false, true, 12, {2, 140, 1}},      /* heads that are padded */
 };
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
