@@ -217,7 +217,13 @@ if wants links; then
     link "${ranks[@]}" 2 "$tests/gpu_link_run" --device cuda --link nccl
 fi
 
-if wants limits; then measures=yes run limits all 120 "${ours[@]}" "$tests/gpu_limits"; fi
+if wants limits; then
+  if [ -x "$tests/gpu_limits" ]; then
+    measures=yes run limits all 120 "${ours[@]}" "$tests/gpu_limits"
+  else
+    skip limits all "it was built without cuBLASLt"
+  fi
+fi
 
 if wants kernels; then
   options=(--device "$device")
