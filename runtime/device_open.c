@@ -32,6 +32,7 @@ static pen_status open_gpu(const pen_config *config, const pen_share *share, int
         .gpu = gpu,
         .threads = share->threads,
         .enforce_eager = config->enforce_eager,
+        .deterministic = config->deterministic,
     };
     PEN_TRY(pen_cuda_device_create(&options, device));
     if (pen_device_own_memory(*device, &memory) == PEN_OK && pen_machine_stay_near(memory.bus))

@@ -52,6 +52,7 @@ template <class Put> static __device__ void rotate(const pen_cuda_rope_kv_args &
 
 /* A warp for each head of q, k and v of a row. */
 template <class Element> static __global__ void __launch_bounds__(WARP) rope_kv_kernel(pen_cuda_rope_kv_args args) {
+    follow();
     typedef page_format<Element> format;
     const pen_cuda_pages &pages = args.pages;
     int size = pages.head_size, lane = threadIdx.x, row = blockIdx.y, index = blockIdx.x;
@@ -272,7 +273,9 @@ template <int SLOTS> struct plain_way {
 };
 
 template <int SLOTS>
-static __global__ void __launch_bounds__(ATTENTION_THREADS) plain_kernel(pen_cuda_attention_args args) {
+static __global__ void __launch_bounds__(ATTENTION_THREADS, SLOTS < 4 ? 3 : 2)
+    plain_kernel(pen_cuda_attention_args args) {
+    follow();
     __shared__ plain_memory<SLOTS> memory;
     attend<plain_way<SLOTS>>(args, memory);
 }

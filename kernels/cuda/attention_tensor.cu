@@ -194,7 +194,7 @@ template <int TILES, int PAIRS> struct tensor_way {
     __device__ void weigh(int base, float out[TILES][PAIRS][2][4]) {
         int begin = (::max(base, s.begin) - base) / PEN_KV_BLOCK;
         int end = (::min(base + SPAN, s.end) - base + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK;
-#pragma unroll 4
+#pragma unroll(PAIRS > 4 ? 1 : PAIRS > 2 ? 2 : 4)
         for (int block = begin; block < end; block++) {
             int position = base + PEN_KV_BLOCK * block;
             const uint4 *page = reinterpret_cast<const uint4 *>(args.pages.v) +
@@ -331,7 +331,9 @@ template <int TILES, int PAIRS> struct tensor_way {
 };
 
 template <int TILES, int PAIRS>
-static __global__ void __launch_bounds__(ATTENTION_THREADS) tensor_kernel(pen_cuda_attention_args args) {
+static __global__ void __launch_bounds__(ATTENTION_THREADS, TILES *PAIRS <= 2 ? 4 : 2)
+    tensor_kernel(pen_cuda_attention_args args) {
+    follow();
     __shared__ tensor_memory<TILES, PAIRS> memory;
     attend<tensor_way<TILES, PAIRS>>(args, memory);
 }

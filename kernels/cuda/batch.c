@@ -28,8 +28,9 @@ int pen_cuda_parts(pen_activations activations) {
 
 /* Byte offsets of the arena's pieces. */
 typedef struct arena_plan {
-    size_t batch, normed, gate_up, attended, partials, tickets, picks, edits, edited, total;
-    size_t partial_bytes;
+    size_t batch, normed, gate_up, attended, partials, tickets, picks, edits, edited;
+    size_t dense_x, dense_w, blas_workspace, total;
+    size_t partial_bytes, dense_x_bytes; /* 0: no cuBLASLt */
 } arena_plan;
 
 static size_t place(arena_plan *plan, size_t count, size_t size) {
@@ -82,6 +83,13 @@ static arena_plan plan_arena(const pen_device *device, const pen_limits *limits)
     plan.picks = place(&plan, logit_rows, sizeof(pen_cuda_pick_args));
     plan.edits = place(&plan, PEN_CUDA_EDITS, sizeof(pen_cuda_edit));
     plan.edited = place(&plan, logit_rows * vocab, sizeof(float));
+    if (!pen_cuda(device)->blas) return plan;
+    size_t widest = ffn > attended ? ffn : attended;
+    if (widest < (size_t)limits->hidden) widest = (size_t)limits->hidden;
+    plan.dense_x_bytes = rows * widest * sizeof(uint16_t);
+    plan.dense_x = place(&plan, plan.dense_x_bytes, 1);
+    plan.dense_w = place(&plan, PEN_CUDA_DENSE_BYTES, 1);
+    plan.blas_workspace = place(&plan, PEN_CUDA_BLAS_WORKSPACE, 1);
     return plan;
 }
 
@@ -111,6 +119,7 @@ pen_status pen_cuda_reserve(pen_device *base, const pen_limits *limits) {
                                      .batch = (int32_t *)(at + plan.batch),
                                      .normed = at + plan.normed,
                                      .gate_up = (float *)(at + plan.gate_up),
+                                     .gate_up_floats = (size_t)limits->rows * (size_t)limits->ffn * 2,
                                      .attended = (float *)(at + plan.attended),
                                      .partials = (float *)(at + plan.partials),
                                      .partial_floats = plan.partial_bytes / sizeof(float),
@@ -118,6 +127,13 @@ pen_status pen_cuda_reserve(pen_device *base, const pen_limits *limits) {
                                      .picks = (pen_cuda_pick_args *)(at + plan.picks),
                                      .edits = (pen_cuda_edit *)(at + plan.edits),
                                      .edited = (float *)(at + plan.edited)};
+    if (plan.dense_x_bytes > 0) {
+        device->arena.dense_x = (uint16_t *)(at + plan.dense_x);
+        device->arena.dense_x_bytes = plan.dense_x_bytes;
+        device->arena.dense_w = (uint16_t *)(at + plan.dense_w);
+        device->arena.dense_w_bytes = PEN_CUDA_DENSE_BYTES;
+        device->arena.blas_workspace = at + plan.blas_workspace;
+    }
     cudaError_t error = cudaMemsetAsync(device->arena.tickets, 0, plan.picks - plan.tickets, device->stream);
     pen_cuda_check(device, error, "clearing memory of the GPU");
     return PEN_OK;
@@ -303,6 +319,7 @@ void pen_cuda_embed(pen_device *device, const pen_embed_op *op) {
 
 /* Matrices of one type that follow each other are one launch. */
 static void run_product(const pen_device *device, pen_cuda_product_args args) {
+    if (pen_cuda_dense_product(pen_cuda(device), &args)) return;
     for (int first = 0, end; first < args.count; first = end) {
         pen_cuda_product_args part = args;
         part.count = 0;

@@ -4,6 +4,7 @@
 #include "cuda_device.h"
 
 #include "clock.h"
+#include "log.h"
 #include "rope_table.h"
 
 #include <assert.h>
@@ -307,6 +308,7 @@ static void destroy(pen_device *base) {
     pen_cuda_release(device, device->arena.memory, device->arena.bytes);
     assert(device->bytes_used == 0 && !device->pinned);
     pen_cuda_graphs_destroy(device->graphs);
+    pen_cuda_blas_destroy(device->blas);
     pen_pool_destroy(device->pool);
     pen_cuda_markers_destroy(device->markers);
     pen_cuda_staging_destroy(device->reads);
@@ -415,6 +417,15 @@ static pen_status open_gpu(pen_cuda_device *device, int ordinal) {
     return pen_cuda_markers_create(device, &device->markers);
 }
 
+/* Its absence is no failure. The name tells it, since a profile that was measured with it is worth nothing without. */
+static void open_blas(pen_cuda_device *device, const pen_cuda_options *options) {
+    if (options->deterministic || options->activations != PEN_ACTIVATIONS_FAST) return;
+    if (pen_cuda_blas_create(&device->blas) == PEN_OK)
+        strncat(device->name, ", cuBLASLt", sizeof device->name - strlen(device->name) - 1);
+    else
+        PEN_INFO("%s: long prompts are slower without it: %s", device->name, pen_last_error());
+}
+
 pen_status pen_cuda_device_create(const pen_cuda_options *options, pen_device **out) {
     int count;
     PEN_TRY(pen_cuda_device_count(&count));
@@ -424,6 +435,8 @@ pen_status pen_cuda_device_create(const pen_cuda_options *options, pen_device **
     device->base = (pen_device){.class = &cuda_class, .activations = options->activations};
     pen_status status = pen_pool_create(options->threads > 0 ? options->threads : 1, NULL, false, &device->pool);
     if (status == PEN_OK) status = open_gpu(device, options->gpu);
+    if (status == PEN_OK) open_blas(device, options);
+    if (status == PEN_OK) pen_cuda_launch_early(!options->enforce_eager);
     if (status == PEN_OK && !options->enforce_eager) status = pen_cuda_graphs_create(device, &device->graphs);
     if (status != PEN_OK) {
         destroy(&device->base);

@@ -13,7 +13,8 @@ typedef struct pen_cuda_options {
     pen_activations activations;
     int gpu;            /* below pen_cuda_device_count() */
     int threads;        /* that pack weights; 0: the caller alone */
-    bool enforce_eager; /* no CUDA graphs: every operation is launched by itself */
+    bool enforce_eager; /* no CUDA graphs, and no launch before the one before has ended */
+    bool deterministic; /* one numeric contract for any number of rows, also where cuBLASLt would be faster */
 } pen_cuda_options;
 
 /* "13.0": what this was built with; NULL: built without CUDA. */

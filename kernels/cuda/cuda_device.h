@@ -57,8 +57,12 @@ typedef struct pen_cuda_arena {
     int32_t *batch;        /* what set_batch uploads; see batch.c */
     unsigned char *normed; /* fine activation rows [L][H], for the logits */
     float *gate_up;        /* f32 [T][2·F] */
-    float *attended;       /* f32 [T][Nq·D] */
-    float *partials;       /* of attention, [partial_floats] */
+    size_t gate_up_floats;
+    uint16_t *dense_x, *dense_w; /* 16-bit floats for cuBLASLt; NULL where it is not used */
+    size_t dense_x_bytes, dense_w_bytes;
+    void *blas_workspace; /* [PEN_CUDA_BLAS_WORKSPACE] */
+    float *attended;      /* f32 [T][Nq·D] */
+    float *partials;      /* of attention, [partial_floats] */
     size_t partial_floats;
     int32_t *tickets;          /* of attention; all 0 between launches */
     pen_cuda_pick_args *picks; /* [L] */
@@ -66,6 +70,7 @@ typedef struct pen_cuda_arena {
     float *edited;             /* f32 [L][V] */
 } pen_cuda_arena;
 enum { PEN_CUDA_EDITS = 16384 }; /* that are uploaded at a time */
+enum { PEN_CUDA_DENSE_BYTES = 32 << 20, PEN_CUDA_BLAS_WORKSPACE = 32 << 20 };
 
 /* The current batch: where its parts lie on the device, and what the host needs to know of it. */
 typedef struct pen_cuda_batch {
@@ -79,6 +84,8 @@ typedef struct pen_cuda_batch {
 typedef struct pen_cuda_staging pen_cuda_staging; /* staging.c */
 typedef struct pen_cuda_pinned pen_cuda_pinned;   /* pinned.c */
 typedef struct pen_cuda_markers pen_cuda_markers; /* markers.c */
+typedef struct pen_cuda_blas pen_cuda_blas;       /* blas.c */
+enum { PEN_CUDA_MEASURED = 64 };                  /* types and shapes of weights */
 typedef struct pen_cuda_graphs pen_cuda_graphs;   /* graph.c */
 
 typedef struct pen_cuda_device {
@@ -95,6 +102,9 @@ typedef struct pen_cuda_device {
     pen_cuda_staging *writes, *reads;
     pen_cuda_pinned *pinned; /* a list */
     pen_cuda_markers *markers;
+    pen_cuda_blas *blas; /* or NULL: deterministic, or there is no cuBLASLt */
+    pen_cuda_matrix measured[PEN_CUDA_MEASURED];
+    int measured_count;
     pen_pool *pool;          /* packs weights */
     pen_cuda_graphs *graphs; /* NULL: off */
     pen_poke *poke;
@@ -147,6 +157,40 @@ void pen_cuda_project(pen_device *device, const pen_project_op *op);
 void pen_cuda_gate_up(pen_device *device, const pen_gate_up_op *op);
 void pen_cuda_logits(pen_device *device, const pen_logits_op *op);
 void pen_cuda_pick(pen_device *device, const pen_buffer *logits, int vocab, const pen_pick *picks, pen_buffer *choices);
+
+/* ---- blas.c ---------------------------------------------------------------------------------------------------- */
+
+/* PEN_UNSUPPORTED says why there is no cuBLASLt. */
+pen_status pen_cuda_blas_create(pen_cuda_blas **blas);
+void pen_cuda_blas_destroy(pen_cuda_blas *blas);
+
+/* out[tokens][rows] (+)= x[tokens][cols]·w[rows][cols]ᵀ (+ bias): w and x f16 or bf16, the sums f32. */
+typedef struct pen_cuda_gemm {
+    const void *w, *x;
+    const float *bias; /* [rows] or NULL */
+    float *out;        /* rows out_stride floats apart */
+    size_t out_stride;
+    int rows, cols, tokens;
+    bool bf16, add;
+} pen_cuda_gemm;
+/* Whether cuBLASLt can make such a product; then it can be run. Only the alignment of `out` counts of the addresses. */
+bool pen_cuda_blas_can(pen_cuda_blas *blas, const pen_cuda_gemm *gemm);
+void pen_cuda_blas_run(pen_cuda_device *device, const pen_cuda_gemm *gemm);
+
+/* ---- dense.c --------------------------------------------------------------------------------------------------- */
+
+/* Enqueues the products by cuBLASLt where that is faster and can be done; else false, and nothing is enqueued. */
+bool pen_cuda_dense_product(pen_cuda_device *device, const pen_cuda_product_args *args);
+
+/* From how many rows on that is so for matrices like w, or INT_MAX; measured once. */
+int pen_cuda_dense_from(pen_cuda_device *device, const pen_cuda_matrix *w);
+
+/* The choice: from the fewest rows on from which, at every measured number, cuBLASLt is faster by more than 5 %. */
+typedef struct pen_cuda_timing {
+    int rows; /* ascending */
+    float own_ms, dense_ms;
+} pen_cuda_timing;
+int pen_cuda_crossover(const pen_cuda_timing *timings, int count);
 
 /* ---- staging.c ------------------------------------------------------------------------------------------------- */
 

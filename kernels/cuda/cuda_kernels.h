@@ -62,6 +62,11 @@ typedef struct pen_cuda_factor {
 /* Whether this build has kernels that the current GPU can run. */
 bool pen_cuda_kernels_fit(void);
 
+/* Whether kernels may be launched before the ones before them have ended, see device.cuh. Off at first; what it is set
+ * to holds where the current GPU and the build's code for it can do so. */
+void pen_cuda_launch_early(bool early);
+bool pen_cuda_launches_early(void);
+
 /* ---- norm.cu --------------------------------------------------------------------------------------------------- */
 
 /* Row i of the result is the norm of row rows[i] of x, or of row i where rows is NULL. */
@@ -106,6 +111,7 @@ typedef struct pen_cuda_matrix {
     const unsigned char *data;
     pen_type type;
     int rows, cols;
+    int dense_from;     /* so many activation rows and more are multiplied by cuBLASLt (dense.c) */
     size_t group_bytes; /* of 32 rows */
 } pen_cuda_matrix;
 
@@ -143,6 +149,26 @@ typedef struct pen_cuda_embed_args {
     float *x;
 } pen_cuda_embed_args;
 void pen_cuda_launch_embed(cudaStream_t stream, const pen_cuda_embed_args *args);
+
+/* ---- dense.cu -------------------------------------------------------------------------------------------------- */
+
+/* Rows [first, first + rows) of a weight, `first` a multiple of 32, as f16 [rows][cols]. */
+typedef struct pen_cuda_dequantize_args {
+    pen_cuda_matrix w;
+    int first, rows;
+    uint16_t *out;
+} pen_cuda_dequantize_args;
+void pen_cuda_launch_dequantize(cudaStream_t stream, const pen_cuda_dequantize_args *args);
+
+/* FAST activation rows as f16 or bf16 [tokens][cols]. */
+typedef struct pen_cuda_round_args {
+    const unsigned char *x; /* [tokens][parts] */
+    size_t stride;          /* bytes of a part */
+    int tokens, parts, cols;
+    bool bf16;
+    uint16_t *out;
+} pen_cuda_round_args;
+void pen_cuda_launch_round(cudaStream_t stream, const pen_cuda_round_args *args);
 
 /* ---- attention.cu, attention_tensor.cu ------------------------------------------------------------------------- */
 

@@ -1,6 +1,11 @@
 /*
  * What all kernels share: the CUDA headers or, in tests/gpu/emulate, what stands in for them; the one way to launch;
  * and reductions over a warp and a block, in an order that depends on nothing but the number of threads.
+ *
+ * A decode is a chain of kernels of a few microseconds, and between two of them the GPU would idle for one. So from
+ * sm_90 on a kernel is launched while the one before it ends (programmatic dependent launch): its blocks are set up
+ * where there is room, and every kernel begins with follow(), which waits there until all that was launched before has
+ * ended and its writes are seen. The emulation ends a test whose kernel has threads that do not.
  */
 #ifndef PEN_DEVICE_CUH
 #define PEN_DEVICE_CUH
@@ -17,13 +22,32 @@
 #ifdef PEN_CUDA_EMULATED
 template <class Kernel, class Args>
 void launch(Kernel kernel, dim3 grid, dim3 block, cudaStream_t stream, const Args &args) {
-    pen_emulate_launch(grid, block, stream, [=] { kernel(args); });
+    pen_emulate_launch(grid, block, stream, [=] {
+        kernel(args);
+        pen_emulate_end_of_thread();
+    });
 }
 #else
 /* A launch that fails leaves its error with the runtime; pen_device_sync() finds it. */
 template <class Kernel, class Args>
 void launch(Kernel kernel, dim3 grid, dim3 block, cudaStream_t stream, const Args &args) {
-    kernel<<<grid, block, 0, stream>>>(args);
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = pen_cuda_launches_early() ? 1 : 0;
+    cudaLaunchKernelEx(&config, kernel, args);
+}
+
+__device__ inline void follow() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 #endif
 

@@ -21,6 +21,7 @@ template <int TYPE, class Put> static __device__ void each_run(const pen_cuda_ma
 }
 
 template <int TYPE> static __global__ void __launch_bounds__(EMBED_THREADS) embed_kernel(pen_cuda_embed_args args) {
+    follow();
     float *x = args.x + (size_t)blockIdx.x * args.table.cols, scale = args.scale;
     each_run<TYPE>(args.table, args.token[blockIdx.x], [=](int at, float4 w) {
         *reinterpret_cast<float4 *>(x + at) = make_float4(scale * w.x, scale * w.y, scale * w.z, scale * w.w);
@@ -30,6 +31,7 @@ template <int TYPE> static __global__ void __launch_bounds__(EMBED_THREADS) embe
 /* x += rows of a second table, by position. */
 template <int TYPE>
 static __global__ void __launch_bounds__(EMBED_THREADS) add_positions_kernel(pen_cuda_embed_args args) {
+    follow();
     float *x = args.x + (size_t)blockIdx.x * args.table.cols;
     each_run<TYPE>(args.positions, args.position[blockIdx.x], [=](int at, float4 w) {
         float4 *to = reinterpret_cast<float4 *>(x + at);

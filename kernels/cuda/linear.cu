@@ -4,20 +4,21 @@
  *
  * product_kernel, for few rows, reads the weights of a group of 32 rows once for up to COLS activation rows. Its time
  * is that of the memory, so what counts is bytes on their way: latency × bandwidth, on an H100 700 ns × 3.35 TB/s ≈ 2.3
- * MB, 18 kB for each of 132 SMs, and twice that to be safe. A warp loads all tiles of a span before it uses the first
- * (Q4_K: 2.3 kB, BF16: 4 kB in two steps), in pieces of 16 bytes; its span is one of many of the block, which adds the
- * spans' sums in their order. pen_cuda_launch_product chooses how many warps a block has, so that all blocks are at
- * work at the same time with 32 warps on an SM where the matrix is large enough: 74 kB for Q4_K, 128 kB for BF16.
+ * MB, 18 kB for each of 132 SMs, and twice that to be safe. A warp loads up to four tiles of its span before it uses
+ * the first, in pieces of 16 bytes where the type allows: 2.3 kB of Q4_K, 4 kB of BF16. The spans of a group are shared
+ * out among the warps of its block, which adds the spans' sums in their order. pen_cuda_launch_product chooses how many
+ * warps these are, so that all blocks are at work at the same time, with 16 to 24 warps on an SM where the matrix is
+ * large enough: 37 to 55 kB of Q4_K on their way, 64 to 96 kB of BF16.
  *
- * wide_kernel, for many rows, is bound by arithmetic and by what passes from the L2 cache: a block makes 256 rows of
- * the result for 32 activation rows. Each warp walks along all of K by itself and keeps its sums in registers; the
- * eight warps of a block read the same activations at about the same time, so that most of them come from the L1 cache.
+ * wide_kernel, for many rows, is bound by arithmetic and by what passes from the L2 cache: a block makes 128 rows of
+ * the result for 32 activation rows. Each warp walks along all of K by itself and keeps its sums to itself; the four
+ * warps of a block read the same activations at about the same time, so that most of them come from the L1 cache.
  */
 #include "quantize.cuh"
 #include "tensor.cuh"
 #include "weights.cuh"
 
-enum { SPAN_TILES = PEN_CUDA_SPAN / PEN_CUDA_BLOCK, MIN_WARPS = 4, WARPS_ON_SM = 32 };
+enum { SPAN_TILES = PEN_CUDA_SPAN / PEN_CUDA_BLOCK, MIN_WARPS = 4 };
 enum { WIDE_WARPS = 4, WIDE_COLS = 32, WIDE_BLOCKS_ON_SM = 3 };
 
 /* Whether tensor cores multiply: not where activations or weights are f32. */
@@ -27,15 +28,16 @@ template <int TYPE, bool F32> constexpr bool on_tensor_cores = !F32 && TYPE != P
 
 /* Up to COLS activation rows, which are columns of a product, as the lanes of a warp read them. Lane 4·g + t reads the
  * values of columns g, g + 8, …, and has the sums of EACH columns from 2t, from 2t + 8, …: SUMS for each weight row.
- * Columns past the last are zero. */
+ * Columns past the last repeat it; nobody wants their sums. */
 template <int COLS> struct columns {
     enum { TILES = (COLS + 7) / 8, EACH = COLS == 1 ? 1 : 2, SUMS = TILES * EACH };
     const unsigned char *first;
-    size_t stride;
+    unsigned stride;  /* in bytes; 32 bits, as all of a batch's rows have, keep registers free */
     int count, width; /* of columns, and of values in one */
 
     template <class T> __device__ T load(int column, int offset) const {
-        return column < count ? *reinterpret_cast<const T *>(first + stride * column + offset) : T{};
+        unsigned from = min(column, count - 1);
+        return *reinterpret_cast<const T *>(first + (stride * from + offset));
     }
 };
 
@@ -75,8 +77,8 @@ __device__ static void exact_sums(const unsigned *codes, const unsigned b[2], co
 }
 
 template <int TYPE, int COLS>
-__device__ void add_tile(const packed_tile<TYPE> &w, const columns<COLS> &x, int tile, int lane,
-                         float p[LANE_ROWS][columns<COLS>::SUMS]) {
+__device__ void add_codes(const packed_tile<TYPE> &w, const columns<COLS> &x, int tile, int lane,
+                          float (&p)[LANE_ROWS][columns<COLS>::SUMS]) {
     typedef columns<COLS> cols;
     constexpr weight_traits t = traits_of<TYPE>::traits;
     constexpr bool halves = t.share == 16;
@@ -121,8 +123,8 @@ __device__ void add_tile(const packed_tile<TYPE> &w, const columns<COLS> &x, int
 
 /* Numbers of 16 bits: the codes of activations are whole numbers in them, too. */
 template <int TYPE, int COLS>
-__device__ void add_tile(const plain_tile<TYPE> &w, const columns<COLS> &x, int tile, int lane,
-                         float p[LANE_ROWS][columns<COLS>::SUMS]) {
+__device__ void add_numbers(const plain_tile<TYPE> &w, const columns<COLS> &x, int tile, int lane,
+                            float (&p)[LANE_ROWS][columns<COLS>::SUMS]) {
     typedef columns<COLS> cols;
     constexpr bool bf16 = TYPE == PEN_TYPE_BF16;
 #pragma unroll
@@ -155,18 +157,30 @@ __device__ void add_tile(const plain_tile<TYPE> &w, const columns<COLS> &x, int 
     }
 }
 
-/* AHEAD tiles are loaded before the first is used. */
+template <int TYPE, int COLS>
+__device__ void add_tile(const lane_tile<TYPE> &w, const columns<COLS> &x, int tile, int lane,
+                         float (&p)[LANE_ROWS][columns<COLS>::SUMS]) {
+    if constexpr (traits_of<TYPE>::traits.quantised())
+        add_codes<TYPE>(w, x, tile, lane, p);
+    else
+        add_numbers<TYPE>(w, x, tile, lane, p);
+}
+
+/* AHEAD tiles are loaded before the first is used; of a span that is short, the last one instead of those behind it. */
 template <int AHEAD, int TYPE, int COLS>
-__device__ void dot_on_tensor_cores(const pen_cuda_matrix &w, int group, const columns<COLS> &x, int first, int last,
-                                    int lane, float p[LANE_ROWS][columns<COLS>::SUMS]) {
-    lane_tile<TYPE> tiles[AHEAD];
+__device__ void dot_on_tensor_cores(const pen_cuda_matrix &w, int group, const columns<COLS> &x, int first, int count,
+                                    int lane, float (&p)[LANE_ROWS][columns<COLS>::SUMS]) {
+    typedef lane_tile<TYPE> lane_part;
+    if constexpr (traits_of<TYPE>::traits.large()) count = SPAN_TILES;
+    typename lane_part::place from = lane_part::find(w, group, first, lane);
+    lane_part tiles[AHEAD];
+#pragma unroll 1
+    for (int begin = 0; begin < SPAN_TILES; begin += AHEAD) {
 #pragma unroll
-    for (int begin = first; begin < first + SPAN_TILES; begin += AHEAD) {
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) tiles[i].load(w, group, min(begin + i, last), lane);
+        for (int i = 0; i < AHEAD; i++) tiles[i].load(from, min(begin + i, count - 1), lane);
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
-            if (begin + i <= last) add_tile(tiles[i], x, begin + i, lane, p);
+            if (begin + i < count) add_tile<TYPE>(tiles[i], x, first + begin + i, lane, p);
     }
 }
 
@@ -183,10 +197,10 @@ template <bool F32, int COLS> __device__ float4 x_values(const columns<COLS> &x,
 
 /* Each lane multiplies its own values of its rows with those of all columns; then the four that share a row add up. */
 template <int TYPE, bool F32, int COLS>
-__device__ void dot_in_order(const pen_cuda_matrix &w, int group, const columns<COLS> &x, int first, int last, int lane,
-                             float p[LANE_ROWS][columns<COLS>::SUMS]) {
+__device__ void dot_in_order(const pen_cuda_matrix &w, int group, const columns<COLS> &x, int first, int count,
+                             int lane, float (&p)[LANE_ROWS][columns<COLS>::SUMS]) {
     float sums[LANE_ROWS][COLS] = {};
-    for (int tile = first; tile <= last; tile++) {
+    for (int tile = first; tile < first + count; tile++) {
         lane_values<TYPE> values(w, group, tile, lane);
 #pragma unroll
         for (int run = 0; run < 2; run++)
@@ -215,12 +229,12 @@ __device__ void dot_in_order(const pen_cuda_matrix &w, int group, const columns<
 
 template <int AHEAD, int TYPE, bool F32, int COLS>
 __device__ void dot_span(const pen_cuda_matrix &w, int group, const columns<COLS> &x, int span, int lane,
-                         float p[LANE_ROWS][columns<COLS>::SUMS]) {
-    int first = span * SPAN_TILES, last = min(first + SPAN_TILES, w.cols / PEN_CUDA_BLOCK) - 1;
+                         float (&p)[LANE_ROWS][columns<COLS>::SUMS]) {
+    int first = span * SPAN_TILES, count = min((int)SPAN_TILES, w.cols / PEN_CUDA_BLOCK - first);
     if constexpr (on_tensor_cores<TYPE, F32>)
-        dot_on_tensor_cores<AHEAD, TYPE>(w, group, x, first, last, lane, p);
+        dot_on_tensor_cores<AHEAD, TYPE>(w, group, x, first, count, lane, p);
     else
-        dot_in_order<TYPE, F32>(w, group, x, first, last, lane, p);
+        dot_in_order<TYPE, F32>(w, group, x, first, count, lane, p);
 }
 
 /* ---- Where results go ------------------------------------------------------------------------------------------ */
@@ -272,25 +286,20 @@ __device__ static void put_activated(const pen_cuda_product_args &args, int grou
 
 /* Tiles that there are registers for before the first is used; `cuda.spills` tells where they are too many. */
 static constexpr int tiles_ahead(const weight_traits &t, int cols) {
-    if (cols == 32 && t.share == 16 && t.minima()) return 1;
-    if (!t.quantised() || (cols == 32 && (t.bits > 4 || t.share == 16)) ||
-        (t.large() && (cols == 8 || (cols == 1 && t.bits > 4))))
-        return SPAN_TILES / 2;
-    return SPAN_TILES;
+    if (cols == 32 && (t.share == 16 || t.bits > 4)) return 1;
+    return cols == 32 || !t.quantised() || (cols == 1 && t.bits > 5) ? SPAN_TILES / 2 : SPAN_TILES;
 }
 
 /* Sums of a span are kept as [column][32 rows], with a stride that spreads what a warp writes over all banks. Where
  * there is room for two rounds of them, no warp has to wait before it writes the next. */
 template <int TYPE, bool F32, int COLS> struct block_shape {
-    static constexpr weight_traits t = traits_of<TYPE>::traits;
     enum {
-        WARPS = !on_tensor_cores<TYPE, F32> ? 16
-                : COLS == 1                 ? 32
-                : COLS == 32                ? 8
-                                            : 16,
-        ON_SM = COLS == 32 || (COLS == 8 && t.quantised()) ? 2 : 1, /* blocks of this size */
+        WARPS = COLS == 1 && on_tensor_cores<TYPE, F32> ? 24
+                : COLS == 32                            ? 8
+                                                        : 16,
+        ON_SM = COLS == 32 ? 2 : 1, /* blocks of this size */
         ROUNDS = COLS > 8 ? 1 : 2,
-        AHEAD = tiles_ahead(t, COLS),
+        AHEAD = tiles_ahead(traits_of<TYPE>::traits, COLS),
         STRIDE = WARP + 4
     };
     typedef float span_sums[COLS][STRIDE];
@@ -300,6 +309,7 @@ template <int TYPE, bool F32, int COLS>
 static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WARPS),
                                          block_shape<TYPE, F32, COLS>::ON_SM)
     product_kernel(pen_cuda_product_args args) {
+    follow();
     typedef block_shape<TYPE, F32, COLS> shape;
     typedef columns<COLS> cols;
     __shared__ typename shape::span_sums sums[shape::ROUNDS][shape::WARPS];
@@ -307,7 +317,8 @@ static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WA
     int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y, first = blockIdx.x * COLS;
     place at = {0, (int)blockIdx.y, 0};
     if (!args.activated) at = find_group(args, blockIdx.y);
-    cols x = {args.x + args.stride * first, args.stride, min(args.tokens * args.parts - first, COLS), args.w[0].cols};
+    cols x = {args.x + args.stride * first, (unsigned)args.stride, min(args.tokens * args.parts - first, COLS),
+              args.w[0].cols};
     int matrices = args.activated ? args.count : 1, spans = (x.width + PEN_CUDA_SPAN - 1) / PEN_CUDA_SPAN;
     for (int c = warp; c < x.count; c += warps) totals[0][c][lane] = totals[1][c][lane] = 0;
 
@@ -337,64 +348,64 @@ static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WA
     }
     __syncthreads();
     for (int token = warp; token < x.count / args.parts; token += warps) {
-        float y[2];
-        for (int m = 0; m < matrices; m++) {
-            y[m] = totals[m][args.parts * token][lane];
-            if (args.parts == 2) y[m] += totals[m][2 * token + 1][lane];
-        }
+        auto sum_of = [&](int m) {
+            float y = totals[m][args.parts * token][lane];
+            return args.parts == 2 ? y + totals[m][2 * token + 1][lane] : y;
+        };
         if (args.activated)
-            put_activated(args, at.group, first / args.parts + token, y[0], y[matrices - 1]);
+            put_activated(args, at.group, first / args.parts + token, sum_of(0), sum_of(matrices - 1));
         else
-            put(args, at, first / args.parts + token, WARP * at.group + lane, y[0]);
+            put(args, at, first / args.parts + token, WARP * at.group + lane, sum_of(0));
     }
 }
 
 /* ---- Many rows ------------------------------------------------------------------------------------------------- */
 
-/* Two scales and two minima for 32 values take the most registers. */
-static constexpr int wide_blocks(const weight_traits &t) {
-    return t.share == 16 && t.minima() ? WIDE_BLOCKS_ON_SM - 1 : WIDE_BLOCKS_ON_SM;
-}
-
 template <int TYPE>
-static __global__ void __launch_bounds__(WARP *WIDE_WARPS, wide_blocks(traits_of<TYPE>::traits))
-    wide_kernel(pen_cuda_product_args args) {
+static __global__ void __launch_bounds__(WARP *WIDE_WARPS, WIDE_BLOCKS_ON_SM) wide_kernel(pen_cuda_product_args args) {
+    follow();
     typedef columns<WIDE_COLS> cols;
     int lane = threadIdx.x, first = blockIdx.x * WIDE_COLS;
     place at = find_group(args, WIDE_WARPS * blockIdx.y + threadIdx.y);
     const pen_cuda_matrix &w = args.w[at.matrix];
     if (at.group >= groups_of(w)) return;
-    cols x = {args.x + args.stride * first, args.stride, min(args.tokens * args.parts - first, (int)WIDE_COLS), w.cols};
-    float total[LANE_ROWS][cols::SUMS] = {};
+    cols x = {args.x + args.stride * first, (unsigned)args.stride,
+              min(args.tokens * args.parts - first, (int)WIDE_COLS), w.cols};
+    /* Each thread's own: registers are needed for what changes more often. */
+    __shared__ float totals[LANE_ROWS][cols::SUMS][WIDE_WARPS][WARP];
+#pragma unroll
+    for (int s = 0; s < LANE_ROWS; s++)
+#pragma unroll
+        for (int c = 0; c < cols::SUMS; c++) totals[s][c][threadIdx.y][lane] = 0;
     for (int span = 0; span * PEN_CUDA_SPAN < x.width; span++) {
         float p[LANE_ROWS][cols::SUMS] = {};
         dot_span<1, TYPE, false>(w, at.group, x, span, lane, p);
 #pragma unroll
         for (int s = 0; s < LANE_ROWS; s++)
 #pragma unroll
-            for (int c = 0; c < cols::SUMS; c++) total[s][c] += p[s][c];
+            for (int c = 0; c < cols::SUMS; c++) totals[s][c][threadIdx.y][lane] += p[s][c];
     }
-#pragma unroll
     for (int s = 0; s < LANE_ROWS; s++)
-#pragma unroll
         for (int c = 0; c < cols::SUMS; c += 2) { /* the two columns of a token, or of two */
             int column = 4 * c + 2 * (lane % 4), n = WARP * at.group + lane / 4 + 8 * s;
+            float one = totals[s][c][threadIdx.y][lane], other = totals[s][c + 1][threadIdx.y][lane];
             if (column >= x.count) continue;
             if (args.parts == 2) {
-                put(args, at, (first + column) / 2, n, total[s][c] + total[s][c + 1]);
+                put(args, at, (first + column) / 2, n, one + other);
             } else {
-                put(args, at, first + column, n, total[s][c]);
-                if (column + 1 < x.count) put(args, at, first + column + 1, n, total[s][c + 1]);
+                put(args, at, first + column, n, one);
+                if (column + 1 < x.count) put(args, at, first + column + 1, n, other);
             }
         }
 }
 
 /* ---- The launch ------------------------------------------------------------------------------------------------ */
 
-/* Warps of each of `blocks` blocks that have `spans` spans to do: as many as let all blocks be at work together. */
-static int block_warps(int blocks, int spans, int most, int processors) {
+/* Warps of each of `blocks` blocks that have `spans` spans to do: `most`, or as many as let all blocks be at work
+ * together, with `at_once` warps on the whole GPU. */
+static int block_warps(int blocks, int spans, int most, int at_once) {
     int warps = most;
-    while (warps > MIN_WARPS && (warps / 2 >= spans || blocks * warps > WARPS_ON_SM * processors)) warps /= 2;
+    while (warps / 2 >= MIN_WARPS && (warps / 2 >= spans || blocks * warps > at_once)) warps /= 2;
     return warps;
 }
 
@@ -407,7 +418,7 @@ struct product_call {
         typedef block_shape<TYPE, F32, COLS> shape;
         int tiles = (args.tokens * args.parts + COLS - 1) / COLS;
         int spans = (args.w[0].cols + PEN_CUDA_SPAN - 1) / PEN_CUDA_SPAN * (args.activated ? args.count : 1);
-        int warps = block_warps(groups * tiles, spans, shape::WARPS, args.processors);
+        int warps = block_warps(groups * tiles, spans, shape::WARPS, shape::WARPS * shape::ON_SM * args.processors);
         launch(product_kernel<TYPE, F32, COLS>, dim3(tiles, groups), dim3(WARP, warps), stream, args);
     }
     template <int TYPE, bool F32> void run_mode() {

@@ -13,6 +13,7 @@ template <class Put> static __device__ void each_column(int cols, Put put) {
 }
 
 static __global__ void __launch_bounds__(THREADS) norm_kernel(pen_cuda_norm_args args) {
+    follow();
     int row = blockIdx.x, cols = args.cols;
     const float *x = args.x + (size_t)(args.rows ? args.rows[row] : row) * cols;
     float center = 0, squares = 0;
@@ -43,6 +44,7 @@ void pen_cuda_launch_norm(cudaStream_t stream, const pen_cuda_norm_args *args) {
 }
 
 static __global__ void __launch_bounds__(THREADS) store_kernel(pen_cuda_store_args args) {
+    follow();
     const float *x = args.x + (size_t)blockIdx.x * args.cols;
     each_column(args.cols, [&](int i) { store_block(x[i], args.out + args.stride * blockIdx.x, args.cols, i / WARP); });
 }
@@ -52,6 +54,7 @@ void pen_cuda_launch_store(cudaStream_t stream, const pen_cuda_store_args *args)
 }
 
 static __global__ void __launch_bounds__(THREADS) activate_kernel(pen_cuda_activate_args args) {
+    follow();
     size_t first = args.in_stride * blockIdx.x;
     unsigned char *out = args.out + args.stride * blockIdx.x;
     each_column(args.cols, [&](int i) {
@@ -68,9 +71,23 @@ void pen_cuda_launch_activate(cudaStream_t stream, const pen_cuda_activate_args 
     launch(activate_kernel, dim3(args->count), dim3(THREADS), stream, *args);
 }
 
+/* ---- What this build's code can do on the current GPU ---------------------------------------------------------- */
+
+static bool launches_early;
+
+bool pen_cuda_launches_early(void) {
+    return launches_early;
+}
+
 bool pen_cuda_kernels_fit(void) {
     cudaFuncAttributes attributes;
     bool fit = cudaFuncGetAttributes(&attributes, norm_kernel) == cudaSuccess;
     cudaGetLastError(); /* the runtime keeps it otherwise */
     return fit;
+}
+
+void pen_cuda_launch_early(bool early) {
+    cudaFuncAttributes attributes;
+    launches_early = early && cudaFuncGetAttributes(&attributes, norm_kernel) == cudaSuccess &&
+                     attributes.binaryVersion >= 90 && attributes.ptxVersion >= 90; /* code that has follow() */
 }

@@ -131,6 +131,7 @@ __device__ static int choose(const pen_cuda_choose_args &args, const pen_cuda_pi
 /* ---- Rows ------------------------------------------------------------------------------------------------------ */
 
 static __global__ void __launch_bounds__(THREADS) choose_kernel(pen_cuda_choose_args args) {
+    follow();
     const float *x = args.logits + (size_t)blockIdx.x * args.vocab;
     pen_cuda_pick_args pick = args.picks[blockIdx.x];
     pen_choice *choice = &args.choices[blockIdx.x];
@@ -173,6 +174,7 @@ void pen_cuda_launch_choose(cudaStream_t stream, const pen_cuda_choose_args *arg
 /* ---- Edits ----------------------------------------------------------------------------------------------------- */
 
 static __global__ void __launch_bounds__(THREADS) copy_edited_kernel(pen_cuda_choose_args args) {
+    follow();
     size_t first = (size_t)blockIdx.x * args.vocab;
     if (!args.picks[blockIdx.x].edited) return;
     for (int i = threadIdx.x; i < args.vocab; i += THREADS) args.edited[first + i] = args.logits[first + i];
@@ -189,6 +191,7 @@ struct edit_args {
 };
 
 static __global__ void __launch_bounds__(THREADS) edit_kernel(edit_args args) {
+    follow();
     int i = blockIdx.x * THREADS + threadIdx.x;
     if (i >= args.count) return;
     pen_logit_edit edit = args.edits[i].edit;

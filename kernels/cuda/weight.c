@@ -65,6 +65,7 @@ pen_status pen_cuda_weight_create(pen_device *device, pen_type type, int rows, i
         free(made);
         return status;
     }
+    made->matrix.dense_from = pen_cuda_dense_from(pen_cuda(device), &made->matrix);
     *weight = &made->base;
     return PEN_OK;
 }

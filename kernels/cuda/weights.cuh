@@ -103,14 +103,23 @@ template <int TYPE> struct packed_tile {
     /* Where the runs of lane 4·g + t begin. */
     static __device__ int run_at(int t4, int run) { return 16 * run + RUN * t4; }
 
-    __device__ void load(const pen_cuda_matrix &w, int group, int tile, int lane) {
-        const unsigned char *super = w.data + w.group_bytes * group + (size_t)(tile / 8) * t.super_bytes();
-        const unsigned char *at = super + tile % 8 * t.tile_bytes();
+    /* Where tiles lie: up to eight behind one another, in types with blocks of 256 within the eight of a block. */
+    struct place {
+        const unsigned char *tiles, *super_factors;
+    };
+    static __device__ place find(const pen_cuda_matrix &w, int group, int tile, int) {
+        const unsigned char *eight = w.data + w.group_bytes * group + (size_t)(tile / 8) * t.super_bytes();
+        return {eight + tile % 8 * t.tile_bytes(), eight + 8 * t.tile_bytes()};
+    }
+
+    /* The i'th from there. */
+    __device__ void load(const place &from, int i, int lane) {
+        const unsigned char *at = from.tiles + i * t.tile_bytes();
         load_plane<8>(at, lane, 0), load_plane<4>(at, lane, 0);
         load_plane<2>(at, lane, t.bits & 4), load_plane<1>(at, lane, t.bits & 6);
         at += t.data_bytes();
         own = d = m = make_uint2(0, 0);
-        const uint2 *d_at = reinterpret_cast<const uint2 *>(t.large() ? super + 8 * t.tile_bytes() : at);
+        const uint2 *d_at = reinterpret_cast<const uint2 *>(t.large() ? from.super_factors : at);
         if constexpr (t.large()) own = reinterpret_cast<const uint2 *>(at)[lane / 4];
         if constexpr (t.d < 0)
             d.x = reinterpret_cast<const unsigned *>(at)[lane / 4];
@@ -189,18 +198,28 @@ template <int TYPE> struct plain_tile {
 
     static __device__ int run_at(int t4, int run) { return 8 * t4 + RUN * run; }
 
-    __device__ void load(const pen_cuda_matrix &w, int group, int tile, int lane) {
+    struct place {
+        const unsigned char *rows[LANE_ROWS];
+    };
+    static __device__ place find(const pen_cuda_matrix &w, int group, int tile, int lane) {
+        place found;
 #pragma unroll
         for (int s = 0; s < LANE_ROWS; s++) {
             int row = min(WARP * group + lane / 4 + 8 * s, w.rows - 1);
-            const unsigned char *at = w.data + w.group_bytes / WARP * row + (4 * tile + lane % 4) * (4 * WORDS);
-#pragma unroll
-            for (int i = 0; i < WORDS; i += 4) {
-                uint4 piece = reinterpret_cast<const uint4 *>(at)[i / 4];
-                words[s][i] = piece.x, words[s][i + 1] = piece.y;
-                words[s][i + 2] = piece.z, words[s][i + 3] = piece.w;
-            }
+            found.rows[s] = w.data + w.group_bytes / WARP * row + (size_t)(4 * tile + lane % 4) * (4 * WORDS);
         }
+        return found;
+    }
+
+    __device__ void load(const place &from, int i, int) {
+#pragma unroll
+        for (int s = 0; s < LANE_ROWS; s++)
+#pragma unroll
+            for (int v = 0; v < WORDS; v += 4) {
+                uint4 piece = reinterpret_cast<const uint4 *>(from.rows[s])[4 * i * (WORDS / 4) + v / 4];
+                words[s][v] = piece.x, words[s][v + 1] = piece.y;
+                words[s][v + 2] = piece.z, words[s][v + 3] = piece.w;
+            }
     }
 };
 
@@ -218,7 +237,7 @@ template <int TYPE, bool QUANTISED = traits_of<TYPE>::traits.quantised()> struct
     factors f;
 
     __device__ lane_values(const pen_cuda_matrix &w, int group, int tile, int lane) {
-        this->load(w, group, tile, lane);
+        this->load(this->find(w, group, tile, lane), 0, lane);
         this->codes(unpacked);
         f = this->scales();
     }
@@ -233,7 +252,7 @@ template <int TYPE, bool QUANTISED = traits_of<TYPE>::traits.quantised()> struct
 
 template <int TYPE> struct lane_values<TYPE, false> : plain_tile<TYPE> {
     __device__ lane_values(const pen_cuda_matrix &w, int group, int tile, int lane) {
-        this->load(w, group, tile, lane);
+        this->load(this->find(w, group, tile, lane), 0, lane);
     }
     __device__ float at(int s, int i) const {
         if constexpr (TYPE == PEN_TYPE_F32)

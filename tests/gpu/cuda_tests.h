@@ -8,7 +8,7 @@
 
 #include "cpu.h"
 #include "cuda.h"
-#include "cuda_kernels.h"
+#include "cuda_device.h"
 #include "device_class.h"
 #include "matrix.h"
 
@@ -41,6 +41,15 @@ static inline void shuffle_threads(unsigned order) {
     pen_emulate_order(order);
 #else
     (void)order;
+#endif
+}
+
+/* Whether devices find cuBLASLt, where that can be told. */
+static inline void have_cublaslt(bool present) {
+#if defined(PEN_CUDA_EMULATED)
+    pen_emulate_cublaslt(present);
+#else
+    (void)present;
 #endif
 }
 

@@ -12,6 +12,8 @@
 
 #include "cuda_tests.h"
 
+#include <limits.h>
+
 enum { ROWS_MAX = 70, COLS_MAX = 1536 };
 
 static const pen_limits limits = {.rows = ROWS_MAX,
@@ -199,6 +201,19 @@ static void test_projections_store_or_add(void **state) {
     }
 }
 
+/* So many that another kernel makes them, with the bits of the one for few. */
+static void test_many_rows(void **state) {
+    (void)state;
+    random_state = 10;
+    for (int i = 0; i < TYPES; i++) {
+        pen_type type = (pen_type)i;
+        int cols = columns_for(i % 2 ? 64 : 160, type);
+        check_qkv((product_case){PEN_ACTIVATIONS_FAST, {type, type, type}, {40, 96, 33}, cols, 50, i & 2});
+        check_project(random_matrix(type, 150, cols), PEN_ACTIVATIONS_FAST, random_floats((size_t)(69 * cols)), 69,
+                      i & 1, i & 2, i & 4);
+    }
+}
+
 /* The largest products that there are, of either sign, all in one sum: nothing saturates on the way. */
 static void test_the_largest_integers(void **state) {
     (void)state;
@@ -383,16 +398,151 @@ static void test_weights_are_as_small_as_the_file(void **state) {
     pen_device_destroy(device);
 }
 
+/* ---- cuBLASLt -------------------------------------------------------------------------------------------------- */
+
+static void test_the_crossover(void **state) {
+    (void)state;
+    const pen_cuda_timing slower[] = {{128, 1, 2}, {256, 1, 1.5F}, {512, 1, 1}};
+    const pen_cuda_timing hardly[] = {{128, 1.04F, 1}, {256, 2.08F, 2}};
+    const pen_cuda_timing later[] = {{128, 1, 2}, {256, 2, 2.5F}, {512, 4, 3}, {1024, 8, 5}};
+    const pen_cuda_timing not_for_good[] = {{128, 3, 2}, {256, 4, 4}, {512, 8, 4}};
+    assert_int_equal(pen_cuda_crossover(slower, 3), INT_MAX);
+    assert_int_equal(pen_cuda_crossover(hardly, 2), INT_MAX);
+    assert_int_equal(pen_cuda_crossover(later, 4), 512);
+    assert_int_equal(pen_cuda_crossover(not_for_good, 3), 512);
+    assert_int_equal(pen_cuda_crossover(later + 2, 2), 512);
+    assert_int_equal(pen_cuda_crossover(NULL, 0), INT_MAX);
+}
+
+enum { MANY_ROWS = 140 };
+static pen_device *open_dense(bool deterministic) {
+    pen_device *device;
+    pen_cuda_options options = {.activations = PEN_ACTIVATIONS_FAST, .deterministic = deterministic};
+    pen_limits many = limits;
+    many.rows = MANY_ROWS;
+    have_cublaslt(true);
+    if (pen_cuda_device_create(&options, &device) != PEN_OK) fail_msg("%s", pen_last_error());
+    have_cublaslt(false);
+    assert_int_equal(pen_device_reserve(device, &many), PEN_OK);
+    return device;
+}
+
+/* The results of three matrices side by side; `dense`: by cuBLASLt, some of their rows at a time. */
+static void run_three(pen_device *device, const matrix w[3], const float *x, int tokens, const float *bias, bool dense,
+                      float *values, float *result) {
+    pen_weight *weights[3];
+    pen_buffer *biases[3] = {NULL, NULL, NULL};
+    int columns = 0;
+    for (int i = 0; i < 3; columns += w[i++].rows) {
+        weights[i] = weight_of(device, w[i]);
+        if (bias) biases[i] = buffer_of(device, bias + columns, (size_t)w[i].rows * sizeof *bias);
+        if (dense) ((pen_cuda_weight *)weights[i])->matrix.dense_from = 1;
+    }
+    if (dense) pen_cuda(device)->arena.dense_w_bytes = 64 * (size_t)w[0].cols * sizeof(uint16_t);
+    size_t bytes = (size_t)tokens * (size_t)columns * sizeof(float);
+    pen_buffer *rows = activations_of(device, x, tokens, w[0].cols, true, values), *out = empty_buffer(device, bytes);
+    pen_op_qkv(device, &(pen_qkv_op){rows, weights[0], weights[1], weights[2], biases[0], biases[1], biases[2], out});
+    read_back(out, result, bytes);
+    pen_buffer_destroy(rows);
+    pen_buffer_destroy(out);
+    for (int i = 0; i < 3; i++) {
+        pen_weight_destroy(weights[i]);
+        pen_buffer_destroy(biases[i]);
+    }
+}
+
+/* Products by cuBLASLt round both sides to 16 bits: to 8 significant ones where weights are BF16, else to 11. */
+static void check_dense(const pen_type types[3], int tokens, bool with_bias) {
+    matrix w[3];
+    int cols = 64, columns = 0;
+    static const int rows[3] = {164, 32, 60};
+    for (int i = 0; i < 3; i++) cols = columns_for(cols, types[i]);
+    for (int i = 0; i < 3; columns += rows[i++]) w[i] = random_matrix(types[i], rows[i], cols);
+    float *x = random_floats((size_t)tokens * (size_t)cols), *bias = random_floats((size_t)columns);
+    float *values = allocate((size_t)tokens * (size_t)cols * sizeof *values);
+    size_t bytes = (size_t)tokens * (size_t)columns * sizeof(float);
+    float *result = allocate(bytes), *contract = allocate(bytes);
+    pen_device *device = open_dense(false), *deterministic = open_dense(true);
+    assert_null(pen_cuda(deterministic)->blas);
+    run_three(deterministic, w, x, tokens, with_bias ? bias : NULL, true, values, contract);
+    run_three(device, w, x, tokens, with_bias ? bias : NULL, true, values, result);
+    if (pen_cuda(device)->blas) assert_memory_not_equal(result, contract, bytes);
+    for (int t = 0; t < tokens; t++)
+        for (int i = 0, column = 0; i < 3; column += rows[i++])
+            for (int n = 0; n < rows[i]; n++) {
+                double size, sum = expected_dot(w[i], n, values + (size_t)t * (size_t)cols, &size);
+                if (with_bias) sum += (double)bias[column + n];
+                assert_near((double)result[t * columns + column + n], sum,
+                            size * (types[i] == PEN_TYPE_BF16 ? 0x1p-8 : 0x1p-10) + 1e-5, pen_type_get(types[i])->name);
+            }
+    pen_device_destroy(device);
+    pen_device_destroy(deterministic);
+    for (int i = 0; i < 3; i++) matrix_free(w[i]);
+    free(x);
+    free(bias);
+    free(values);
+    free(result);
+    free(contract);
+}
+
+static void test_products_by_cublaslt(void **state) {
+    (void)state;
+    random_state = 11;
+    for (int i = 0; i < TYPES; i++) {
+        pen_type type = (pen_type)i, other = (pen_type)((i + 2) % TYPES);
+        check_dense((pen_type[]){type, type, i % 2 ? type : other}, 3 + i, i % 3 == 0);
+    }
+}
+
+/* Where it is not forced: measured when the first weight of a shape is made, and from so many rows on. */
+static void test_when_cublaslt_is_used(void **state) {
+    (void)state;
+    random_state = 12;
+    enum { ROWS = 64, COLS = 256, FROM = 2 * PEN_CUDA_FEW_ROWS };
+    matrix w[3];
+    for (int i = 0; i < 3; i++) w[i] = random_matrix(PEN_TYPE_Q4_K, ROWS, COLS);
+    float *x = random_floats(MANY_ROWS * COLS), *values = allocate(sizeof(float) * MANY_ROWS * COLS);
+    static float result[MANY_ROWS][3 * ROWS], contract[MANY_ROWS][3 * ROWS];
+    pen_device *device = open_dense(false), *deterministic = open_dense(true);
+    pen_weight *weight = weight_of(device, w[0]), *other = weight_of(deterministic, w[0]);
+    bool has_blas = pen_cuda(device)->blas != NULL;
+    assert_int_equal(((pen_cuda_weight *)other)->matrix.dense_from, INT_MAX);
+    assert_true(((pen_cuda_weight *)weight)->matrix.dense_from >= FROM);
+    assert_int_equal(pen_cuda(device)->measured_count, has_blas);
+    assert_int_equal(pen_cuda(deterministic)->measured_count, 0);
+    pen_cuda(device)->measured[0].dense_from = FROM; /* whatever was measured here */
+    for (int tokens = FROM - 1; tokens <= FROM; tokens++) {
+        size_t bytes = (size_t)tokens * sizeof result[0];
+        run_three(device, w, x, tokens, NULL, false, values, result[0]);
+        run_three(deterministic, w, x, tokens, NULL, false, values, contract[0]);
+        if (tokens < FROM || !has_blas)
+            assert_memory_equal(result, contract, bytes);
+        else
+            assert_memory_not_equal(result, contract, bytes);
+    }
+    pen_weight_destroy(weight);
+    pen_weight_destroy(other);
+    pen_device_destroy(device);
+    pen_device_destroy(deterministic);
+    for (int i = 0; i < 3; i++) matrix_free(w[i]);
+    free(x);
+    free(values);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_qkv_of_all_types_and_odd_shapes),
         cmocka_unit_test(test_any_number_of_tokens),
         cmocka_unit_test(test_projections_store_or_add),
+        cmocka_unit_test(test_many_rows),
         cmocka_unit_test(test_the_largest_integers),
         cmocka_unit_test(test_gate_up_activates_and_quantises),
         cmocka_unit_test(test_logits_of_chosen_rows),
         cmocka_unit_test(test_embedding_has_the_bits_of_the_file),
         cmocka_unit_test(test_weights_are_as_small_as_the_file),
+        cmocka_unit_test(test_the_crossover),
+        cmocka_unit_test(test_products_by_cublaslt),
+        cmocka_unit_test(test_when_cublaslt_is_used),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

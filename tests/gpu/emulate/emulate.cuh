@@ -10,7 +10,9 @@
 
 #include "cuda_runtime_api.h"
 
+extern "C" {
 #include "types.h"
+}
 
 #include <algorithm>
 #include <cmath>
@@ -63,6 +65,9 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim; /* of the fiber that runs */
 void pen_emulate_launch(dim3 grid, dim3 block, cudaStream_t stream, std::function<void()> thread);
 
 void __syncthreads();
+/* kernels/cuda/device.cuh: what every thread of a kernel does first; checked when it ends. */
+void follow();
+void pen_emulate_end_of_thread();
 /* Puts down this lane's bytes and returns those of lane `from` of the warp, when all lanes have. */
 const void *pen_emulate_exchange(unsigned mask, const void *bytes, size_t size, unsigned from);
 unsigned pen_emulate_lane();
@@ -194,10 +199,11 @@ inline unsigned fma_bf16_pair(unsigned a, unsigned b, unsigned c) {
 /* ---- What only C++ can ask the runtime ------------------------------------------------------------------------- */
 
 struct cudaFuncAttributes {
-    int unused;
+    int binaryVersion, ptxVersion;
 };
 cudaError_t pen_emulate_kernel_attributes();
-template <class Kernel> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, Kernel) {
+template <class Kernel> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *attributes, Kernel) {
+    *attributes = {90, 90};
     return pen_emulate_kernel_attributes();
 }
 

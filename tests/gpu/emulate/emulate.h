@@ -42,6 +42,9 @@ typedef struct pen_emulated_graphs {
 pen_emulated_graphs pen_emulate_graphs(void);
 void pen_emulate_graphs_left(int count);
 
+/* Whether devices that are opened from now on find cuBLASLt. They do not, unless it is asked for. */
+void pen_emulate_cublaslt(bool is_present);
+
 /* The order in which a block's threads run between barriers: 0 by number, 1 backwards, 2 … some random order. A kernel
  * that lacks a barrier gives other results in another one. */
 void pen_emulate_order(unsigned order);

@@ -30,6 +30,7 @@ struct fiber {
     void *pointer; /* of the stack, while it does not run */
     void *fake;    /* ASan's */
     enum state state;
+    bool follows; /* it waited for the kernel before its own */
     dim3 index;
     unsigned number; /* in the block */
 };
@@ -136,6 +137,7 @@ void start(fiber *f, unsigned number) {
     for (int i = 0; i < 6; i++) *--top = nullptr;
     f->pointer = top;
     f->state = READY;
+    f->follows = false;
     f->number = number;
     f->index.x = number % blockDim.x;
     f->index.y = number / blockDim.x % blockDim.y;
@@ -222,6 +224,13 @@ void pen_emulate_order(unsigned order) {
 void __syncthreads() {
     current->state = AT_BARRIER;
     leave_to_scheduler();
+}
+
+void follow() {
+    current->follows = true;
+}
+void pen_emulate_end_of_thread() {
+    if (!current->follows) die("a thread does not wait for the kernel before");
 }
 
 unsigned pen_emulate_lane() {

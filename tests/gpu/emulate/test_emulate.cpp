@@ -183,7 +183,34 @@ static void mistakes_with_nccl() {
     });
 }
 
+/* A graph keeps what a launch was given; what that points to is read when it runs. */
+static void graphs_keep_arguments() {
+    machine m;
+    int argument = 1, *at, got[2] = {};
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    cudaMalloc((void **)&at, sizeof *at);
+    *at = 1;
+    cudaStreamBeginCapture(m.stream, cudaStreamCaptureModeThreadLocal);
+    pen_emulate_launch(dim3(1), dim3(32), m.stream, [=, &got] {
+        got[0] = argument;
+        got[1] = *at;
+    });
+    cudaStreamEndCapture(m.stream, &graph);
+    cudaGraphInstantiateWithFlags(&exec, graph, 0);
+    cudaGraphDestroy(graph);
+    cudaStreamSynchronize(m.stream);
+    expect(got[0] == 0, "what is captured does not run");
+    argument = *at = 2;
+    cudaGraphLaunch(exec, m.stream);
+    cudaStreamSynchronize(m.stream);
+    expect(got[0] == 1 && got[1] == 2, "a graph keeps arguments, not what they point to");
+    cudaGraphExecDestroy(exec);
+    cudaFree(at);
+}
+
 int main() {
+    graphs_keep_arguments();
     all_threads_meet();
     copies_run_late();
     streams_wait_for_each_other();
@@ -200,6 +227,20 @@ int main() {
         machine().run(32, [] {
             if (threadIdx.x != 5) __shfl_xor_sync(0xffffffffU, 1, 1);
         });
+    });
+    expect_abort("a thread that does not wait for the kernel before", [] {
+        machine().run(32, [] {
+            if (threadIdx.x != 5) follow();
+            pen_emulate_end_of_thread();
+        });
+    });
+    expect_abort("a copy to the host in a capture", [] {
+        machine m;
+        void *host, *device;
+        cudaMalloc(&device, 16);
+        cudaMallocHost(&host, 16);
+        cudaStreamBeginCapture(m.stream, cudaStreamCaptureModeThreadLocal);
+        cudaMemcpyAsync(host, device, 16, cudaMemcpyDeviceToHost, m.stream);
     });
     expect_abort("a copy from memory that is not pinned", [] {
         machine m;
