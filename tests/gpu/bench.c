@@ -9,7 +9,7 @@
  * that keeps weights in a larger form does not look better for it.
  *
  *   --device cuda|cpu     --activations fast|f32     --threads N (all cores)
- *   --only attention|small|products
+ *   --deterministic       no cuBLASLt (cuda)      --only attention|small|products
  *   --types LIST, --rows LIST, --contexts LIST, --streams LIST: instead of all
  *   --cold MIB            beyond which copies go (128: more than twice the 50 MB of an H100)
  *   --tiny                other shapes, once: to see that it runs
@@ -37,6 +37,7 @@ static const shape shapes[] = {{4096, 14336, 32, 8, 128, 128256}, {256, 512, 4, 
 
 typedef struct bench {
     pen_device *device;
+    const char *how; /* what is said behind the device's name */
     shape shape;
     bool types[PEN_TYPE_COUNT];
     const char *only; /* this group of operations, or NULL */
@@ -186,10 +187,11 @@ typedef struct figure {
 
 static void measure(bench *b, const figure *f, enqueue *operation, void *context, int copies) {
     double ms = time_ms(b, operation, context, copies);
-    printf("{\"kind\": \"kernel\", \"device\": \"%s\", \"op\": \"%s\", \"type\": \"%s\", \"rows\": %d, \"streams\": %d,"
-           " \"context\": %d, \"ms\": %.6g, \"gb_s\": %.6g, \"tflop_s\": %.6g}\n",
-           pen_device_name(b->device), f->op, f->type, f->rows, f->streams, f->context, ms, f->bytes / ms / 1e6,
-           f->flops / ms / 1e9);
+    printf(
+        "{\"kind\": \"kernel\", \"device\": \"%s%s\", \"op\": \"%s\", \"type\": \"%s\", \"rows\": %d, \"streams\": %d,"
+        " \"context\": %d, \"ms\": %.6g, \"gb_s\": %.6g, \"tflop_s\": %.6g}\n",
+        pen_device_name(b->device), b->how, f->op, f->type, f->rows, f->streams, f->context, ms, f->bytes / ms / 1e6,
+        f->flops / ms / 1e9);
     fflush(stdout);
 }
 
@@ -540,6 +542,7 @@ typedef struct settings {
     const char *device;
     pen_activations activations;
     int threads;
+    bool deterministic;
 } settings;
 
 /* Small shapes, each once. */
@@ -554,17 +557,11 @@ static void make_tiny(bench *b) {
 
 static void read_options(int argc, char **argv, bench *b, settings *s) {
     enum { ROWS_MOST = 1 << 14, CONTEXT_MOST = 1 << 20, STREAMS_MOST = 1 << 10, MIB_MOST = 1 << 16 };
-    static const struct option options[] = {{"device", 1, NULL, 'd'},
-                                            {"activations", 1, NULL, 'a'},
-                                            {"threads", 1, NULL, 't'},
-                                            {"only", 1, NULL, 'o'},
-                                            {"types", 1, NULL, 'w'},
-                                            {"rows", 1, NULL, 'r'},
-                                            {"contexts", 1, NULL, 'c'},
-                                            {"streams", 1, NULL, 's'},
-                                            {"cold", 1, NULL, 'm'},
-                                            {"tiny", 0, NULL, 'y'},
-                                            {0}};
+    static const struct option options[] = {
+        {"device", 1, NULL, 'd'},   {"activations", 1, NULL, 'a'},   {"threads", 1, NULL, 't'},
+        {"only", 1, NULL, 'o'},     {"types", 1, NULL, 'w'},         {"rows", 1, NULL, 'r'},
+        {"contexts", 1, NULL, 'c'}, {"streams", 1, NULL, 's'},       {"cold", 1, NULL, 'm'},
+        {"tiny", 0, NULL, 'y'},     {"deterministic", 0, NULL, 'e'}, {0}};
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) switch (option) {
         case 'd': s->device = optarg; break;
         case 'a':
@@ -583,6 +580,7 @@ static void read_options(int argc, char **argv, bench *b, settings *s) {
         case 's': b->streams = int_list_of(optarg, STREAMS_MOST); break;
         case 'm': b->cold_bytes = (size_t)int_list_of(optarg, MIB_MOST).values[0] << 20; break;
         case 'y': make_tiny(b); break;
+        case 'e': s->deterministic = true; break;
         default: usage("an option is unknown, or lacks its value");
         }
     if (optind < argc) usage("it takes options only");
@@ -603,7 +601,7 @@ int main(int argc, char **argv) {
     settings s = {.device = "cuda", .activations = PEN_ACTIVATIONS_FAST, .threads = (int)sysconf(_SC_NPROCESSORS_ONLN)};
     for (int t = 0; t < PEN_TYPE_COUNT; t++) b.types[t] = true;
     read_options(argc, argv, &b, &s);
-    pen_cuda_options on_gpu = {.activations = s.activations, .threads = s.threads};
+    pen_cuda_options on_gpu = {.activations = s.activations, .threads = s.threads, .deterministic = s.deterministic};
     pen_cpu_options on_cpu = {.activations = s.activations, .threads = s.threads};
     if (strcmp(s.device, "cuda") == 0)
         check(pen_cuda_device_create(&on_gpu, &b.device));
@@ -611,6 +609,7 @@ int main(int argc, char **argv) {
         check(pen_cpu_device_create(&on_cpu, &b.device));
     else
         usage("--device is cuda or cpu");
+    b.how = s.deterministic ? ", deterministic" : "";
     open_buffers(&b);
     run_all(&b);
     close_buffers(&b);

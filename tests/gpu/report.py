@@ -148,14 +148,14 @@ def print_kernels(found):
     limits = {name: line["value"] for (name,), line in found["limit"].items()}
     copied, peak = limits.get("copy"), limits.get("gemm bf16")
     for device in dict.fromkeys(line["device"] for line in found["kernel"].values()):
-        print(f"operations of {device}:")
-    print(f"| {'operation':17} | {'type':6} | {'rows':>5} | {'context':>7} | {'ms':>9} | {'GB/s':>8} | of copy |"
-          f" {'TFLOP/s':>8} | of peak |")
-    print("|" + "|".join("-" * width for width in (19, 8, 7, 9, 11, 10, 9, 10, 9)) + "|")
-    for line in found["kernel"].values():
-        print(f"| {line['op']:17} | {line['type']:6} | {line['rows']:5} | {line['context'] or '':>7} |"
-              f" {line['ms']:9.4f} | {line['gb_s']:8.1f} | {share(line['gb_s'], copied):>7} |"
-              f" {line['tflop_s']:8.2f} | {share(line['tflop_s'], peak):>7} |")
+        print(f"\n{device}:")
+        print(f"| {'operation':17} | {'type':6} | {'rows':>5} | {'context':>7} | {'ms':>9} | {'GB/s':>8} | of copy |"
+              f" {'TFLOP/s':>8} | of peak |")
+        print("|" + "|".join("-" * width for width in (19, 8, 7, 9, 11, 10, 9, 10, 9)) + "|")
+        for line in (line for line in found["kernel"].values() if line["device"] == device):
+            print(f"| {line['op']:17} | {line['type']:6} | {line['rows']:5} | {line['context'] or '':>7} |"
+                  f" {line['ms']:9.4f} | {line['gb_s']:8.1f} | {share(line['gb_s'], copied):>7} |"
+                  f" {line['tflop_s']:8.2f} | {share(line['tflop_s'], peak):>7} |")
 
 
 def print_figures(figures):
@@ -173,9 +173,7 @@ def print_all(found, figures):
         print(", ".join(f"{name} {value}" for name, value in line.items() if name != "kind"))
     print("limits: " + (", ".join(f"{line['name']} {number(line['value'])} {line['unit']}"
                                   for line in found["limit"].values()) or MISSING))
-    if found["kernel"]:
-        print()
-        print_kernels(found)
+    print_kernels(found)
     print()
     print_figures(figures)
     bad = [line for line in found["check"].values() if line["outcome"] == "failed"]

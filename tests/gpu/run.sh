@@ -217,7 +217,13 @@ if wants links; then
     link "${ranks[@]}" 2 "$tests/gpu_link_run" --device cuda --link nccl
 fi
 
-if wants limits; then measures=yes run limits all 120 "${ours[@]}" "$tests/gpu_limits"; fi
+if wants limits; then
+  if [ -x "$tests/gpu_limits" ]; then
+    measures=yes run limits all 120 "${ours[@]}" "$tests/gpu_limits"
+  else
+    skip limits all "it was built without cuBLASLt"
+  fi
+fi
 
 if wants kernels; then
   options=(--device "$device")
@@ -228,6 +234,9 @@ if wants kernels; then
   for type in "${types[@]}"; do
     measures=yes run kernels "$type" 120 "${ours[@]}" "$bench" "${options[@]}" --only products --types "$type"
   done
+  # The own kernels at many rows, where cuBLASLt is faster.
+  [ "$device" = cpu ] || measures=yes run kernels "bf16 and q4_k, deterministic" 120 "${ours[@]}" "$bench" \
+    "${options[@]}" --only products --types bf16,q4_k --rows 64,512,2048 --deterministic
 fi
 
 # reference NAME FILE MODEL [MODE RANKS VARIABLE…]: those outputs; without the rest in each mode apart, as either may take
