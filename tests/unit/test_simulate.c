@@ -115,14 +115,14 @@ static void test_microbatches_in_flight_overlap(void **state) {
     pen_simulation simulation = {.stages = stages};
     double makespan[3] = {0};
     for (int in_flight = 1; in_flight <= 2; in_flight++) {
-        pen_simulated_request requests[2] = {{.prompt = 16, .output = 50}, {.prompt = 16, .output = 50}};
+        pen_simulated_request requests[2] = {{.prompt = 1, .output = 50}, {.prompt = 1, .output = 50}};
         pen_simulate_options options = make_options(2, 2, &p);
         options.schedule.in_flight = in_flight;
         assert_int_equal(pen_simulate(&options, requests, 2, &simulation), PEN_OK);
         makespan[in_flight] = simulation.makespan_ms;
     }
-    assert_ms(makespan[1], 2 * 32 + 49 * 4); /* two rows through both stages at a time */
-    assert_ms(makespan[2], 3 * 16 + 49 * 2); /* the second prompt behind the first, then in turns */
+    assert_ms(makespan[1], 50 * 4);         /* two rows through both stages at a time */
+    assert_ms(makespan[2], 4 + 49 * 2 + 1); /* once together, then in turns */
 }
 
 /* A leader that computes hears of what came back when its own step is through. */
