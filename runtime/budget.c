@@ -7,6 +7,8 @@
 
 /* Less than this is noise. */
 #define MATTERS 0.04
+/* Of an output: in the time that it takes prompts should be through. */
+#define PATIENCE 0.25
 
 /* Of so many rows of decode and of prompt. Where there are less decodes than microbatches, some have one row of them.
  */
@@ -19,11 +21,15 @@ static pen_step_shape shape_of(const pen_budget_demand *demand, double decodes, 
                             .prompt_context = demand->prompt_context};
 }
 
+static double slot_of(const pen_step_cost *cost, const pen_step_shape *shape, int k) {
+    pen_passage way = pen_step_cost_passage(cost, shape);
+    return fmax(way.most_ms, way.sum_ms / k);
+}
+
 static double slot_ms(const pen_step_cost *cost, const pen_budget_demand *demand, int k, double decodes,
                       double prompt) {
     pen_step_shape shape = shape_of(demand, decodes, prompt);
-    pen_passage way = pen_step_cost_passage(cost, &shape);
-    return fmax(way.most_ms, way.sum_ms / k);
+    return slot_of(cost, &shape, k);
 }
 
 static int depth_of(const pen_step_cost *cost, const pen_budget_demand *demand, int most) {
@@ -37,11 +43,17 @@ static int depth_of(const pen_step_cost *cost, const pen_budget_demand *demand, 
     return best;
 }
 
+/* Rows of the least chunk, and by how many it may be larger. */
+static int grain_of(const pen_budget_demand *demand) {
+    return demand->decodes > 0 ? 1 : PEN_KV_BLOCK;
+}
+
 static int chunk_of(const pen_step_cost *cost, const pen_budget_demand *demand, int depth, int rows) {
     double decodes = (double)demand->decodes / depth, best_ms = INFINITY;
     double without_ms = slot_ms(cost, demand, depth, decodes, 0);
     int best = 0, limit = demand->prompt_rows < rows ? demand->prompt_rows : rows;
-    for (int x = PEN_KV_BLOCK;; x += x < 128 ? PEN_KV_BLOCK : x / 8 / PEN_KV_BLOCK * PEN_KV_BLOCK) {
+    int grain = grain_of(demand);
+    for (int x = grain;; x += x < 16 * grain ? grain : x / 8 / grain * grain) {
         if (x > limit) x = limit;
         double longer_ms = fmax(slot_ms(cost, demand, depth, decodes, x) - without_ms, 0);
         double ms = ((double)demand->prompt_rows / x + pen_step_cost_stages(cost) - 1) * longer_ms;
@@ -56,8 +68,9 @@ pen_budget pen_budget_of(const pen_step_cost *cost, const pen_budget_demand *dem
     if (demand->decodes > 0) budget.depth = depth_of(cost, demand, depth);
     if (demand->prompt_rows > 0) budget.chunk = chunk_of(cost, demand, budget.depth, rows);
     if (demand->prompt_rows > 0 && demand->decodes > 0) {
-        double pace = (demand->decodes + demand->prompts) * demand->prompt_rate / budget.depth;
-        double least = fmin(ceil(pace), demand->prompts * PEN_KV_BLOCK);
+        double lasting = (demand->decodes + demand->prompts) * demand->prompt_rate;
+        double waiting = demand->prompt_rows / (PATIENCE * demand->output);
+        double least = fmin(ceil(fmax(lasting, waiting) / budget.depth), demand->prompts * PEN_KV_BLOCK);
         budget.chunk = (int)fmin(fmax(budget.chunk, least), rows);
     }
     budget.ms = slot_ms(cost, demand, budget.depth, (double)demand->decodes / budget.depth, budget.chunk);
@@ -66,12 +79,14 @@ pen_budget pen_budget_of(const pen_step_cost *cost, const pen_budget_demand *dem
 
 int pen_budget_fill(const pen_step_cost *cost, const pen_budget_demand *demand, const pen_budget *budget, int decodes,
                     int most) {
-    int least = PEN_KV_BLOCK < most ? PEN_KV_BLOCK : most, fits = least, over = most + 1;
+    int least = grain_of(demand), fits = least < most ? least : most, over = most + 1;
     pen_budget_demand next = *demand;
     next.prompt_context = demand->chunk_context;
     while (over - fits > 1) {
         int middle = fits + (over - fits) / 2;
-        if (slot_ms(cost, &next, budget->depth, decodes, middle) <= budget->ms)
+        pen_step_shape shape = shape_of(&next, decodes, middle);
+        shape.logit_rows = (double)demand->decodes / budget->depth; /* the head has no part in prompts */
+        if (slot_of(cost, &shape, budget->depth) <= budget->ms)
             fits = middle;
         else
             over = middle;

@@ -14,9 +14,18 @@
  *
  *     (R/x + S − 1) · Δ(x)
  *
- * is least: small where that costs nothing, large where there is much to do and the time per row still falls. While
- * others decode, the chunk grows with the number of prompts that wait, a block for each, up to the rows that keep up
- * with the decodes: sequences that end make room for new ones.
+ * is least: small where that costs nothing, large where there is much to do and the time per row still falls.
+ *
+ * While others decode, prompts keep up with them: sequences that end make room for new ones. N sequences run; P of them
+ * have R rows of their prompts to do. An output has G tokens, and r rows of prompt for each of them. Then a chunk is at
+ * least
+ *
+ *     min( max( N·r, R / (G/4) ) / k, 16·P ).
+ *
+ * N·r rows in the time of k microbatches is what the load needs in the long run, and no more: so a prompt begins when
+ * another is through, and all microbatches are alike. Were prompts through sooner, microbatches with and without them
+ * would take turns, and so would the slowest stages, because all rows go through blocks and only decodes through the
+ * head. Where much waits, it is through in a quarter of the time that an output takes.
  */
 #ifndef PEN_BUDGET_H
 #define PEN_BUDGET_H
@@ -34,6 +43,7 @@ typedef struct pen_budget_demand {
     double prompt_context;    /* of the whole prompts */
     double chunk_context;     /* of the rows that come next */
     double prompt_rate;       /* rows of prompt for each row of decode, in the long run */
+    double output;            /* tokens of an output, in the long run */
 } pen_budget_demand;
 
 typedef struct pen_budget {
@@ -46,8 +56,8 @@ typedef struct pen_budget {
 pen_budget pen_budget_of(const pen_step_cost *cost, const pen_budget_demand *demand, int depth, int rows);
 
 /* Rows of prompt, at most `most`, that fill the budget beside `decodes` rows of decode: more at the beginning of a
- * prompt, less at its end, where attention has more to see. At least one block where that many may be, so that prompts
- * always go on. */
+ * prompt, less at its end, where attention has more to see; more beside less decodes, as far as both go through the
+ * same layers. At least one, and at least a block where nobody decodes, so that prompts always go on. */
 int pen_budget_fill(const pen_step_cost *cost, const pen_budget_demand *demand, const pen_budget *budget, int decodes,
                     int most);
 

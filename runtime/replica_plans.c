@@ -230,7 +230,8 @@ static int spread_of(const kind *solved, int rows) {
                                 .prompts = 1,
                                 .prompt_rows = prompt,
                                 .prompt_context = prompt / 2.0,
-                                .prompt_rate = (double)prompt / output};
+                                .prompt_rate = (double)prompt / output,
+                                .output = output};
     int depth = pen_budget_of(solved->cost, &demand, stages > 1 ? stages + 1 : 1, rows).depth;
     return depth > stages ? depth : stages;
 }

@@ -32,7 +32,8 @@ struct pen_schedule {
     int carriers;             /* of them that have */
     uint64_t next_microbatch; /* from 1 on; 0 is none */
     uint64_t pauses, preemptions;
-    double ended_prompts, ended_outputs; /* tokens of sequences that have ended, the latest ones for the most part */
+    double ended;                        /* sequences, the latest ones for the most part, … */
+    double ended_prompts, ended_outputs; /* … and their tokens */
     int64_t next_sequence;
     sequence *slots; /* [options.sequences] */
     int *order;      /* slots in use, most urgent sequence first */
@@ -372,6 +373,7 @@ void pen_schedule_finish(pen_schedule *schedule, int64_t number) {
     int i = find_running(schedule, number);
     if (i >= 0) {
         const sequence *s = &schedule->slots[schedule->order[i]];
+        schedule->ended = FORGETS * schedule->ended + 1;
         schedule->ended_prompts = FORGETS * schedule->ended_prompts + s->spec.prompt;
         schedule->ended_outputs = FORGETS * schedule->ended_outputs + (s->known - s->spec.prompt);
         stop(schedule, i);
@@ -417,19 +419,23 @@ static bool append(pen_schedule *schedule, pen_microbatch *microbatch, int slot,
     return true;
 }
 
-/* Rows of prompt for each row of decode: what ended sequences needed, or before any did, what running ones may. */
-static double prompt_rate(const pen_schedule *schedule) {
-    double rows = schedule->ended_prompts, tokens = schedule->ended_outputs;
-    for (int i = 0; i < schedule->running && tokens == 0; i++) {
+/* What the load is like in the long run: as ended sequences were, or before any has, as running ones may be. */
+static void look_back(const pen_schedule *schedule, pen_budget_demand *demand) {
+    double count = schedule->ended, rows = schedule->ended_prompts, tokens = schedule->ended_outputs;
+    for (int i = 0; i < schedule->running && schedule->ended_outputs == 0; i++) {
         const sequence *s = &schedule->slots[schedule->order[i]];
+        count++;
         rows += s->spec.prompt;
         tokens += s->spec.output;
     }
-    return tokens > 0 ? rows / tokens : 0;
+    if (tokens == 0) return;
+    demand->prompt_rate = rows / tokens;
+    demand->output = tokens / count;
 }
 
 static pen_budget_demand look(const pen_schedule *schedule) {
-    pen_budget_demand demand = {.prompt_rate = prompt_rate(schedule)};
+    pen_budget_demand demand = {0};
+    look_back(schedule, &demand);
     uint64_t oldest = schedule->next_microbatch - (uint64_t)schedule->in_flight;
     for (int i = 0; i < schedule->running; i++) {
         const sequence *s = &schedule->slots[schedule->order[i]];

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -115,33 +116,72 @@ static void test_chunks_are_as_good_as_any(void **state) {
     }
 }
 
-/* Every prompt that waits gets a block a microbatch, until prompts keep up with decodes. */
+/* No more than keeps up with decodes in the long run, unless much waits; a block for each prompt at most. */
 static void test_chunks_keep_up_with_decodes(void **state) {
     (void)state;
     pen_step_cost *cost = even(2, 0, 1);
-    for (int prompts = 1; prompts < 10; prompts++) {
-        pen_budget_demand demand = {
-            .decodes = 24 - prompts, .prompts = prompts, .prompt_rows = 128 * prompts, .prompt_rate = 4};
-        pen_budget budget = pen_budget_of(cost, &demand, 3, 512);
-        int pace = 24 * 4 / budget.depth;
-        assert_int_equal(budget.chunk, prompts * PEN_KV_BLOCK < pace ? prompts * PEN_KV_BLOCK : pace);
-    }
+    bool kept_up = false, hurried = false, limited = false;
+    for (int prompts = 1; prompts < 24; prompts++)
+        for (int left = 8; left <= 1024; left *= 2) {
+            pen_budget_demand demand = {.decodes = 24 - prompts,
+                                        .prompts = prompts,
+                                        .prompt_rows = left * prompts,
+                                        .prompt_rate = 1.5,
+                                        .output = 100};
+            pen_budget budget = pen_budget_of(cost, &demand, 3, 512);
+            double pace = 24 * 1.5, haste = left * prompts / 25.0;
+            int rows = (int)ceil(fmax(pace, haste) / budget.depth), most = prompts * PEN_KV_BLOCK;
+            assert_int_equal(budget.chunk, rows < most ? rows : most);
+            limited = limited || rows > most;
+            kept_up = kept_up || (rows <= most && haste < pace);
+            hurried = hurried || (rows <= most && haste > pace);
+        }
+    assert_true(kept_up && hurried && limited);
     pen_step_cost_destroy(cost);
 }
 
 static void test_less_decodes_leave_more_to_prompts(void **state) {
     (void)state;
     pen_step_cost *cost = even(3, 7, 2);
-    pen_budget_demand demand = {.decodes = 30, .prompts = 4, .prompt_rows = 1000, .prompt_rate = 6};
+    pen_budget_demand demand = {.decodes = 30, .prompts = 4, .prompt_rows = 1000, .prompt_rate = 6, .output = 100};
     pen_budget budget = pen_budget_of(cost, &demand, 4, 512);
     for (int decodes = 0; decodes <= 10; decodes++) {
         int rows = pen_budget_fill(cost, &demand, &budget, decodes, 512 - decodes);
         assert_true(7 + 2 * (decodes + rows) <= budget.ms + 1e-9);
         assert_true(7 + 2 * (decodes + rows + 1) > budget.ms);
     }
-    assert_int_equal(pen_budget_fill(cost, &demand, &budget, 400, 112), PEN_KV_BLOCK);
-    assert_int_equal(pen_budget_fill(cost, &demand, &budget, 500, 12), 12);
+    assert_int_equal(pen_budget_fill(cost, &demand, &budget, 400, 112), 1);
+    demand.decodes = 0;
+    budget.ms = 0;
+    assert_int_equal(pen_budget_fill(cost, &demand, &budget, 0, 112), PEN_KV_BLOCK);
+    assert_int_equal(pen_budget_fill(cost, &demand, &budget, 0, 12), 12);
     pen_step_cost_destroy(cost);
+}
+
+/* Two stages, a block and the head: decodes beyond an even share cost the head more, which prompts cannot make up for;
+ * they have what the block has left. */
+static void test_prompts_do_not_pay_for_the_head(void **state) {
+    (void)state;
+    pen_plan *plan;
+    assert_int_equal(pen_plan_create(3, 2, &plan), PEN_OK);
+    static const double ms[] = {0, 32, 26};
+    static const char *const names[] = {"embedding", "block.0", "head"};
+    for (int u = 0; u < 3; u++) {
+        plan->units[u].time_ms = ms[u];
+        memcpy(plan->units[u].name, names[u], strlen(names[u]) + 1);
+    }
+    assert_int_equal(pen_plan_apply(plan, "custom", 2, (int[]){0, 2, 3}, 1000), PEN_OK);
+    pen_step_shape planned = {.rows = 24, .logit_rows = 8, .decodes = 8};
+    pen_step_cost *cost;
+    assert_int_equal(pen_step_cost_create(plan, NULL, NULL, &planned, &cost), PEN_OK);
+    pen_budget_demand demand = {.decodes = 13, .prompts = 3, .prompt_rows = 300, .prompt_rate = 2, .output = 64};
+    pen_budget budget = pen_budget_of(cost, &demand, 3, 512);
+    assert_int_equal(budget.depth, 2);
+    int rows = pen_budget_fill(cost, &demand, &budget, 6, 500);
+    assert_true(rows >= budget.chunk);
+    assert_int_equal(pen_budget_fill(cost, &demand, &budget, 7, 500), rows - 1);
+    pen_step_cost_destroy(cost);
+    pen_plan_destroy(plan);
 }
 
 static void test_prompts_alone_take_idle_time_only(void **state) {
@@ -167,6 +207,7 @@ int main(void) {
         cmocka_unit_test(test_chunks_are_as_good_as_any),
         cmocka_unit_test(test_chunks_keep_up_with_decodes),
         cmocka_unit_test(test_less_decodes_leave_more_to_prompts),
+        cmocka_unit_test(test_prompts_do_not_pay_for_the_head),
         cmocka_unit_test(test_prompts_alone_take_idle_time_only),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

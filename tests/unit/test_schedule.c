@@ -342,7 +342,7 @@ static void hold_nobody(int stages, int rows, double fixed_ms) {
                                     .rows = rows,
                                     .logit_rows = 32,
                                     .context = 4096,
-                                    .kv = {1, {512}, {0}},
+                                    .kv = {1, {1024}, {0}},
                                     .cost = cost};
     pen_kvcache *cache;
     pen_schedule *schedule;

@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include <math.h>
+#include <string.h>
 
 #include "simulate.h"
 #include "step_cost.h"
@@ -115,14 +116,57 @@ static void test_microbatches_in_flight_overlap(void **state) {
     pen_simulation simulation = {.stages = stages};
     double makespan[3] = {0};
     for (int in_flight = 1; in_flight <= 2; in_flight++) {
-        pen_simulated_request requests[2] = {{.prompt = 16, .output = 50}, {.prompt = 16, .output = 50}};
+        pen_simulated_request requests[2] = {{.prompt = 1, .output = 50}, {.prompt = 1, .output = 50}};
         pen_simulate_options options = make_options(2, 2, &p);
         options.schedule.in_flight = in_flight;
         assert_int_equal(pen_simulate(&options, requests, 2, &simulation), PEN_OK);
         makespan[in_flight] = simulation.makespan_ms;
     }
-    assert_ms(makespan[1], 2 * 32 + 49 * 4); /* two rows through both stages at a time */
-    assert_ms(makespan[2], 3 * 16 + 49 * 2); /* the second prompt behind the first, then in turns */
+    assert_ms(makespan[1], 50 * 4);         /* two rows through both stages at a time */
+    assert_ms(makespan[2], 4 + 49 * 2 + 1); /* once together, then in turns */
+}
+
+static double table_ms(void *context, int stage, const pen_simulated_step *step) {
+    return pen_step_cost_stage_ms(context, stage, &step->shape);
+}
+
+/* Blocks on one stage and the head on the other, with just as much to do: prompts make work for the first only. Both
+ * are busy if all microbatches are alike. */
+static void test_prompts_keep_to_the_pace_of_decodes(void **state) {
+    (void)state;
+    enum { STREAMS = 16, OUTPUT = 64 };
+    pen_plan *plan;
+    assert_int_equal(pen_plan_create(3, 2, &plan), PEN_OK);
+    static const char *const names[] = {"embedding", "block.0", "head"};
+    for (int u = 0; u < 3; u++) {
+        memcpy(plan->units[u].name, names[u], strlen(names[u]) + 1);
+        plan->units[u].time_ms = u > 0 ? 20 : 0;
+    }
+    assert_int_equal(pen_plan_apply(plan, "custom", 2, (int[]){0, 2, 3}, 1000), PEN_OK);
+    for (int prompt = 32; prompt <= 128; prompt += 32) {
+        double decodes = STREAMS / 2.0;
+        pen_step_shape planned = {
+            .rows = decodes * (1 + (double)prompt / OUTPUT), .logit_rows = decodes, .decodes = decodes};
+        pace none = {.ms_per_row = 0};
+        pen_metrics stages[2];
+        pen_simulation simulation = {.stages = stages};
+        pen_simulate_options options = make_options(2, STREAMS, &none);
+        pen_step_cost_destroy(cost);
+        assert_int_equal(pen_step_cost_create(plan, NULL, NULL, &planned, &cost), PEN_OK);
+        options.schedule.cost = options.context = cost;
+        options.stage_ms = table_ms;
+        /* As they would follow each other at a pace of one microbatch a stage's time. */
+        pen_simulated_request requests[REQUESTS_MOST];
+        for (int r = 0; r < REQUESTS_MOST; r++)
+            requests[r] =
+                (pen_simulated_request){.arrival_ms = 40.0 * OUTPUT * r / STREAMS, .prompt = prompt, .output = OUTPUT};
+        options.watch.from_ms = requests[STREAMS].arrival_ms;
+        options.watch.to_ms = requests[REQUESTS_MOST - 1].arrival_ms;
+        assert_int_equal(pen_simulate(&options, requests, REQUESTS_MOST, &simulation), PEN_OK);
+        pen_efficiency e = pen_metrics_efficiency(stages, 2);
+        assert_true(e.schedule > 0.95);
+    }
+    pen_plan_destroy(plan);
 }
 
 /* A leader that computes hears of what came back when its own step is through. */
@@ -232,6 +276,7 @@ int main(void) {
         cmocka_unit_test(test_links_and_rows_take_their_time),
         cmocka_unit_test(test_a_full_pipeline_goes_at_the_pace_of_its_slowest_stage),
         cmocka_unit_test(test_microbatches_in_flight_overlap),
+        cmocka_unit_test(test_prompts_keep_to_the_pace_of_decodes),
         cmocka_unit_test(test_a_leader_that_computes_is_late),
         cmocka_unit_test(test_a_request_may_wait_for_another_ones_token),
         cmocka_unit_test(test_only_what_is_watched_is_counted),
