@@ -10,6 +10,7 @@
 #ifndef PEN_CPU_DEVICE_H
 #define PEN_CPU_DEVICE_H
 
+#include "arena.h"
 #include "cpu.h"
 #include "device_class.h"
 #include "pool.h"
@@ -58,7 +59,7 @@ enum { PEN_PACK_ROWS = 16, PEN_QUANT_BLOCK = 32 };
 typedef struct pen_cpu_weight {
     pen_weight base;
     size_t bytes;
-    unsigned char *data; /* 64-byte aligned, huge pages where allowed */
+    unsigned char *data; /* of the device's arena */
 } pen_cpu_weight;
 
 typedef struct pen_cpu_buffer {
@@ -128,6 +129,7 @@ struct pen_cpu_device {
     const pen_cpu_op_kernels *ops;
     pen_limits limits;
     size_t bytes_used;
+    pen_arena weights;
 
     /* One allocation, made by reserve, and its parts. */
     void *scratch;
