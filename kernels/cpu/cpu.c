@@ -143,11 +143,11 @@ static void buffer_read(pen_buffer *buffer, size_t offset, void *target, size_t 
 }
 
 static size_t activation_bytes(const pen_device *device, int rows, int cols) {
-    return (size_t)rows * pen_activation_row_bytes(device->activations, cols);
+    return (size_t)rows * pen_activation_row_bytes(pen_row_form_of(device->activations, false), cols);
 }
 
 static size_t fine_bytes(const pen_device *device, int rows, int cols) {
-    return (size_t)pen_fine_parts(device->activations) * activation_bytes(device, rows, cols);
+    return (size_t)rows * pen_activation_row_bytes(pen_row_form_of(device->activations, true), cols);
 }
 
 static pen_status weight_create(pen_device *device, pen_type type, int rows, int cols, pen_weight **weight) {

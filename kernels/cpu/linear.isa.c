@@ -20,6 +20,14 @@ enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, PREFETCH = 8192 };
 #define SPECIALISED __attribute__((noinline, noclone))
 #endif
 
+/* Tokens whose sums of products are formed side by side: enough that none waits for the last multiplication of its own,
+ * few enough for the registers, of which 8 hold the codes. */
+#if defined(__AVX512F__)
+enum { AT_ONCE = 4 };
+#else
+enum { AT_ONCE = 1 };
+#endif
+
 /* ---- Blocks of 32 quantised weights ---------------------------------------------------------------------------- */
 
 /* 32 weights of 16 rows, ready to be multiplied: d and m of each half, or of all in d[0] and m[0]; m only where the
@@ -92,46 +100,86 @@ static inline weight_block weight_block_at(const pen_type_info *type, const unsi
 
 /* ---- int8 activations × quantised weights ---------------------------------------------------------------------- */
 
-/* sum + the block's products, as the numeric contract says. */
-static inline v16 step(const pen_quant *quant, const weight_block *w, const pen_activation_block *x, v16 sum) {
-    const int16_t less = (int16_t)-quant->zero;
+/* An activation block: `parts` of 32 bytes, then the factors. */
+static inline size_t block_bytes(int parts) {
+    return parts == 1 ? sizeof(pen_activation_block) : sizeof(pen_fine_block);
+}
+static inline const pen_activation_factors *factors_of(const unsigned char *x, int parts) {
+    return (const void *)(x + BLOCK * parts);
+}
+
+/* Vectors `first` … first + count of the block's codes times the same values of n rows: sums[i] = Σ (code − zero)·q,
+ * where minus[i] is −Σq. */
+static inline void multiply(const pen_quant *quant, const weight_block *w, int first, int count, const unsigned char *x,
+                            size_t stride, int parts, int n, const v16i *minus, v16i *sums) {
     int bits = quant->zero ? __builtin_ctz((unsigned)quant->zero) + 1 : quant->bits; /* behind the table of codes */
+    const int8_t *q = (const int8_t *)x + 4 * first;
+    for (int i = 0; i < n; i++) sums[i] = quant->zero ? v16i_shift_left(minus[i], bits - 1) : v16i_all(0);
+    dot(w->codes + first, count, bits, q + BLOCK * (parts - 1), stride, n, sums);
+    if (parts == 1) return;
+    v16i upper[AT_ONCE];
+    for (int i = 0; i < n; i++) upper[i] = v16i_all(0);
+    dot(w->codes + first, count, bits, q, stride, n, upper);
+    for (int i = 0; i < n; i++) sums[i] = v16i_add(sums[i], v16i_shift_left(upper[i], PEN_FINE_SHIFT));
+}
+
+/* y[n] += the block's products with n rows, as the numeric contract says. */
+static inline void step(const pen_quant *quant, const weight_block *w, const unsigned char *x, size_t stride, int parts,
+                        int n, v16 *y) {
+    const pen_activation_factors *f[AT_ONCE];
+    v16i minus[3][AT_ONCE], sums[2][AT_ONCE];
+    for (int i = 0; i < n; i++) {
+        f[i] = factors_of(x + stride * (size_t)i, parts);
+        for (int half = 0; half < 2; half++) minus[half][i] = v16i_all(f[i]->minus[half]);
+        minus[2][i] = v16i_add(minus[0][i], minus[1][i]);
+    }
     if (quant->share == BLOCK) {
-        v16 i = v16_from_i32(dot(w->codes, 8, bits, x->q, mix_sums(x->sums, less, less)));
-        sum = v16_fma(i, v16_mul(w->d[0], v16_all(x->scale)), sum);
-        return quant->m < 0 ? sum : v16_fma(w->m[0], v16_all(x->scaled_sum), sum);
+        multiply(quant, w, 0, 8, x, stride, parts, n, minus[2], sums[0]);
+        for (int i = 0; i < n; i++) {
+            y[i] = v16_fma(v16_from_i32(sums[0][i]), v16_mul(w->d[0], v16_all(f[i]->scale)), y[i]);
+            if (quant->m >= 0) y[i] = v16_fma(w->m[0], v16_all(f[i]->scaled_sum), y[i]);
+        }
+        return;
     }
-    v16 i0 = v16_from_i32(dot(w->codes, 4, bits, x->q, mix_sums(x->sums, less, 0)));
-    v16 i1 = v16_from_i32(dot(w->codes + 4, 4, bits, x->q + 16, mix_sums(x->sums, 0, less)));
-    v16 products = v16_fma(i1, w->d[1], v16_mul(i0, w->d[0]));
-    if (quant->m >= 0) {
-        products = v16_fma(w->m[0], v16_from_i32(mix_sums(x->sums, 1, 0)), products);
-        products = v16_fma(w->m[1], v16_from_i32(mix_sums(x->sums, 0, 1)), products);
+    for (int half = 0; half < 2; half++) multiply(quant, w, 4 * half, 4, x, stride, parts, n, minus[half], sums[half]);
+    for (int i = 0; i < n; i++) {
+        v16 p = v16_mul(v16_from_i32(sums[0][i]), w->d[0]);
+        p = v16_fma(v16_from_i32(sums[1][i]), w->d[1], p);
+        for (int half = 0; half < 2 && quant->m >= 0; half++)
+            p = v16_fma(w->m[half], v16_from_i32(v16i_sub(v16i_all(0), minus[half][i])), p);
+        y[i] = v16_fma(p, v16_all(f[i]->scale), y[i]);
     }
-    return v16_fma(products, v16_all(x->scale), sum);
+}
+
+/* The same with the sums in memory. */
+static inline void add_step(const pen_quant *quant, const weight_block *w, const unsigned char *x, size_t stride,
+                            int parts, int n, float *y) {
+    v16 sums[AT_ONCE];
+    for (int i = 0; i < n; i++) sums[i] = v16_load(y + ROWS * i);
+    step(quant, w, x, stride, parts, n, sums);
+    for (int i = 0; i < n; i++) v16_store(y + ROWS * i, sums[i]);
 }
 
 /* One token, the case of decoding, keeps its sums in a register and is bound by reading the weights. */
-static SPECIALISED void dot_quant(const pen_type_info *type, const unsigned char *group, int blocks,
+static SPECIALISED void dot_quant(const pen_type_info *type, int parts, const unsigned char *group, int blocks,
                                   const unsigned char *x, size_t stride, int tokens, float *y) {
     if (tokens == 1) {
         v16 sum = v16_all(0);
-        const pen_activation_block *row = (const void *)x;
-        for (int b = 0; b < blocks; b++) {
+        for (int b = 0; b < blocks; b++, x += block_bytes(parts)) {
             weight_block w = weight_block_at(type, group, b);
-            sum = step(&type->quant, &w, row + b, sum);
+            step(&type->quant, &w, x, 0, parts, 1, &sum);
         }
         v16_store(y, sum);
         return;
     }
     for (int t = 0; t < tokens; t++) v16_store(y + ROWS * t, v16_all(0));
-    for (int b = 0; b < blocks; b++) {
+    for (int b = 0; b < blocks; b++, x += block_bytes(parts)) {
         weight_block w = weight_block_at(type, group, b);
-        const unsigned char *at = x + sizeof(pen_activation_block) * (size_t)b;
-        for (int t = 0; t < tokens; t++, at += stride) {
-            v16 sum = v16_load(y + ROWS * t);
-            v16_store(y + ROWS * t, step(&type->quant, &w, (const void *)at, sum));
-        }
+        const unsigned char *at = x;
+        int t = 0;
+        for (; t + AT_ONCE <= tokens; t += AT_ONCE, at += AT_ONCE * stride)
+            add_step(&type->quant, &w, at, stride, parts, AT_ONCE, y + ROWS * t);
+        for (; t < tokens; t++, at += stride) add_step(&type->quant, &w, at, stride, parts, 1, y + ROWS * t);
     }
 }
 
@@ -179,15 +227,19 @@ static SPECIALISED void add_products(const float_block *b, const float *const *x
     for (int i = 0; i < n; i++) v16_store(y + ROWS * i, sum[i]);
 }
 
-/* The 32 values of block b of an activation row: in place, or made from the int8 form in `buffer`. */
-static inline const float *values_of(const unsigned char *row, int b, bool int8, float *buffer) {
-    if (!int8) return (const float *)(const void *)row + BLOCK * b;
-    const pen_activation_block *block = (const pen_activation_block *)(const void *)row + b;
-    for (int k = 0; k < BLOCK; k++) buffer[k] = block->scale * (float)block->q[k];
+/* The 32 values of block b of an activation row: in place, or made from integers in `buffer`. */
+static inline const float *values_of(const unsigned char *row, int b, pen_row_form form, float *buffer) {
+    if (form == PEN_ROW_F32) return (const float *)(const void *)row + BLOCK * b;
+    int parts = form == PEN_ROW_FINE ? 2 : 1;
+    const unsigned char *x = row + block_bytes(parts) * (size_t)b;
+    const int8_t *q = (const int8_t *)x;
+    float scale = factors_of(x, parts)->scale;
+    for (int k = 0; k < BLOCK; k++)
+        buffer[k] = scale * (float)(parts == 1 ? q[k] : (1 << PEN_FINE_SHIFT) * q[k] + q[BLOCK + k]);
     return buffer;
 }
 
-static void dot_float(widener *widen, bool int8, const unsigned char *group, int blocks, const unsigned char *x,
+static void dot_float(widener *widen, pen_row_form form, const unsigned char *group, int blocks, const unsigned char *x,
                       size_t stride, int tokens, float *y) {
     _Alignas(64) float_block w;
     float buffers[8][BLOCK];
@@ -197,7 +249,7 @@ static void dot_float(widener *widen, bool int8, const unsigned char *group, int
         for (int t = 0; t < tokens;) {
             const float *values[8];
             int left = tokens - t, n = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-            for (int i = 0; i < n; i++) values[i] = values_of(x + stride * (size_t)(t + i), b, int8, buffers[i]);
+            for (int i = 0; i < n; i++) values[i] = values_of(x + stride * (size_t)(t + i), b, form, buffers[i]);
             switch (n) {
             case 8: add_products(&w, values, 8, y + ROWS * t); break;
             case 4: add_products(&w, values, 4, y + ROWS * t); break;
@@ -209,7 +261,7 @@ static void dot_float(widener *widen, bool int8, const unsigned char *group, int
     }
 }
 
-/* ---- A kernel for each type and form of activations: dot_Q4_0, dot_f32_Q4_0, … ---------------------------------- */
+/* ---- A kernel for each type and form of activations: dot_Q4_0, dot_fine_Q4_0, dot_f32_Q4_0, … -------------------- */
 
 #define DOT(name, call, ...)                                                                                           \
     static void name(const unsigned char *group, int blocks, const unsigned char *x, size_t stride, int tokens,        \
@@ -217,15 +269,17 @@ static void dot_float(widener *widen, bool int8, const unsigned char *group, int
         call(__VA_ARGS__, group, blocks, x, stride, tokens, y);                                                        \
     }
 #define PEN_TYPE(name, gguf, values, bytes)                                                                            \
-    DOT(dot_##name, dot_float, widen_##name, true)                                                                     \
-    DOT(dot_f32_##name, dot_float, widen_##name, false)
+    DOT(dot_##name, dot_float, widen_##name, PEN_ROW_INT8)                                                             \
+    DOT(dot_fine_##name, dot_float, widen_##name, PEN_ROW_FINE)                                                        \
+    DOT(dot_f32_##name, dot_float, widen_##name, PEN_ROW_F32)
 #define PEN_QUANT(name, gguf, values, bytes, bits, zero, share, d, m, codes)                                           \
     static const pen_type_info name = {#name, gguf, values, bytes, {bits, zero, share, d, m, codes}};                  \
     static void widen_##name(const unsigned char *group, int b, float_block *out) {                                    \
         widen_quant(&name, group, b, out);                                                                             \
     }                                                                                                                  \
-    DOT(dot_##name, dot_quant, &name)                                                                                  \
-    DOT(dot_f32_##name, dot_float, widen_##name, false)
+    DOT(dot_##name, dot_quant, &name, 1)                                                                               \
+    DOT(dot_fine_##name, dot_quant, &name, 2)                                                                          \
+    DOT(dot_f32_##name, dot_float, widen_##name, PEN_ROW_F32)
 #include "types.def"
 
 /* ---- What happens to the results ------------------------------------------------------------------------------- */
@@ -273,8 +327,8 @@ static inline v16 activate(v16 x, pen_gate act) {
     return v16_div(x, v16_add(v16_all(1), v16_exp(v16_neg(z))));
 }
 
-static void gate(const pen_gate_tile *tile, int tokens, pen_gate act, bool gated, const float *bias,
-                 pen_activations activations, unsigned char *out, size_t stride, int b) {
+static void gate(const pen_gate_tile *tile, int tokens, pen_gate act, bool gated, const float *bias, pen_row_form form,
+                 unsigned char *out, size_t stride, int b) {
     for (int t = 0; t < tokens; t++, out += stride) {
         v16 half[2];
         for (int h = 0; h < 2; h++) {
@@ -282,7 +336,7 @@ static void gate(const pen_gate_tile *tile, int tokens, pen_gate act, bool gated
             if (bias) up = v16_add(up, v16_load(bias + ROWS * h));
             half[h] = gated ? v16_mul(activate(v16_load(tile->gate[h] + ROWS * t), act), up) : activate(up, act);
         }
-        if (activations == PEN_ACTIVATIONS_FAST) {
+        if (form == PEN_ROW_INT8) {
             quantize_block(half[0], half[1], (pen_activation_block *)(void *)out + b);
         } else {
             float *row = (float *)(void *)out + BLOCK * b;
@@ -296,26 +350,32 @@ static void quantize_row(const float *x, int cols, pen_activation_block *row) {
     for (int b = 0; b < cols / BLOCK; b++, x += BLOCK) quantize_block(v16_load(x), v16_load(x + 16), row + b);
 }
 
+static void quantize_fine_row(const float *x, int cols, pen_fine_block *row) {
+    for (int b = 0; b < cols / BLOCK; b++, x += BLOCK) quantize_fine_block(v16_load(x), v16_load(x + 16), row + b);
+}
+
 #if defined(__AVX512F__)
-#define BLOCK_NS                                                                                                       \
-    { 4, 12 }
+#define BLOCK_NS(avx512, avx2, any) (avx512)
 #elif defined(__AVX2__)
-#define BLOCK_NS                                                                                                       \
-    { 12, 20 }
+#define BLOCK_NS(avx512, avx2, any) (avx2)
 #else
-#define BLOCK_NS                                                                                                       \
-    { 400, 1000 }
+#define BLOCK_NS(avx512, avx2, any) (any)
 #endif
 
 const pen_cpu_linear_kernels PEN_ISA_NAME(pen_cpu_linear_kernels) = {
     .dot =
         {
-            [PEN_ACTIVATIONS_FAST] =
+            [PEN_ROW_INT8] =
                 {
 #define PEN_TYPE(name, gguf, values, bytes) [PEN_TYPE_##name] = dot_##name,
 #include "types.def"
                 },
-            [PEN_ACTIVATIONS_F32] =
+            [PEN_ROW_FINE] =
+                {
+#define PEN_TYPE(name, gguf, values, bytes) [PEN_TYPE_##name] = dot_fine_##name,
+#include "types.def"
+                },
+            [PEN_ROW_F32] =
                 {
 #define PEN_TYPE(name, gguf, values, bytes) [PEN_TYPE_##name] = dot_f32_##name,
 #include "types.def"
@@ -324,5 +384,11 @@ const pen_cpu_linear_kernels PEN_ISA_NAME(pen_cpu_linear_kernels) = {
     .put = put,
     .gate = gate,
     .quantize_row = quantize_row,
-    .block_ns = BLOCK_NS,
+    .quantize_fine_row = quantize_fine_row,
+    .block_ns =
+        {
+            [PEN_ROW_INT8] = BLOCK_NS(4, 12, 400),
+            [PEN_ROW_FINE] = BLOCK_NS(7, 24, 800),
+            [PEN_ROW_F32] = BLOCK_NS(12, 20, 1000),
+        },
 };
