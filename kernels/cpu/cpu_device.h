@@ -50,7 +50,8 @@ size_t pen_activation_row_bytes(pen_row_form form, int cols);
  *               p = fma((float)i₁, d_w₁, (float)i₀·d_w₀)
  *               with minima then p = fma(m_w₀, (float)Σ₀q_a, p); p = fma(m_w₁, (float)Σ₁q_a, p)
  *               acc = fma(p, scale_a, acc)
- *   F32 × any, and F32, F16, BF16 weights with any: acc = fma(w_k, x_k, acc) for k in order, with w_k as
+ *   F32 × any, and F32, F16, BF16 weights with any: acc = fma(w_k, x_k, acc) for even k in order; odd = fma(w_k, x_k,
+ *               odd) for odd k in order from 0; acc = acc + odd, with w_k as
  *               pen_type_dequantize_row gives it and, of int8 and fine rows, x_k = scale·(float)q
  * then y = acc + bias where there is one. GEMV, small batches and large ones, and all instruction sets, give these
  * bits; only the reference is free to differ by rounding.

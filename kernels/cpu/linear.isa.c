@@ -79,17 +79,25 @@ static inline void scale_factors(const pen_quant *quant, const unsigned char *sc
     }
 }
 
-/* The hardware's own prefetching stops at pages and falls behind where several tokens are computed per block. */
-static inline void prefetch(const unsigned char *p, size_t bytes) {
-    for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + PREFETCH + line);
+/* The hardware's own prefetching stops at pages and falls behind where much is computed per block; without this the
+ * rate is half. Into L1 where the kernel keeps up with memory: one token, and codes that one plane holds. Elsewhere
+ * L1's few outstanding misses would hold up the kernel's own loads, and L2 is better by a quarter. */
+static SPECIALISED void prefetch(const unsigned char *p, size_t bytes, bool near) {
+    for (size_t line = 0; line < bytes; line += 64)
+        if (near)
+            __builtin_prefetch(p + PREFETCH + line, 0, 3);
+        else
+            __builtin_prefetch(p + PREFETCH + line, 0, 2);
 }
 
-/* The 32 values from 32·b of a group. */
-static inline weight_block weight_block_at(const pen_type_info *type, const unsigned char *group, int b) {
+/* The 32 values from 32·b of a group, for one token or more. */
+static SPECIALISED weight_block weight_block_at(const pen_type_info *type, const unsigned char *group, int b,
+                                                int tokens) {
     const pen_quant *quant = &type->quant;
     size_t pieces = (size_t)pen_packed_pieces(type), bytes = pen_packed_bytes(type), piece = (size_t)b % pieces;
     const unsigned char *packed = group + (size_t)b / pieces * bytes;
-    prefetch(packed + bytes / pieces * piece, bytes / pieces);
+    bool one_plane = quant->bits == pen_packed_low_bits(quant);
+    prefetch(packed + bytes / pieces * piece, bytes / pieces, tokens == 1 && one_plane);
     weight_block w;
     unpack_codes(quant, packed + pen_packed_piece_bytes(type) * piece, w.codes);
     w.d[0] = quant->d < 0 ? e8m0_at(packed + pen_packed_d(type)) : f16_at(packed + pen_packed_d(type));
@@ -110,8 +118,9 @@ static inline const pen_activation_factors *factors_of(const unsigned char *x, i
 
 /* Vectors `first` … first + count of the block's codes times the same values of n rows: sums[i] = Σ (code − zero)·q,
  * where minus[i] is −Σq. */
-static inline void multiply(const pen_quant *quant, const weight_block *w, int first, int count, const unsigned char *x,
-                            size_t stride, int parts, int n, const v16i *minus, v16i *sums) {
+static SPECIALISED void multiply(const pen_quant *quant, const weight_block *w, int first, int count,
+                                 const unsigned char *x, size_t stride, int parts, int n, const v16i *minus,
+                                 v16i *sums) {
     int bits = quant->zero ? __builtin_ctz((unsigned)quant->zero) + 1 : quant->bits; /* behind the table of codes */
     const int8_t *q = (const int8_t *)x + 4 * first;
     for (int i = 0; i < n; i++) sums[i] = quant->zero ? v16i_shift_left(minus[i], bits - 1) : v16i_all(0);
@@ -124,8 +133,8 @@ static inline void multiply(const pen_quant *quant, const weight_block *w, int f
 }
 
 /* y[n] += the block's products with n rows, as the numeric contract says. */
-static inline void step(const pen_quant *quant, const weight_block *w, const unsigned char *x, size_t stride, int parts,
-                        int n, v16 *y) {
+static SPECIALISED void step(const pen_quant *quant, const weight_block *w, const unsigned char *x, size_t stride,
+                             int parts, int n, v16 *y) {
     const pen_activation_factors *f[AT_ONCE];
     v16i minus[3][AT_ONCE], sums[2][AT_ONCE];
     for (int i = 0; i < n; i++) {
@@ -152,8 +161,8 @@ static inline void step(const pen_quant *quant, const weight_block *w, const uns
 }
 
 /* The same with the sums in memory. */
-static inline void add_step(const pen_quant *quant, const weight_block *w, const unsigned char *x, size_t stride,
-                            int parts, int n, float *y) {
+static SPECIALISED void add_step(const pen_quant *quant, const weight_block *w, const unsigned char *x, size_t stride,
+                                 int parts, int n, float *y) {
     v16 sums[AT_ONCE];
     for (int i = 0; i < n; i++) sums[i] = v16_load(y + ROWS * i);
     step(quant, w, x, stride, parts, n, sums);
@@ -166,7 +175,7 @@ static SPECIALISED void dot_quant(const pen_type_info *type, int parts, const un
     if (tokens == 1) {
         v16 sum = v16_all(0);
         for (int b = 0; b < blocks; b++, x += block_bytes(parts)) {
-            weight_block w = weight_block_at(type, group, b);
+            weight_block w = weight_block_at(type, group, b, 1);
             step(&type->quant, &w, x, 0, parts, 1, &sum);
         }
         v16_store(y, sum);
@@ -174,7 +183,7 @@ static SPECIALISED void dot_quant(const pen_type_info *type, int parts, const un
     }
     for (int t = 0; t < tokens; t++) v16_store(y + ROWS * t, v16_all(0));
     for (int b = 0; b < blocks; b++, x += block_bytes(parts)) {
-        weight_block w = weight_block_at(type, group, b);
+        weight_block w = weight_block_at(type, group, b, 2);
         const unsigned char *at = x;
         int t = 0;
         for (; t + AT_ONCE <= tokens; t += AT_ONCE, at += AT_ONCE * stride)
@@ -194,7 +203,7 @@ typedef struct float_block {
 typedef void widener(const unsigned char *group, int b, float_block *out);
 
 static SPECIALISED void widen_quant(const pen_type_info *type, const unsigned char *group, int b, float_block *out) {
-    weight_block w = weight_block_at(type, group, b);
+    weight_block w = weight_block_at(type, group, b, 2);
     for (int k = 0; k < BLOCK; k++) {
         v16i code = v16i_and(v16i_shift_right(w.codes[k / 4], 8 * (k % 4)), v16i_all(255));
         int half = k / type->quant.share;
@@ -203,28 +212,36 @@ static SPECIALISED void widen_quant(const pen_type_info *type, const unsigned ch
     }
 }
 
-static void widen_F32(const unsigned char *group, int b, float_block *out) {
-    memcpy(out, group + sizeof *out * (size_t)b, sizeof *out);
+/* Value k of 16 rows, of a block of numbers. */
+static inline v16 number_at(pen_type type, const unsigned char *numbers, int k) {
+    if (type == PEN_TYPE_F32) return v16_load((const float *)(const void *)numbers + ROWS * k);
+    const unsigned char *halves = numbers + 2 * ROWS * k;
+    return type == PEN_TYPE_F16 ? f16_at(halves) : v16_from_bits(v16i_shift_left(v16i_load_u16(halves), 16));
 }
 
-static void widen_F16(const unsigned char *group, int b, float_block *out) {
-    for (int k = 0; k < BLOCK; k++) v16_store(out->w[k], f16_at(group + 2 * ROWS * (BLOCK * (size_t)b + (size_t)k)));
-}
+/* Tokens at once: of each, two sums stay in registers. */
+#if defined(__AVX512F__)
+enum { FLOATS_AT_ONCE = 8 };
+#else
+enum { FLOATS_AT_ONCE = 2 };
+#endif
 
-static void widen_BF16(const unsigned char *group, int b, float_block *out) {
-    for (int k = 0; k < BLOCK; k++) {
-        v16i upper = v16i_load_u16(group + 2 * ROWS * (BLOCK * (size_t)b + (size_t)k));
-        v16_store(out->w[k], v16_from_bits(v16i_shift_left(upper, 16)));
+/* y[n][16] += the block times n tokens' 32 values each: those of even index in order onto y, the odd ones apart. */
+static SPECIALISED void add_products(pen_type type, const unsigned char *numbers, const float *const *x, int n,
+                                     float *y) {
+    v16 even[FLOATS_AT_ONCE], odd[FLOATS_AT_ONCE];
+    for (int i = 0; i < n; i++) {
+        even[i] = v16_load(y + ROWS * i);
+        odd[i] = v16_all(0);
     }
-}
-
-/* y[n][16] += the block times n tokens' 32 values each, in order. */
-static SPECIALISED void add_products(const float_block *b, const float *const *x, int n, float *y) {
-    v16 sum[8];
-    for (int i = 0; i < n; i++) sum[i] = v16_load(y + ROWS * i);
-    for (int k = 0; k < BLOCK; k++)
-        for (int i = 0; i < n; i++) sum[i] = v16_fma(v16_load(b->w[k]), v16_all(x[i][k]), sum[i]);
-    for (int i = 0; i < n; i++) v16_store(y + ROWS * i, sum[i]);
+    for (int k = 0; k < BLOCK; k += 2) {
+        v16 w[2] = {number_at(type, numbers, k), number_at(type, numbers, k + 1)};
+        for (int i = 0; i < n; i++) {
+            even[i] = v16_fma(w[0], v16_all(x[i][k]), even[i]);
+            odd[i] = v16_fma(w[1], v16_all(x[i][k + 1]), odd[i]);
+        }
+    }
+    for (int i = 0; i < n; i++) v16_store(y + ROWS * i, v16_add(even[i], odd[i]));
 }
 
 /* The 32 values of block b of an activation row: in place, or made from integers in `buffer`. */
@@ -239,26 +256,41 @@ static inline const float *values_of(const unsigned char *row, int b, pen_row_fo
     return buffer;
 }
 
-static void dot_float(widener *widen, pen_row_form form, const unsigned char *group, int blocks, const unsigned char *x,
-                      size_t stride, int tokens, float *y) {
-    _Alignas(64) float_block w;
-    float buffers[8][BLOCK];
+/* Of numbers, as they are in memory, or of what `widen` makes of a block. */
+static SPECIALISED void dot_float(pen_type type, widener *widen, pen_row_form form, const unsigned char *group,
+                                  int blocks, const unsigned char *x, size_t stride, int tokens, float *y) {
+    _Alignas(64) float_block widened;
+    float buffers[FLOATS_AT_ONCE][BLOCK];
+    size_t bytes = ROWS * BLOCK * (type == PEN_TYPE_F32 ? sizeof(float) : sizeof(uint16_t));
     for (int t = 0; t < tokens; t++) v16_store(y + ROWS * t, v16_all(0));
     for (int b = 0; b < blocks; b++) {
-        widen(group, b, &w);
-        for (int t = 0; t < tokens;) {
-            const float *values[8];
-            int left = tokens - t, n = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        const unsigned char *numbers = group + bytes * (size_t)b;
+        if (widen) {
+            widen(group, b, &widened);
+            numbers = (const unsigned char *)&widened;
+        } else {
+            prefetch(numbers, bytes, type == PEN_TYPE_F32 && tokens == 1);
+        }
+        for (int t = 0, n; t < tokens; t += n) {
+            const float *values[FLOATS_AT_ONCE];
+            for (n = FLOATS_AT_ONCE; n > tokens - t; n /= 2) {
+            }
             for (int i = 0; i < n; i++) values[i] = values_of(x + stride * (size_t)(t + i), b, form, buffers[i]);
             switch (n) {
-            case 8: add_products(&w, values, 8, y + ROWS * t); break;
-            case 4: add_products(&w, values, 4, y + ROWS * t); break;
-            case 2: add_products(&w, values, 2, y + ROWS * t); break;
-            case 1: add_products(&w, values, 1, y + ROWS * t); break;
+            case 1: add_products(type, numbers, values, 1, y + ROWS * t); break;
+            case 2: add_products(type, numbers, values, 2, y + ROWS * t); break;
+#if defined(__AVX512F__)
+            case 4: add_products(type, numbers, values, 4, y + ROWS * t); break;
+            case 8: add_products(type, numbers, values, 8, y + ROWS * t); break;
+#endif
             }
-            t += n;
         }
     }
+}
+
+static void dot_widened(widener *widen, const unsigned char *group, int blocks, const unsigned char *x, size_t stride,
+                        int tokens, float *y) {
+    dot_float(PEN_TYPE_F32, widen, PEN_ROW_F32, group, blocks, x, stride, tokens, y);
 }
 
 /* ---- A kernel for each type and form of activations: dot_Q4_0, dot_fine_Q4_0, dot_f32_Q4_0, … -------------------- */
@@ -269,9 +301,9 @@ static void dot_float(widener *widen, pen_row_form form, const unsigned char *gr
         call(__VA_ARGS__, group, blocks, x, stride, tokens, y);                                                        \
     }
 #define PEN_TYPE(name, gguf, values, bytes)                                                                            \
-    DOT(dot_##name, dot_float, widen_##name, PEN_ROW_INT8)                                                             \
-    DOT(dot_fine_##name, dot_float, widen_##name, PEN_ROW_FINE)                                                        \
-    DOT(dot_f32_##name, dot_float, widen_##name, PEN_ROW_F32)
+    DOT(dot_##name, dot_float, PEN_TYPE_##name, NULL, PEN_ROW_INT8)                                                    \
+    DOT(dot_fine_##name, dot_float, PEN_TYPE_##name, NULL, PEN_ROW_FINE)                                               \
+    DOT(dot_f32_##name, dot_float, PEN_TYPE_##name, NULL, PEN_ROW_F32)
 #define PEN_QUANT(name, gguf, values, bytes, bits, zero, share, d, m, codes)                                           \
     static const pen_type_info name = {#name, gguf, values, bytes, {bits, zero, share, d, m, codes}};                  \
     static void widen_##name(const unsigned char *group, int b, float_block *out) {                                    \
@@ -279,7 +311,7 @@ static void dot_float(widener *widen, pen_row_form form, const unsigned char *gr
     }                                                                                                                  \
     DOT(dot_##name, dot_quant, &name, 1)                                                                               \
     DOT(dot_fine_##name, dot_quant, &name, 2)                                                                          \
-    DOT(dot_f32_##name, dot_float, widen_##name, PEN_ROW_F32)
+    DOT(dot_f32_##name, dot_widened, widen_##name)
 #include "types.def"
 
 /* ---- What happens to the results ------------------------------------------------------------------------------- */
