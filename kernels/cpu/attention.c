@@ -271,10 +271,11 @@ static void store_task(void *context, int task, int thread) {
     const attention_job *job = context;
     const pen_cpu_device *device = job->device;
     int cols = job->op->heads * job->op->head_size, end = (task + 1) * STORE_ROWS;
-    size_t bytes = pen_activation_row_bytes(device->base.activations, cols);
+    pen_row_form form = pen_row_form_of(device->base.activations, false);
+    size_t bytes = pen_activation_row_bytes(form, cols);
     unsigned char *out = pen_cpu_data(job->op->out);
     for (int row = task * STORE_ROWS; row < end && row < device->batch.rows; row++)
-        pen_cpu_activation_store(device, job->rows + (size_t)row * (size_t)cols, cols, out + (size_t)row * bytes);
+        pen_cpu_activation_store(device, form, job->rows + (size_t)row * (size_t)cols, cols, out + (size_t)row * bytes);
 }
 
 static void make_tiles(attention_job *job) {

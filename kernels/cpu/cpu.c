@@ -33,7 +33,7 @@ static size_t round_up(size_t bytes, size_t to) {
     return (bytes + to - 1) / to * to;
 }
 
-/* Aligned memory with undefined contents; on huge pages where it is large, for fewer TLB misses on weights and KV. */
+/* Aligned memory with undefined contents; on huge pages where it is large, for fewer TLB misses on KV. */
 static pen_status allocate(pen_cpu_device *device, size_t bytes, void **memory) {
     bool large = bytes >= 2 * (size_t)HUGE_PAGE;
     size_t alignment = large ? HUGE_PAGE : CACHE_LINE;
@@ -143,11 +143,11 @@ static void buffer_read(pen_buffer *buffer, size_t offset, void *target, size_t 
 }
 
 static size_t activation_bytes(const pen_device *device, int rows, int cols) {
-    return (size_t)rows * pen_activation_row_bytes(device->activations, cols);
+    return (size_t)rows * pen_activation_row_bytes(pen_row_form_of(device->activations, false), cols);
 }
 
 static size_t fine_bytes(const pen_device *device, int rows, int cols) {
-    return (size_t)pen_fine_parts(device->activations) * activation_bytes(device, rows, cols);
+    return (size_t)rows * pen_activation_row_bytes(pen_row_form_of(device->activations, true), cols);
 }
 
 static pen_status weight_create(pen_device *device, pen_type type, int rows, int cols, pen_weight **weight) {
@@ -160,20 +160,21 @@ static pen_status weight_create(pen_device *device, pen_type type, int rows, int
     if (!made) return no_memory("a weight");
     made->base = (pen_weight){.device = device, .type = type, .rows = rows, .cols = cols};
     made->bytes = pen_cpu_weight_bytes(device, type, rows, cols);
-    void *data;
-    pen_status status = allocate(cpu(device), made->bytes, &data);
-    if (status != PEN_OK) {
+    made->data = pen_arena_take(&cpu(device)->weights, made->bytes);
+    if (!made->data) {
+        size_t bytes = made->bytes;
         free(made);
-        return status;
+        return pen_fail(PEN_NO_MEMORY, "cannot allocate %zu bytes for a weight on the CPU", bytes);
     }
-    made->data = data;
+    cpu(device)->bytes_used += made->bytes;
     *weight = &made->base;
     return PEN_OK;
 }
 
 static void weight_destroy(pen_weight *base) {
     pen_cpu_weight *weight = (pen_cpu_weight *)base;
-    release(cpu(base->device), weight->data, weight->bytes);
+    pen_arena_give(&cpu(base->device)->weights, weight->data);
+    cpu(base->device)->bytes_used -= weight->bytes;
     free(weight);
 }
 

@@ -10,6 +10,7 @@
 #ifndef PEN_CPU_DEVICE_H
 #define PEN_CPU_DEVICE_H
 
+#include "arena.h"
 #include "cpu.h"
 #include "device_class.h"
 #include "pool.h"
@@ -17,17 +18,19 @@
 /*
  * Activation rows. One row after the other, each pen_activation_row_bytes() long: an odd multiple of 64, so that the
  * same block of many rows does not fall into a few sets of the L1 cache.
- *   FAST: pen_activation_block[cols/32] (quantize.h)   x ≈ scale·q, scale = max|x|/127, q =
- * round-half-even(x·(127/max|x|)), all 0 in a block whose max|x| is below 2^-100; scale NaN, q 0 where one of the
- * values is not finite F32:  float x[cols]
+ *   INT8: pen_activation_block[cols/32] (quantize.h)   x ≈ scale·q, scale = max|x|/most, q =
+ *         round-half-even(x·(most/max|x|)), all 0 in a block whose max|x| is below 2^-100; scale NaN, q 0 where one of
+ *         the values is not finite; most = 127
+ *   FINE: pen_fine_block[cols/32]   the same with most = 127·128; q in two parts, 128·q₀ + q₁ with −64 ≤ q₁ < 64
+ *   F32:  float x[cols]
  */
-size_t pen_activation_row_bytes(pen_activations activations, int cols);
+typedef enum pen_row_form { PEN_ROW_F32, PEN_ROW_INT8, PEN_ROW_FINE, PEN_ROW_FORMS } pen_row_form;
 
-/* A fine row is this many activation rows side by side, which add up to the values: FAST 2, the first of x and the
- * second of what that leaves of x; F32 1. A product with a fine row is the sum of the parts' products, as f32. */
-static inline int pen_fine_parts(pen_activations activations) {
-    return activations == PEN_ACTIVATIONS_FAST ? 2 : 1;
+static inline pen_row_form pen_row_form_of(pen_activations activations, bool fine) {
+    return activations == PEN_ACTIVATIONS_F32 ? PEN_ROW_F32 : fine ? PEN_ROW_FINE : PEN_ROW_INT8;
 }
+
+size_t pen_activation_row_bytes(pen_row_form form, int cols);
 
 /*
  * Packed weights: groups of 16 rows, so that a vector lane is an output row.
@@ -41,14 +44,15 @@ static inline int pen_fine_parts(pen_activations activations) {
  * 16 bytes) and perhaps 16 f16 m. types.def says what these make. Rows past the end of the matrix are zero.
  *
  * Numeric contract of y[n], blocks of 32 values b in order, all f32, from acc = 0:
- *   FAST × quantised, one scale in 32 values: i = exact int32 Σ (code − zero)·q_a, d_w = d·scale, m_w = m·min
+ *   int8 or fine × quantised, one scale in 32 values: i = exact int32 Σ (code − zero)·q_a, d_w = d·scale, m_w = m·min
  *               acc = fma((float)i, d_w·scale_a, acc); with minima then acc = fma(m_w, scale_a·(float)Σq_a, acc)
- *   FAST × quantised, two scales: with i₀, d_w₀, … of each half of the 32 values
+ *   int8 or fine × quantised, two scales: with i₀, d_w₀, … of each half of the 32 values
  *               p = fma((float)i₁, d_w₁, (float)i₀·d_w₀)
  *               with minima then p = fma(m_w₀, (float)Σ₀q_a, p); p = fma(m_w₁, (float)Σ₁q_a, p)
  *               acc = fma(p, scale_a, acc)
- *   F32 × any, and F32, F16, BF16 weights in either mode: acc = fma(w_k, x_k, acc) for k in order, with w_k as
- *               pen_type_dequantize_row gives it and, in FAST mode, x_k = scale·q
+ *   F32 × any, and F32, F16, BF16 weights with any: acc = fma(w_k, x_k, acc) for even k in order; odd = fma(w_k, x_k,
+ *               odd) for odd k in order from 0; acc = acc + odd, with w_k as
+ *               pen_type_dequantize_row gives it and, of int8 and fine rows, x_k = scale·(float)q
  * then y = acc + bias where there is one. GEMV, small batches and large ones, and all instruction sets, give these
  * bits; only the reference is free to differ by rounding.
  * The layout is the CPU device's own business; nothing outside kernels/cpu knows it.
@@ -58,7 +62,7 @@ enum { PEN_PACK_ROWS = 16, PEN_QUANT_BLOCK = 32 };
 typedef struct pen_cpu_weight {
     pen_weight base;
     size_t bytes;
-    unsigned char *data; /* 64-byte aligned, huge pages where allowed */
+    unsigned char *data; /* of the device's arena */
 } pen_cpu_weight;
 
 typedef struct pen_cpu_buffer {
@@ -129,6 +133,7 @@ struct pen_cpu_device {
     const pen_cpu_op_kernels *ops;
     pen_limits limits;
     size_t bytes_used;
+    pen_arena weights;
 
     /* One allocation, made by reserve, and its parts. */
     void *scratch;
@@ -150,9 +155,7 @@ struct pen_cpu_device {
     double unit_ms[PEN_UNITS_MAX];
 };
 
-/* Turns one row of f32 values into an activation row (the device's form). Thread-safe. */
-void pen_cpu_activation_store(const pen_cpu_device *device, const float *x, int cols, void *row);
-/* The same for a fine row; x is used up. */
-void pen_cpu_fine_store(const pen_cpu_device *device, float *x, int cols, void *row);
+/* Turns one row of f32 values into an activation row. Thread-safe. */
+void pen_cpu_activation_store(const pen_cpu_device *device, pen_row_form form, const float *x, int cols, void *row);
 
 #endif

@@ -36,37 +36,27 @@ const pen_cpu_linear_kernels *pen_cpu_linear_kernels_get(pen_cpu_isa isa) {
 
 /* ---- Activation rows ------------------------------------------------------------------------------------------- */
 
-size_t pen_activation_row_bytes(pen_activations activations, int cols) {
+size_t pen_activation_row_bytes(pen_row_form form, int cols) {
+    static const size_t block_bytes[] = {
+        [PEN_ROW_F32] = BLOCK * sizeof(float),
+        [PEN_ROW_INT8] = sizeof(pen_activation_block),
+        [PEN_ROW_FINE] = sizeof(pen_fine_block),
+    };
     /* Of columns that no weight may have, too: scratch memory is planned before the weights are seen. */
     size_t blocks = ((size_t)cols + BLOCK - 1) / BLOCK;
-    size_t block = activations == PEN_ACTIVATIONS_FAST ? sizeof(pen_activation_block) : BLOCK * sizeof(float);
-    size_t lines = (blocks * block + CACHE_LINE - 1) / CACHE_LINE;
+    size_t lines = (blocks * block_bytes[form] + CACHE_LINE - 1) / CACHE_LINE;
     return (lines | 1) * CACHE_LINE;
 }
 
-void pen_cpu_activation_store(const pen_cpu_device *device, const float *x, int cols, void *row) {
-    if (device->base.activations == PEN_ACTIVATIONS_F32)
+void pen_cpu_activation_store(const pen_cpu_device *device, pen_row_form form, const float *x, int cols, void *row) {
+    if (form == PEN_ROW_F32)
         memcpy(row, x, sizeof *x * (size_t)cols);
-    else if (device->linear)
+    else if (!device->linear)
+        pen_reference_activation_store(form, x, cols, row);
+    else if (form == PEN_ROW_INT8)
         device->linear->quantize_row(x, cols, row);
     else
-        pen_reference_quantize_row(x, cols, row);
-}
-
-/* Rounded one by one, so the same bits from any compiler. */
-static void leave_rest(const pen_activation_block *row, int cols, float *x) {
-    for (int b = 0; b < cols / BLOCK; b++)
-        for (int i = 0; i < BLOCK; i++) x[b * BLOCK + i] -= row[b].scale * (float)row[b].q[i];
-}
-
-void pen_cpu_fine_store(const pen_cpu_device *device, float *x, int cols, void *row) {
-    pen_activations activations = device->base.activations;
-    size_t part_bytes = pen_activation_row_bytes(activations, cols);
-    for (int part = 0; part < pen_fine_parts(activations); part++) {
-        void *to = (unsigned char *)row + (size_t)part * part_bytes;
-        pen_cpu_activation_store(device, x, cols, to);
-        if (part + 1 < pen_fine_parts(activations)) leave_rest(to, cols, x);
-    }
+        device->linear->quantize_fine_row(x, cols, row);
 }
 
 /* ---- Weights --------------------------------------------------------------------------------------------------- */
@@ -113,10 +103,10 @@ typedef struct grid {
 } grid;
 
 /* `unit_blocks`: blocks of 16 × 32 weights in a unit. */
-static grid grid_of(const pen_cpu_device *device, int units, int unit_blocks, int tokens) {
+static grid grid_of(const pen_cpu_device *device, pen_row_form form, int units, int unit_blocks, int tokens) {
     const float read_ns = 16; /* a block from memory, where there are few tokens */
     grid g = {.units = units, .tokens = tokens, .tiles = divide_up(tokens, TILE)};
-    float block_ns = device->linear->block_ns[device->base.activations] * (float)tokens / (float)g.tiles;
+    float block_ns = device->linear->block_ns[form] * (float)tokens / (float)g.tiles;
     float unit_ns = (float)unit_blocks * (block_ns > read_ns ? block_ns : read_ns);
     int threads = pen_pool_threads(device->pool), most = divide_up(units, threads);
     int units_per_task = (int)(TASK_NS / unit_ns) + 1;
@@ -148,13 +138,12 @@ static void matmul_task(void *context, int task, int thread) {
     const matmul_job *job = context;
     const pen_matmul *m = job->m;
     const pen_cpu_linear_kernels *kernels = m->device->linear;
-    pen_activations activations = m->device->base.activations;
-    size_t part_bytes = pen_activation_row_bytes(activations, m->cols), x_stride = (size_t)m->parts * part_bytes;
+    size_t x_stride = pen_activation_row_bytes(m->form, m->cols);
     range groups = range_of(job->grid.units, task / job->grid.tiles, job->grid.shares);
     range tokens = range_of(job->grid.tokens, task % job->grid.tiles, job->grid.tiles);
     const unsigned char *x = m->x + x_stride * (size_t)tokens.begin;
     int token_count = tokens.end - tokens.begin, product = 0;
-    _Alignas(CACHE_LINE) float y[TILE * ROWS], rest[TILE * ROWS];
+    _Alignas(CACHE_LINE) float y[TILE * ROWS];
 
     for (int g = groups.begin; g < groups.end; g++) {
         while (g >= job->first_group[product + 1]) product++;
@@ -162,12 +151,7 @@ static void matmul_task(void *context, int task, int thread) {
         const pen_weight *w = &p->weight->base;
         int group = g - job->first_group[product], column = group * ROWS;
         const unsigned char *weights = p->weight->data + (size_t)group * pen_pack_group_bytes(w->type, w->cols);
-        pen_dot *dot = kernels->dot[activations][w->type];
-        dot(weights, w->cols / BLOCK, x, x_stride, token_count, y);
-        for (int part = 1; part < m->parts; part++) {
-            dot(weights, w->cols / BLOCK, x + (size_t)part * part_bytes, x_stride, token_count, rest);
-            for (int i = 0; i < token_count * ROWS; i++) y[i] += rest[i];
-        }
+        kernels->dot[m->form][w->type](weights, w->cols / BLOCK, x, x_stride, token_count, y);
         pen_tile_target target = {
             .out = p->out + m->out_stride * (size_t)tokens.begin + column,
             .stride = m->out_stride,
@@ -190,7 +174,7 @@ static void matmul(const pen_matmul *m) {
         assert(m->products[i].weight->base.cols == m->cols);
         job.first_group[i + 1] = job.first_group[i] + divide_up(m->products[i].weight->base.rows, ROWS);
     }
-    job.grid = grid_of(m->device, job.first_group[m->count], m->parts * m->cols / BLOCK, m->tokens);
+    job.grid = grid_of(m->device, m->form, job.first_group[m->count], m->cols / BLOCK, m->tokens);
     pen_pool_run(m->device->pool, matmul_task, &job, job.grid.shares * job.grid.tiles);
 }
 
@@ -200,7 +184,7 @@ void pen_cpu_qkv(pen_device *device, const pen_qkv_op *op) {
     pen_matmul m = {
         .device = cpu_of(device),
         .x = pen_cpu_data(op->x),
-        .parts = pen_fine_parts(device->activations),
+        .form = pen_row_form_of(device->activations, true),
         .cols = op->q->cols,
         .tokens = cpu_of(device)->batch.rows,
         .count = 3,
@@ -216,7 +200,7 @@ static void project(const pen_device *device, const pen_project_op *op) {
     pen_matmul m = {
         .device = cpu_of(device),
         .x = pen_cpu_data(op->x),
-        .parts = 1,
+        .form = pen_row_form_of(device->activations, false),
         .cols = op->w->cols,
         .tokens = cpu_of(device)->batch.rows,
         .products = {{packed(op->w), op->bias ? pen_cpu_data(op->bias) : NULL, pen_cpu_data(op->out)}},
@@ -239,27 +223,26 @@ void pen_cpu_down(pen_device *device, const pen_project_op *op) {
 typedef struct gate_up_job {
     const pen_cpu_device *device;
     const pen_gate_up_op *op;
+    pen_row_form form;
     grid grid; /* units: 32 outputs, one activation block */
 } gate_up_job;
 
 /* Groups 2·unit and 2·unit + 1 of a weight, into the two halves of a tile. */
 static void dot_unit(const gate_up_job *job, const pen_weight *w, int unit, const unsigned char *x, int tokens,
                      float y[2][TILE * ROWS]) {
-    pen_activations activations = job->device->base.activations;
-    size_t group_bytes = pen_pack_group_bytes(w->type, w->cols);
-    for (int half = 0; half < 2; half++)
-        job->device->linear->dot[activations][w->type](packed(w)->data + (size_t)(2 * unit + half) * group_bytes,
-                                                       w->cols / BLOCK, x,
-                                                       pen_activation_row_bytes(activations, w->cols), tokens, y[half]);
+    pen_dot *dot = job->device->linear->dot[job->form][w->type];
+    size_t group_bytes = pen_pack_group_bytes(w->type, w->cols), stride = pen_activation_row_bytes(job->form, w->cols);
+    const unsigned char *groups = packed(w)->data + 2 * (size_t)unit * group_bytes;
+    for (size_t half = 0; half < 2; half++)
+        dot(groups + half * group_bytes, w->cols / BLOCK, x, stride, tokens, y[half]);
 }
 
 static void gate_up_task(void *context, int task, int thread) {
     (void)thread;
     const gate_up_job *job = context;
     const pen_gate_up_op *op = job->op;
-    pen_activations activations = job->device->base.activations;
-    size_t x_stride = pen_activation_row_bytes(activations, op->up->cols);
-    size_t out_stride = pen_activation_row_bytes(activations, op->up->rows);
+    size_t x_stride = pen_activation_row_bytes(job->form, op->up->cols);
+    size_t out_stride = pen_activation_row_bytes(job->form, op->up->rows);
     range units = range_of(job->grid.units, task / job->grid.tiles, job->grid.shares);
     range tokens = range_of(job->grid.tokens, task % job->grid.tiles, job->grid.tiles);
     const unsigned char *x = (unsigned char *)pen_cpu_data(op->x) + x_stride * (size_t)tokens.begin;
@@ -271,8 +254,8 @@ static void gate_up_task(void *context, int task, int thread) {
     for (int unit = units.begin; unit < units.end; unit++) {
         if (op->gate) dot_unit(job, op->gate, unit, x, count, tile.gate);
         dot_unit(job, op->up, unit, x, count, tile.up);
-        job->device->linear->gate(&tile, count, op->act, op->gate != NULL, bias ? bias + BLOCK * unit : NULL,
-                                  activations, out, out_stride, unit);
+        job->device->linear->gate(&tile, count, op->act, op->gate != NULL, bias ? bias + BLOCK * unit : NULL, job->form,
+                                  out, out_stride, unit);
     }
 }
 
@@ -283,9 +266,9 @@ void pen_cpu_gate_up(pen_device *device, const pen_gate_up_op *op) {
         pen_reference_gate_up(cpu, op);
         return;
     }
-    gate_up_job job = {.device = cpu, .op = op};
+    gate_up_job job = {.device = cpu, .op = op, .form = pen_row_form_of(device->activations, false)};
     int unit_blocks = op->up->cols / BLOCK * (op->gate ? 4 : 2);
-    job.grid = grid_of(cpu, op->up->rows / BLOCK, unit_blocks, cpu->batch.rows);
+    job.grid = grid_of(cpu, job.form, op->up->rows / BLOCK, unit_blocks, cpu->batch.rows);
     pen_pool_run(cpu->pool, gate_up_task, &job, job.grid.shares * job.grid.tiles);
 }
 
@@ -294,7 +277,7 @@ void pen_cpu_gate_up(pen_device *device, const pen_gate_up_op *op) {
 /* Scratch: fine activation rows [L][H], then a row of f32 [H] for each thread. */
 size_t pen_cpu_linear_scratch(const pen_device *device, const pen_limits *limits) {
     size_t row = pen_device_fine_bytes(device, 1, limits->hidden);
-    size_t norm_row = pen_activation_row_bytes(PEN_ACTIVATIONS_F32, limits->hidden);
+    size_t norm_row = pen_activation_row_bytes(PEN_ROW_F32, limits->hidden);
     return (size_t)limits->logit_rows * row + (size_t)pen_pool_threads(cpu_of(device)->pool) * norm_row;
 }
 
@@ -307,10 +290,11 @@ typedef struct norm_job {
 static void norm_task(void *context, int task, int thread) {
     const norm_job *job = context;
     int cols = job->op->cols;
-    float *normed = (void *)(job->buffers + pen_activation_row_bytes(PEN_ACTIVATIONS_F32, cols) * (size_t)thread);
+    float *normed = (void *)(job->buffers + pen_activation_row_bytes(PEN_ROW_F32, cols) * (size_t)thread);
     pen_cpu_norm_row(job->device, job->op, job->device->batch.logit_rows[task], normed);
-    size_t stride = pen_device_fine_bytes(&job->device->base, 1, cols);
-    pen_cpu_fine_store(job->device, normed, cols, job->rows + stride * (size_t)task);
+    pen_row_form form = pen_row_form_of(job->device->base.activations, true);
+    size_t stride = pen_activation_row_bytes(form, cols);
+    pen_cpu_activation_store(job->device, form, normed, cols, job->rows + stride * (size_t)task);
 }
 
 void pen_cpu_logits(pen_device *device, const pen_logits_op *op) {
@@ -324,7 +308,7 @@ void pen_cpu_logits(pen_device *device, const pen_logits_op *op) {
     pen_matmul m = {
         .device = cpu,
         .x = rows,
-        .parts = pen_fine_parts(device->activations),
+        .form = pen_row_form_of(device->activations, true),
         .cols = op->norm.cols,
         .tokens = count,
         .products = {{packed(op->w), NULL, pen_cpu_data(op->logits)}},

@@ -35,16 +35,17 @@ typedef struct pen_gate_tile {
 } pen_gate_tile;
 
 struct pen_cpu_linear_kernels {
-    pen_dot *dot[2][PEN_TYPE_COUNT]; /* by pen_activations and weight type */
+    pen_dot *dot[PEN_ROW_FORMS][PEN_TYPE_COUNT]; /* by form of activation rows and weight type */
     void (*put)(const float *y, int tokens, const pen_tile_target *target);
 
     /* Activation block `block` of the rows at `out`: act(gate) ⊙ (up + bias), or act(up + bias) where not `gated`. */
-    void (*gate)(const pen_gate_tile *tile, int tokens, pen_gate act, bool gated, const float *bias,
-                 pen_activations activations, unsigned char *out, size_t stride, int block);
+    void (*gate)(const pen_gate_tile *tile, int tokens, pen_gate act, bool gated, const float *bias, pen_row_form form,
+                 unsigned char *out, size_t stride, int block);
     void (*quantize_row)(const float *x, int cols, pen_activation_block *row);
+    void (*quantize_fine_row)(const float *x, int cols, pen_fine_block *row);
 
-    /* Rough nanoseconds per block of 16 × 32 weights and token, by pen_activations: sizes the tasks. */
-    float block_ns[2];
+    /* Rough nanoseconds per block of 16 × 32 weights and token, by form of activation rows: sizes the tasks. */
+    float block_ns[PEN_ROW_FORMS];
 };
 
 extern const pen_cpu_linear_kernels pen_cpu_linear_kernels_portable, pen_cpu_linear_kernels_avx2,
@@ -61,7 +62,7 @@ typedef struct pen_product {
 typedef struct pen_matmul {
     const pen_cpu_device *device;
     const unsigned char *x; /* activation rows */
-    int parts;              /* of a row: 1, or more of fine rows (cpu_device.h) */
+    pen_row_form form;
     int cols, tokens;
     pen_product products[3];
     int count;
@@ -73,6 +74,6 @@ typedef struct pen_matmul {
 /* The oracle, in plain C: dequantised weights times what the activation rows stand for, summed in double. */
 void pen_reference_matmul(const pen_matmul *m);
 void pen_reference_gate_up(const pen_cpu_device *device, const pen_gate_up_op *op);
-void pen_reference_quantize_row(const float *x, int cols, pen_activation_block *row);
+void pen_reference_activation_store(pen_row_form form, const float *x, int cols, void *row);
 
 #endif

@@ -20,6 +20,14 @@ enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, PREFETCH = 8192 };
 #define SPECIALISED __attribute__((noinline, noclone))
 #endif
 
+/* Tokens whose sums of products are formed side by side: enough that none waits for the last multiplication of its own,
+ * few enough for the registers, of which 8 hold the codes. */
+#if defined(__AVX512F__)
+enum { AT_ONCE = 4 };
+#else
+enum { AT_ONCE = 1 };
+#endif
+
 /* ---- Blocks of 32 quantised weights ---------------------------------------------------------------------------- */
 
 /* 32 weights of 16 rows, ready to be multiplied: d and m of each half, or of all in d[0] and m[0]; m only where the
@@ -71,17 +79,25 @@ static inline void scale_factors(const pen_quant *quant, const unsigned char *sc
     }
 }
 
-/* The hardware's own prefetching stops at pages and falls behind where several tokens are computed per block. */
-static inline void prefetch(const unsigned char *p, size_t bytes) {
-    for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + PREFETCH + line);
+/* The hardware's own prefetching stops at pages and falls behind where much is computed per block; without this the
+ * rate is half. Into L1 where the kernel keeps up with memory: one token, and codes that one plane holds. Elsewhere
+ * L1's few outstanding misses would hold up the kernel's own loads, and L2 is better by a quarter. */
+static SPECIALISED void prefetch(const unsigned char *p, size_t bytes, bool near) {
+    for (size_t line = 0; line < bytes; line += 64)
+        if (near)
+            __builtin_prefetch(p + PREFETCH + line, 0, 3);
+        else
+            __builtin_prefetch(p + PREFETCH + line, 0, 2);
 }
 
-/* The 32 values from 32·b of a group. */
-static inline weight_block weight_block_at(const pen_type_info *type, const unsigned char *group, int b) {
+/* The 32 values from 32·b of a group, for one token or more. */
+static SPECIALISED weight_block weight_block_at(const pen_type_info *type, const unsigned char *group, int b,
+                                                int tokens) {
     const pen_quant *quant = &type->quant;
     size_t pieces = (size_t)pen_packed_pieces(type), bytes = pen_packed_bytes(type), piece = (size_t)b % pieces;
     const unsigned char *packed = group + (size_t)b / pieces * bytes;
-    prefetch(packed + bytes / pieces * piece, bytes / pieces);
+    bool one_plane = quant->bits == pen_packed_low_bits(quant);
+    prefetch(packed + bytes / pieces * piece, bytes / pieces, tokens == 1 && one_plane);
     weight_block w;
     unpack_codes(quant, packed + pen_packed_piece_bytes(type) * piece, w.codes);
     w.d[0] = quant->d < 0 ? e8m0_at(packed + pen_packed_d(type)) : f16_at(packed + pen_packed_d(type));
@@ -92,46 +108,87 @@ static inline weight_block weight_block_at(const pen_type_info *type, const unsi
 
 /* ---- int8 activations × quantised weights ---------------------------------------------------------------------- */
 
-/* sum + the block's products, as the numeric contract says. */
-static inline v16 step(const pen_quant *quant, const weight_block *w, const pen_activation_block *x, v16 sum) {
-    const int16_t less = (int16_t)-quant->zero;
+/* An activation block: `parts` of 32 bytes, then the factors. */
+static inline size_t block_bytes(int parts) {
+    return parts == 1 ? sizeof(pen_activation_block) : sizeof(pen_fine_block);
+}
+static inline const pen_activation_factors *factors_of(const unsigned char *x, int parts) {
+    return (const void *)(x + BLOCK * parts);
+}
+
+/* Vectors `first` … first + count of the block's codes times the same values of n rows: sums[i] = Σ (code − zero)·q,
+ * where minus[i] is −Σq. */
+static SPECIALISED void multiply(const pen_quant *quant, const weight_block *w, int first, int count,
+                                 const unsigned char *x, size_t stride, int parts, int n, const v16i *minus,
+                                 v16i *sums) {
     int bits = quant->zero ? __builtin_ctz((unsigned)quant->zero) + 1 : quant->bits; /* behind the table of codes */
+    const int8_t *q = (const int8_t *)x + 4 * first;
+    for (int i = 0; i < n; i++) sums[i] = quant->zero ? v16i_shift_left(minus[i], bits - 1) : v16i_all(0);
+    dot(w->codes + first, count, bits, q + BLOCK * (parts - 1), stride, n, sums);
+    if (parts == 1) return;
+    v16i upper[AT_ONCE];
+    for (int i = 0; i < n; i++) upper[i] = v16i_all(0);
+    dot(w->codes + first, count, bits, q, stride, n, upper);
+    for (int i = 0; i < n; i++) sums[i] = v16i_add(sums[i], v16i_shift_left(upper[i], PEN_FINE_SHIFT));
+}
+
+/* y[n] += the block's products with n rows, as the numeric contract says. */
+static SPECIALISED void step(const pen_quant *quant, const weight_block *w, const unsigned char *x, size_t stride,
+                             int parts, int n, v16 *y) {
+    const pen_activation_factors *f[AT_ONCE];
+    v16i minus[3][AT_ONCE], sums[2][AT_ONCE];
+    for (int i = 0; i < n; i++) {
+        f[i] = factors_of(x + stride * (size_t)i, parts);
+        for (int half = 0; half < 2; half++) minus[half][i] = v16i_all(f[i]->minus[half]);
+        minus[2][i] = v16i_add(minus[0][i], minus[1][i]);
+    }
     if (quant->share == BLOCK) {
-        v16 i = v16_from_i32(dot(w->codes, 8, bits, x->q, mix_sums(x->sums, less, less)));
-        sum = v16_fma(i, v16_mul(w->d[0], v16_all(x->scale)), sum);
-        return quant->m < 0 ? sum : v16_fma(w->m[0], v16_all(x->scaled_sum), sum);
+        multiply(quant, w, 0, 8, x, stride, parts, n, minus[2], sums[0]);
+        for (int i = 0; i < n; i++) {
+            y[i] = v16_fma(v16_from_i32(sums[0][i]), v16_mul(w->d[0], v16_all(f[i]->scale)), y[i]);
+            if (quant->m >= 0) y[i] = v16_fma(w->m[0], v16_all(f[i]->scaled_sum), y[i]);
+        }
+        return;
     }
-    v16 i0 = v16_from_i32(dot(w->codes, 4, bits, x->q, mix_sums(x->sums, less, 0)));
-    v16 i1 = v16_from_i32(dot(w->codes + 4, 4, bits, x->q + 16, mix_sums(x->sums, 0, less)));
-    v16 products = v16_fma(i1, w->d[1], v16_mul(i0, w->d[0]));
-    if (quant->m >= 0) {
-        products = v16_fma(w->m[0], v16_from_i32(mix_sums(x->sums, 1, 0)), products);
-        products = v16_fma(w->m[1], v16_from_i32(mix_sums(x->sums, 0, 1)), products);
+    for (int half = 0; half < 2; half++) multiply(quant, w, 4 * half, 4, x, stride, parts, n, minus[half], sums[half]);
+    for (int i = 0; i < n; i++) {
+        v16 p = v16_mul(v16_from_i32(sums[0][i]), w->d[0]);
+        p = v16_fma(v16_from_i32(sums[1][i]), w->d[1], p);
+        for (int half = 0; half < 2 && quant->m >= 0; half++)
+            p = v16_fma(w->m[half], v16_from_i32(v16i_sub(v16i_all(0), minus[half][i])), p);
+        y[i] = v16_fma(p, v16_all(f[i]->scale), y[i]);
     }
-    return v16_fma(products, v16_all(x->scale), sum);
+}
+
+/* The same with the sums in memory. */
+static SPECIALISED void add_step(const pen_quant *quant, const weight_block *w, const unsigned char *x, size_t stride,
+                                 int parts, int n, float *y) {
+    v16 sums[AT_ONCE];
+    for (int i = 0; i < n; i++) sums[i] = v16_load(y + ROWS * i);
+    step(quant, w, x, stride, parts, n, sums);
+    for (int i = 0; i < n; i++) v16_store(y + ROWS * i, sums[i]);
 }
 
 /* One token, the case of decoding, keeps its sums in a register and is bound by reading the weights. */
-static SPECIALISED void dot_quant(const pen_type_info *type, const unsigned char *group, int blocks,
+static SPECIALISED void dot_quant(const pen_type_info *type, int parts, const unsigned char *group, int blocks,
                                   const unsigned char *x, size_t stride, int tokens, float *y) {
     if (tokens == 1) {
         v16 sum = v16_all(0);
-        const pen_activation_block *row = (const void *)x;
-        for (int b = 0; b < blocks; b++) {
-            weight_block w = weight_block_at(type, group, b);
-            sum = step(&type->quant, &w, row + b, sum);
+        for (int b = 0; b < blocks; b++, x += block_bytes(parts)) {
+            weight_block w = weight_block_at(type, group, b, 1);
+            step(&type->quant, &w, x, 0, parts, 1, &sum);
         }
         v16_store(y, sum);
         return;
     }
     for (int t = 0; t < tokens; t++) v16_store(y + ROWS * t, v16_all(0));
-    for (int b = 0; b < blocks; b++) {
-        weight_block w = weight_block_at(type, group, b);
-        const unsigned char *at = x + sizeof(pen_activation_block) * (size_t)b;
-        for (int t = 0; t < tokens; t++, at += stride) {
-            v16 sum = v16_load(y + ROWS * t);
-            v16_store(y + ROWS * t, step(&type->quant, &w, (const void *)at, sum));
-        }
+    for (int b = 0; b < blocks; b++, x += block_bytes(parts)) {
+        weight_block w = weight_block_at(type, group, b, 2);
+        const unsigned char *at = x;
+        int t = 0;
+        for (; t + AT_ONCE <= tokens; t += AT_ONCE, at += AT_ONCE * stride)
+            add_step(&type->quant, &w, at, stride, parts, AT_ONCE, y + ROWS * t);
+        for (; t < tokens; t++, at += stride) add_step(&type->quant, &w, at, stride, parts, 1, y + ROWS * t);
     }
 }
 
@@ -146,7 +203,7 @@ typedef struct float_block {
 typedef void widener(const unsigned char *group, int b, float_block *out);
 
 static SPECIALISED void widen_quant(const pen_type_info *type, const unsigned char *group, int b, float_block *out) {
-    weight_block w = weight_block_at(type, group, b);
+    weight_block w = weight_block_at(type, group, b, 2);
     for (int k = 0; k < BLOCK; k++) {
         v16i code = v16i_and(v16i_shift_right(w.codes[k / 4], 8 * (k % 4)), v16i_all(255));
         int half = k / type->quant.share;
@@ -155,61 +212,88 @@ static SPECIALISED void widen_quant(const pen_type_info *type, const unsigned ch
     }
 }
 
-static void widen_F32(const unsigned char *group, int b, float_block *out) {
-    memcpy(out, group + sizeof *out * (size_t)b, sizeof *out);
+/* Value k of 16 rows, of a block of numbers. */
+static inline v16 number_at(pen_type type, const unsigned char *numbers, int k) {
+    if (type == PEN_TYPE_F32) return v16_load((const float *)(const void *)numbers + ROWS * k);
+    const unsigned char *halves = numbers + 2 * ROWS * k;
+    return type == PEN_TYPE_F16 ? f16_at(halves) : v16_from_bits(v16i_shift_left(v16i_load_u16(halves), 16));
 }
 
-static void widen_F16(const unsigned char *group, int b, float_block *out) {
-    for (int k = 0; k < BLOCK; k++) v16_store(out->w[k], f16_at(group + 2 * ROWS * (BLOCK * (size_t)b + (size_t)k)));
-}
+/* Tokens at once: of each, two sums stay in registers. */
+#if defined(__AVX512F__)
+enum { FLOATS_AT_ONCE = 8 };
+#else
+enum { FLOATS_AT_ONCE = 2 };
+#endif
 
-static void widen_BF16(const unsigned char *group, int b, float_block *out) {
-    for (int k = 0; k < BLOCK; k++) {
-        v16i upper = v16i_load_u16(group + 2 * ROWS * (BLOCK * (size_t)b + (size_t)k));
-        v16_store(out->w[k], v16_from_bits(v16i_shift_left(upper, 16)));
+/* y[n][16] += the block times n tokens' 32 values each: those of even index in order onto y, the odd ones apart. */
+static SPECIALISED void add_products(pen_type type, const unsigned char *numbers, const float *const *x, int n,
+                                     float *y) {
+    v16 even[FLOATS_AT_ONCE], odd[FLOATS_AT_ONCE];
+    for (int i = 0; i < n; i++) {
+        even[i] = v16_load(y + ROWS * i);
+        odd[i] = v16_all(0);
     }
+    for (int k = 0; k < BLOCK; k += 2) {
+        v16 w[2] = {number_at(type, numbers, k), number_at(type, numbers, k + 1)};
+        for (int i = 0; i < n; i++) {
+            even[i] = v16_fma(w[0], v16_all(x[i][k]), even[i]);
+            odd[i] = v16_fma(w[1], v16_all(x[i][k + 1]), odd[i]);
+        }
+    }
+    for (int i = 0; i < n; i++) v16_store(y + ROWS * i, v16_add(even[i], odd[i]));
 }
 
-/* y[n][16] += the block times n tokens' 32 values each, in order. */
-static SPECIALISED void add_products(const float_block *b, const float *const *x, int n, float *y) {
-    v16 sum[8];
-    for (int i = 0; i < n; i++) sum[i] = v16_load(y + ROWS * i);
+/* The 32 values of block b of an activation row: in place, or made from integers in `buffer`. */
+static inline const float *values_of(const unsigned char *row, int b, pen_row_form form, float *buffer) {
+    if (form == PEN_ROW_F32) return (const float *)(const void *)row + BLOCK * b;
+    int parts = form == PEN_ROW_FINE ? 2 : 1;
+    const unsigned char *x = row + block_bytes(parts) * (size_t)b;
+    const int8_t *q = (const int8_t *)x;
+    float scale = factors_of(x, parts)->scale;
     for (int k = 0; k < BLOCK; k++)
-        for (int i = 0; i < n; i++) sum[i] = v16_fma(v16_load(b->w[k]), v16_all(x[i][k]), sum[i]);
-    for (int i = 0; i < n; i++) v16_store(y + ROWS * i, sum[i]);
-}
-
-/* The 32 values of block b of an activation row: in place, or made from the int8 form in `buffer`. */
-static inline const float *values_of(const unsigned char *row, int b, bool int8, float *buffer) {
-    if (!int8) return (const float *)(const void *)row + BLOCK * b;
-    const pen_activation_block *block = (const pen_activation_block *)(const void *)row + b;
-    for (int k = 0; k < BLOCK; k++) buffer[k] = block->scale * (float)block->q[k];
+        buffer[k] = scale * (float)(parts == 1 ? q[k] : (1 << PEN_FINE_SHIFT) * q[k] + q[BLOCK + k]);
     return buffer;
 }
 
-static void dot_float(widener *widen, bool int8, const unsigned char *group, int blocks, const unsigned char *x,
-                      size_t stride, int tokens, float *y) {
-    _Alignas(64) float_block w;
-    float buffers[8][BLOCK];
+/* Of numbers, as they are in memory, or of what `widen` makes of a block. */
+static SPECIALISED void dot_float(pen_type type, widener *widen, pen_row_form form, const unsigned char *group,
+                                  int blocks, const unsigned char *x, size_t stride, int tokens, float *y) {
+    _Alignas(64) float_block widened;
+    float buffers[FLOATS_AT_ONCE][BLOCK];
+    size_t bytes = ROWS * BLOCK * (type == PEN_TYPE_F32 ? sizeof(float) : sizeof(uint16_t));
     for (int t = 0; t < tokens; t++) v16_store(y + ROWS * t, v16_all(0));
     for (int b = 0; b < blocks; b++) {
-        widen(group, b, &w);
-        for (int t = 0; t < tokens;) {
-            const float *values[8];
-            int left = tokens - t, n = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-            for (int i = 0; i < n; i++) values[i] = values_of(x + stride * (size_t)(t + i), b, int8, buffers[i]);
-            switch (n) {
-            case 8: add_products(&w, values, 8, y + ROWS * t); break;
-            case 4: add_products(&w, values, 4, y + ROWS * t); break;
-            case 2: add_products(&w, values, 2, y + ROWS * t); break;
-            case 1: add_products(&w, values, 1, y + ROWS * t); break;
+        const unsigned char *numbers = group + bytes * (size_t)b;
+        if (widen) {
+            widen(group, b, &widened);
+            numbers = (const unsigned char *)&widened;
+        } else {
+            prefetch(numbers, bytes, type == PEN_TYPE_F32 && tokens == 1);
+        }
+        for (int t = 0, n; t < tokens; t += n) {
+            const float *values[FLOATS_AT_ONCE];
+            for (n = FLOATS_AT_ONCE; n > tokens - t; n /= 2) {
             }
-            t += n;
+            for (int i = 0; i < n; i++) values[i] = values_of(x + stride * (size_t)(t + i), b, form, buffers[i]);
+            switch (n) {
+            case 1: add_products(type, numbers, values, 1, y + ROWS * t); break;
+            case 2: add_products(type, numbers, values, 2, y + ROWS * t); break;
+#if defined(__AVX512F__)
+            case 4: add_products(type, numbers, values, 4, y + ROWS * t); break;
+            case 8: add_products(type, numbers, values, 8, y + ROWS * t); break;
+#endif
+            }
         }
     }
 }
 
-/* ---- A kernel for each type and form of activations: dot_Q4_0, dot_f32_Q4_0, … ---------------------------------- */
+static void dot_widened(widener *widen, const unsigned char *group, int blocks, const unsigned char *x, size_t stride,
+                        int tokens, float *y) {
+    dot_float(PEN_TYPE_F32, widen, PEN_ROW_F32, group, blocks, x, stride, tokens, y);
+}
+
+/* ---- A kernel for each type and form of activations: dot_Q4_0, dot_fine_Q4_0, dot_f32_Q4_0, … -------------------- */
 
 #define DOT(name, call, ...)                                                                                           \
     static void name(const unsigned char *group, int blocks, const unsigned char *x, size_t stride, int tokens,        \
@@ -217,15 +301,17 @@ static void dot_float(widener *widen, bool int8, const unsigned char *group, int
         call(__VA_ARGS__, group, blocks, x, stride, tokens, y);                                                        \
     }
 #define PEN_TYPE(name, gguf, values, bytes)                                                                            \
-    DOT(dot_##name, dot_float, widen_##name, true)                                                                     \
-    DOT(dot_f32_##name, dot_float, widen_##name, false)
+    DOT(dot_##name, dot_float, PEN_TYPE_##name, NULL, PEN_ROW_INT8)                                                    \
+    DOT(dot_fine_##name, dot_float, PEN_TYPE_##name, NULL, PEN_ROW_FINE)                                               \
+    DOT(dot_f32_##name, dot_float, PEN_TYPE_##name, NULL, PEN_ROW_F32)
 #define PEN_QUANT(name, gguf, values, bytes, bits, zero, share, d, m, codes)                                           \
     static const pen_type_info name = {#name, gguf, values, bytes, {bits, zero, share, d, m, codes}};                  \
     static void widen_##name(const unsigned char *group, int b, float_block *out) {                                    \
         widen_quant(&name, group, b, out);                                                                             \
     }                                                                                                                  \
-    DOT(dot_##name, dot_quant, &name)                                                                                  \
-    DOT(dot_f32_##name, dot_float, widen_##name, false)
+    DOT(dot_##name, dot_quant, &name, 1)                                                                               \
+    DOT(dot_fine_##name, dot_quant, &name, 2)                                                                          \
+    DOT(dot_f32_##name, dot_widened, widen_##name)
 #include "types.def"
 
 /* ---- What happens to the results ------------------------------------------------------------------------------- */
@@ -273,8 +359,8 @@ static inline v16 activate(v16 x, pen_gate act) {
     return v16_div(x, v16_add(v16_all(1), v16_exp(v16_neg(z))));
 }
 
-static void gate(const pen_gate_tile *tile, int tokens, pen_gate act, bool gated, const float *bias,
-                 pen_activations activations, unsigned char *out, size_t stride, int b) {
+static void gate(const pen_gate_tile *tile, int tokens, pen_gate act, bool gated, const float *bias, pen_row_form form,
+                 unsigned char *out, size_t stride, int b) {
     for (int t = 0; t < tokens; t++, out += stride) {
         v16 half[2];
         for (int h = 0; h < 2; h++) {
@@ -282,7 +368,7 @@ static void gate(const pen_gate_tile *tile, int tokens, pen_gate act, bool gated
             if (bias) up = v16_add(up, v16_load(bias + ROWS * h));
             half[h] = gated ? v16_mul(activate(v16_load(tile->gate[h] + ROWS * t), act), up) : activate(up, act);
         }
-        if (activations == PEN_ACTIVATIONS_FAST) {
+        if (form == PEN_ROW_INT8) {
             quantize_block(half[0], half[1], (pen_activation_block *)(void *)out + b);
         } else {
             float *row = (float *)(void *)out + BLOCK * b;
@@ -296,26 +382,32 @@ static void quantize_row(const float *x, int cols, pen_activation_block *row) {
     for (int b = 0; b < cols / BLOCK; b++, x += BLOCK) quantize_block(v16_load(x), v16_load(x + 16), row + b);
 }
 
+static void quantize_fine_row(const float *x, int cols, pen_fine_block *row) {
+    for (int b = 0; b < cols / BLOCK; b++, x += BLOCK) quantize_fine_block(v16_load(x), v16_load(x + 16), row + b);
+}
+
 #if defined(__AVX512F__)
-#define BLOCK_NS                                                                                                       \
-    { 4, 12 }
+#define BLOCK_NS(avx512, avx2, any) (avx512)
 #elif defined(__AVX2__)
-#define BLOCK_NS                                                                                                       \
-    { 12, 20 }
+#define BLOCK_NS(avx512, avx2, any) (avx2)
 #else
-#define BLOCK_NS                                                                                                       \
-    { 400, 1000 }
+#define BLOCK_NS(avx512, avx2, any) (any)
 #endif
 
 const pen_cpu_linear_kernels PEN_ISA_NAME(pen_cpu_linear_kernels) = {
     .dot =
         {
-            [PEN_ACTIVATIONS_FAST] =
+            [PEN_ROW_INT8] =
                 {
 #define PEN_TYPE(name, gguf, values, bytes) [PEN_TYPE_##name] = dot_##name,
 #include "types.def"
                 },
-            [PEN_ACTIVATIONS_F32] =
+            [PEN_ROW_FINE] =
+                {
+#define PEN_TYPE(name, gguf, values, bytes) [PEN_TYPE_##name] = dot_fine_##name,
+#include "types.def"
+                },
+            [PEN_ROW_F32] =
                 {
 #define PEN_TYPE(name, gguf, values, bytes) [PEN_TYPE_##name] = dot_f32_##name,
 #include "types.def"
@@ -324,5 +416,11 @@ const pen_cpu_linear_kernels PEN_ISA_NAME(pen_cpu_linear_kernels) = {
     .put = put,
     .gate = gate,
     .quantize_row = quantize_row,
-    .block_ns = BLOCK_NS,
+    .quantize_fine_row = quantize_fine_row,
+    .block_ns =
+        {
+            [PEN_ROW_INT8] = BLOCK_NS(4, 12, 400),
+            [PEN_ROW_FINE] = BLOCK_NS(7, 24, 800),
+            [PEN_ROW_F32] = BLOCK_NS(12, 20, 1000),
+        },
 };

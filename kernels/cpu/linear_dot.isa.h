@@ -15,24 +15,16 @@ static inline int32_t load_i32(const void *p) {
     return value;
 }
 
-/* a·sums[0] + b·sums[1] in all lanes, of an activation block's sums. */
-static inline v16i mix_sums(const int16_t *sums, int16_t a, int16_t b) {
-    if (a == 0 && b == 0) return v16i_all(0);
-#if defined(__AVX512F__)
-    return _mm512_madd_epi16(v16i_all(load_i32(sums)), v16i_all((int32_t)((uint16_t)a | (uint32_t)b << 16)));
-#else
-    return v16i_all(a * sums[0] + b * sums[1]);
-#endif
-}
-
-/* Σ (w − zero)·q of `count` vectors of codes below 2^bits and 4·count activations from −127 to 127, where `bias` is
- * −zero·Σq. Codes of 8 bits have zero 128. */
+/* sums[i] += Σ (w − zero)·q of `count` vectors of codes below 2^bits and 4·count activations from −127 to 127, for n
+ * rows of activations that are `stride` bytes apart. The caller has put −zero·Σq into the sums; but codes of 8 bits
+ * have zero 128. */
 #if defined(__AVX512VNNI__)
 
-static inline v16i dot(const v16i *w, int count, int bits, const int8_t *q, v16i bias) {
+static inline void dot(const v16i *w, int count, int bits, const int8_t *q, size_t stride, int n, v16i *sums) {
     (void)bits;
-    for (int v = 0; v < count; v++) bias = _mm512_dpbusd_epi32(bias, w[v], _mm512_set1_epi32(load_i32(q + 4 * v)));
-    return bias;
+    for (int v = 0; v < count; v++)
+        for (int i = 0; i < n; i++)
+            sums[i] = _mm512_dpbusd_epi32(sums[i], w[v], v16i_all(load_i32(q + stride * (size_t)i + 4 * v)));
 }
 
 #elif defined(__AVX2__)
@@ -53,8 +45,7 @@ static inline v16i dot_8_bits(const v16i *w, int count, const int8_t *q) {
 
 /* An int16 holds 16 products with codes of 4 bits, 8 with 5 bits, 4 with 6: so many vectors are added before widening,
  * two products of each in a lane. */
-static inline v16i dot(const v16i *w, int count, int bits, const int8_t *q, v16i bias) {
-    if (bits == 8) return dot_8_bits(w, count, q);
+static inline v16i dot_row(const v16i *w, int count, int bits, const int8_t *q, v16i sum) {
     const __m256i ones = _mm256_set1_epi16(1);
     int at_once = bits <= 4 ? 8 : bits == 5 ? 4 : 2;
     for (int first = 0; first < count; first += at_once) {
@@ -64,22 +55,27 @@ static inline v16i dot(const v16i *w, int count, int bits, const int8_t *q, v16i
             lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(w[v].lo, four));
             hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(w[v].hi, four));
         }
-        bias = v16i_add(bias, (v16i){_mm256_madd_epi16(lo, ones), _mm256_madd_epi16(hi, ones)});
+        sum = v16i_add(sum, (v16i){_mm256_madd_epi16(lo, ones), _mm256_madd_epi16(hi, ones)});
     }
-    return bias;
+    return sum;
+}
+
+static inline void dot(const v16i *w, int count, int bits, const int8_t *q, size_t stride, int n, v16i *sums) {
+    for (int i = 0; i < n; i++, q += stride)
+        sums[i] = bits == 8 ? dot_8_bits(w, count, q) : dot_row(w, count, bits, q, sums[i]);
 }
 
 #else
 
-static inline v16i dot(const v16i *w, int count, int bits, const int8_t *q, v16i bias) {
+static inline void dot(const v16i *w, int count, int bits, const int8_t *q, size_t stride, int n, v16i *sums) {
     (void)bits;
-    for (int v = 0; v < count; v++) {
-        uint8_t codes[64];
-        memcpy(codes, &w[v], sizeof codes);
-        for (int row = 0; row < 16; row++)
-            for (int j = 0; j < 4; j++) bias.v[row] += codes[4 * row + j] * q[4 * v + j];
-    }
-    return bias;
+    for (int i = 0; i < n; i++, q += stride)
+        for (int v = 0; v < count; v++) {
+            uint8_t codes[64];
+            memcpy(codes, &w[v], sizeof codes);
+            for (int row = 0; row < 16; row++)
+                for (int j = 0; j < 4; j++) sums[i].v[row] += codes[4 * row + j] * q[4 * v + j];
+        }
 }
 
 #endif

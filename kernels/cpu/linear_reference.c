@@ -11,45 +11,65 @@
 
 enum { BLOCK = PEN_QUANT_BLOCK, CHUNK = 64 };
 
-void pen_reference_quantize_row(const float *x, int cols, pen_activation_block *row) {
-    for (int b = 0; b < cols / BLOCK; b++, x += BLOCK) {
-        pen_activation_block *block = &row[b];
-        float largest = 0;
-        for (int i = 0; i < BLOCK; i++)
-            if (!(fabsf(x[i]) <= largest)) largest = isnan(x[i]) ? INFINITY : fabsf(x[i]);
-        bool finite = largest <= FLT_MAX, zero = largest < 0x1p-100F;
-        block->sums[0] = block->sums[1] = 0;
-        for (int i = 0; i < BLOCK; i++) {
-            block->q[i] = (int8_t)(zero || !finite ? 0 : lrintf(x[i] * (127.0F / largest)));
-            block->sums[i / (BLOCK / 2)] += block->q[i];
-        }
-        block->scale = !finite ? NAN : zero ? 0 : largest / 127.0F;
-        block->scaled_sum = block->scale * (float)(block->sums[0] + block->sums[1]);
+static pen_activation_factors round_block(const float *x, int most, int *q) {
+    pen_activation_factors factors = {0};
+    float largest = 0;
+    for (int i = 0; i < BLOCK; i++)
+        if (!(fabsf(x[i]) <= largest)) largest = isnan(x[i]) ? INFINITY : fabsf(x[i]);
+    bool finite = largest <= FLT_MAX, zero = largest < 0x1p-100F;
+    for (int i = 0; i < BLOCK; i++) {
+        q[i] = zero || !finite ? 0 : (int)lrintf(x[i] * ((float)most / largest));
+        factors.minus[i / (BLOCK / 2)] -= q[i];
     }
+    factors.scale = !finite ? NAN : zero ? 0 : largest / (float)most;
+    factors.scaled_sum = factors.scale * (float)-(factors.minus[0] + factors.minus[1]);
+    return factors;
+}
+
+void pen_reference_activation_store(pen_row_form form, const float *x, int cols, void *row) {
+    pen_activation_block *block = row;
+    pen_fine_block *fine = row;
+    int q[BLOCK];
+    for (const float *end = x + cols; x < end; x += BLOCK)
+        if (form == PEN_ROW_INT8) {
+            block->factors = round_block(x, PEN_INT8_MOST, q);
+            for (int i = 0; i < BLOCK; i++) block->q[i] = (int8_t)q[i];
+            block++;
+        } else {
+            fine->factors = round_block(x, PEN_FINE_MOST, q);
+            for (int i = 0; i < BLOCK; i++) {
+                fine->parts[0][i] = (int8_t)floorf((float)(q[i] + 64) / 128);
+                fine->parts[1][i] = (int8_t)(q[i] - 128 * fine->parts[0][i]);
+            }
+            fine++;
+        }
 }
 
 /* The 32 values that block b of an activation row stands for. */
-static void read_block(pen_activations activations, const unsigned char *row, int b, float *out) {
-    if (activations == PEN_ACTIVATIONS_F32) {
+static void read_block(pen_row_form form, const unsigned char *row, int b, float *out) {
+    if (form == PEN_ROW_F32) {
         memcpy(out, row + sizeof(float[BLOCK]) * (size_t)b, sizeof(float[BLOCK]));
-        return;
+    } else if (form == PEN_ROW_INT8) {
+        const pen_activation_block *block = (const pen_activation_block *)(const void *)row + b;
+        for (int i = 0; i < BLOCK; i++) out[i] = block->factors.scale * (float)block->q[i];
+    } else {
+        const pen_fine_block *block = (const pen_fine_block *)(const void *)row + b;
+        for (int i = 0; i < BLOCK; i++)
+            out[i] = block->factors.scale * (float)(128 * block->parts[0][i] + block->parts[1][i]);
     }
-    pen_activation_block block;
-    memcpy(&block, row + sizeof block * (size_t)b, sizeof block);
-    for (int i = 0; i < BLOCK; i++) out[i] = block.scale * (float)block.q[i];
 }
 
-/* sums[t] = Σ_k w[row][k]·x[t][k], x[t] being the sum of `parts` activation rows */
-static void multiply_row(const pen_weight *w, int row, const unsigned char *x, int parts, int tokens, double *sums) {
-    pen_activations activations = w->device->activations;
-    size_t stride = pen_activation_row_bytes(activations, w->cols);
+/* sums[t] = Σ_k w[row][k]·x[t][k] */
+static void multiply_row(const pen_weight *w, int row, const unsigned char *x, pen_row_form form, int tokens,
+                         double *sums) {
+    size_t stride = pen_activation_row_bytes(form, w->cols);
     for (int t = 0; t < tokens; t++) sums[t] = 0;
     for (int b = 0; b < w->cols / BLOCK; b++) {
         float weights[BLOCK], values[BLOCK];
         pen_pack_read_block(w->type, ((const pen_cpu_weight *)w)->data, w->cols, row, b, weights);
-        for (int p = 0; p < parts * tokens; p++) {
-            read_block(activations, x + stride * (size_t)p, b, values);
-            for (int i = 0; i < BLOCK; i++) sums[p / parts] += (double)weights[i] * (double)values[i];
+        for (int t = 0; t < tokens; t++) {
+            read_block(form, x + stride * (size_t)t, b, values);
+            for (int i = 0; i < BLOCK; i++) sums[t] += (double)weights[i] * (double)values[i];
         }
     }
 }
@@ -63,11 +83,11 @@ static void product_task(void *context, int row, int thread) {
     (void)thread;
     const product_job *job = context;
     const pen_matmul *m = job->m;
-    size_t stride = (size_t)m->parts * pen_activation_row_bytes(m->device->base.activations, m->cols);
+    size_t stride = pen_activation_row_bytes(m->form, m->cols);
     for (int first = 0; first < m->tokens; first += CHUNK) {
         double sums[CHUNK];
         int tokens = m->tokens - first < CHUNK ? m->tokens - first : CHUNK;
-        multiply_row(&job->product->weight->base, row, m->x + stride * (size_t)first, m->parts, tokens, sums);
+        multiply_row(&job->product->weight->base, row, m->x + stride * (size_t)first, m->form, tokens, sums);
         for (int t = 0; t < tokens; t++) {
             double y = sums[t] + (job->product->bias ? (double)job->product->bias[row] : 0);
             if (m->softcap > 0) y = (double)m->softcap * tanh(y / (double)m->softcap);
@@ -94,8 +114,9 @@ static void gate_up_task(void *context, int b, int thread) {
     (void)thread;
     const pen_gate_up_op *op = context;
     const pen_cpu_device *device = (const pen_cpu_device *)op->up->device;
-    size_t stride = pen_activation_row_bytes(device->base.activations, op->up->cols);
-    size_t out_stride = pen_activation_row_bytes(device->base.activations, op->up->rows);
+    pen_row_form form = pen_row_form_of(device->base.activations, false);
+    size_t stride = pen_activation_row_bytes(form, op->up->cols);
+    size_t out_stride = pen_activation_row_bytes(form, op->up->rows);
     const float *bias = op->bias ? pen_cpu_data(op->bias) : NULL;
     for (int t = 0; t < device->batch.rows; t++) {
         const unsigned char *x = (unsigned char *)pen_cpu_data(op->x) + stride * (size_t)t;
@@ -103,15 +124,15 @@ static void gate_up_task(void *context, int b, int thread) {
         float out[BLOCK];
         for (int i = 0; i < BLOCK; i++) {
             double up, gate;
-            multiply_row(op->up, BLOCK * b + i, x, 1, 1, &up);
+            multiply_row(op->up, BLOCK * b + i, x, form, 1, &up);
             if (bias) up += (double)bias[BLOCK * b + i];
-            if (op->gate) multiply_row(op->gate, BLOCK * b + i, x, 1, 1, &gate);
+            if (op->gate) multiply_row(op->gate, BLOCK * b + i, x, form, 1, &gate);
             out[i] = (float)(op->gate ? activate(gate, op->act) * up : activate(up, op->act));
         }
-        if (device->base.activations == PEN_ACTIVATIONS_F32)
+        if (form == PEN_ROW_F32)
             memcpy(row + sizeof out * (size_t)b, out, sizeof out);
         else
-            pen_reference_quantize_row(out, BLOCK, (pen_activation_block *)(void *)row + b);
+            pen_reference_activation_store(form, out, BLOCK, row + sizeof(pen_activation_block) * (size_t)b);
     }
 }
 

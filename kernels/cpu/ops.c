@@ -82,14 +82,10 @@ static void norm_row(pen_cpu_device *device, const void *context, int row, float
     const pen_norm_op *op = context;
     pen_cpu_norm_row(device, op, row, scratch);
     if (op->out) {
-        pen_activations activations = device->base.activations;
-        size_t parts = op->fine ? (size_t)pen_fine_parts(activations) : 1;
-        size_t bytes = parts * pen_activation_row_bytes(activations, op->cols);
+        pen_row_form form = pen_row_form_of(device->base.activations, op->fine);
+        size_t bytes = pen_activation_row_bytes(form, op->cols);
         void *out = (unsigned char *)pen_cpu_data(op->out) + (size_t)row * bytes;
-        if (op->fine)
-            pen_cpu_fine_store(device, scratch, op->cols, out);
-        else
-            pen_cpu_activation_store(device, scratch, op->cols, out);
+        pen_cpu_activation_store(device, form, scratch, op->cols, out);
         return;
     }
     float *to = (float *)pen_cpu_data(op->add_to) + (size_t)row * (size_t)op->cols;

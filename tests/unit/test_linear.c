@@ -80,34 +80,28 @@ static pen_weight *weight_of(pen_device *device, matrix m) {
     return weight;
 }
 
+/* Value i of an activation row. */
+static float value_of(pen_row_form form, const void *row, size_t i) {
+    const pen_activation_block *block = (const pen_activation_block *)row + i / PEN_QUANT_BLOCK;
+    const pen_fine_block *fine = (const pen_fine_block *)row + i / PEN_QUANT_BLOCK;
+    size_t at = i % PEN_QUANT_BLOCK;
+    if (form == PEN_ROW_F32) return ((const float *)row)[i];
+    if (form == PEN_ROW_INT8) return block->factors.scale * (float)block->q[at];
+    return fine->factors.scale * (float)(128 * fine->parts[0][at] + fine->parts[1][at]);
+}
+
 /* Activation rows, perhaps fine, of x[tokens][cols], and in `values` what they stand for. */
 static pen_buffer *activations_of(pen_device *device, const float *x, int tokens, int cols, bool fine, float *values) {
-    pen_activations activations = pen_device_activations(device);
-    size_t part_bytes = pen_activation_row_bytes(activations, cols), size = (size_t)cols;
-    size_t parts = fine ? (size_t)pen_fine_parts(activations) : 1;
-    unsigned char *rows = allocate(parts * part_bytes * (size_t)tokens);
-    float *used_up = allocate(size * sizeof *used_up);
+    pen_row_form form = pen_row_form_of(pen_device_activations(device), fine);
+    size_t row_bytes = pen_activation_row_bytes(form, cols), size = (size_t)cols;
+    unsigned char *rows = allocate(row_bytes * (size_t)tokens);
     for (size_t t = 0; t < (size_t)tokens; t++) {
-        unsigned char *row = rows + parts * part_bytes * t;
-        memcpy(used_up, x + t * size, size * sizeof *x);
-        if (fine)
-            pen_cpu_fine_store((pen_cpu_device *)device, used_up, cols, row);
-        else
-            pen_cpu_activation_store((pen_cpu_device *)device, used_up, cols, row);
-        for (size_t i = 0; i < size; i++) {
-            values[t * size + i] = 0;
-            for (size_t p = 0; p < parts; p++) {
-                const void *part = row + p * part_bytes;
-                const pen_activation_block *block = (const pen_activation_block *)part + i / PEN_QUANT_BLOCK;
-                values[t * size + i] += activations == PEN_ACTIVATIONS_F32
-                                            ? ((const float *)part)[i]
-                                            : block->scale * (float)block->q[i % PEN_QUANT_BLOCK];
-            }
-        }
+        void *row = rows + row_bytes * t;
+        pen_cpu_activation_store((pen_cpu_device *)device, form, x + t * size, cols, row);
+        for (size_t i = 0; i < size; i++) values[t * size + i] = value_of(form, row, i);
     }
-    pen_buffer *buffer = buffer_of(device, rows, parts * part_bytes * (size_t)tokens);
+    pen_buffer *buffer = buffer_of(device, rows, row_bytes * (size_t)tokens);
     free(rows);
-    free(used_up);
     return buffer;
 }
 
@@ -359,7 +353,8 @@ static void check_gate_up(pen_type type, pen_activations activations, pen_gate a
     matrix gate = random_matrix(type, rows, cols), up = random_matrix(type, rows, cols);
     float *x = random_floats((size_t)tokens * (size_t)cols), *bias_values = random_floats((size_t)rows);
     float *values = allocate((size_t)tokens * (size_t)cols * sizeof(float));
-    size_t stride = pen_activation_row_bytes(activations, rows), bytes = stride * (size_t)tokens;
+    pen_row_form form = pen_row_form_of(activations, false);
+    size_t stride = pen_activation_row_bytes(form, rows), bytes = stride * (size_t)tokens;
     unsigned char *result = allocate(bytes), *empty = allocate(bytes);
     void *first = NULL;
     for (int v = 0; v < VARIANTS; v++) {
@@ -384,15 +379,9 @@ static void check_gate_up(pen_type type, pen_activations activations, pen_gate a
                 /* An error in g or u passes on at most 1.2-fold, times the other factor. */
                 double tolerance = 2e-5 * (gated ? gate_size * (fabs(u) + 1) + up_size * (fabs(g) + 1) : up_size + 1);
                 const unsigned char *at = result + stride * (size_t)t;
-                double value;
-                if (activations == PEN_ACTIVATIONS_F32) {
-                    value = (double)((const float *)(const void *)at)[n];
-                } else {
-                    const pen_activation_block *block = (const pen_activation_block *)(const void *)at + n / 32;
-                    value = (double)block->scale * block->q[n % 32];
-                    tolerance += 0.51 * (double)block->scale;
-                }
-                assert_near(value, sum, tolerance, "gate and up", variants[v]);
+                if (form == PEN_ROW_INT8)
+                    tolerance += 0.51 * (double)((const pen_activation_block *)(const void *)at)[n / 32].factors.scale;
+                assert_near((double)value_of(form, at, (size_t)n), sum, tolerance, "gate and up", variants[v]);
             }
         pen_buffer_destroy(bias_buffer);
         pen_buffer_destroy(x_rows);
@@ -536,30 +525,40 @@ static void test_activation_rows_round_alike_and_pass_on_what_is_not_finite(void
     x[70] = NAN;                                                 /* block 2 */
     x[100] = -INFINITY;                                          /* block 3 */
     for (int i = 128; i < 160; i++) x[i] = (float)(i - 143) / 2; /* block 4: ties: the largest is 8 */
-    pen_activation_block expected[COLS / 32];
+    enum { BLOCKS = COLS / 32 };
+    float first_values[2][COLS];
+    pen_activation_factors first[2][BLOCKS];
     for (int v = 0; v < VARIANTS; v++) {
         pen_device *device = open_device(variants[v], PEN_ACTIVATIONS_FAST);
         if (!device) continue;
-        assert_true(pen_activation_row_bytes(PEN_ACTIVATIONS_FAST, COLS) >= sizeof expected);
-        pen_activation_block row[COLS / 32];
-        memset(row, 0xee, sizeof row);
-        pen_cpu_activation_store((pen_cpu_device *)device, x, COLS, row);
+        for (int fine = 0; fine < 2; fine++) {
+            pen_row_form form = fine ? PEN_ROW_FINE : PEN_ROW_INT8;
+            pen_activation_block row[BLOCKS];
+            pen_fine_block fine_row[BLOCKS];
+            assert_true(pen_activation_row_bytes(form, COLS) >= (fine ? sizeof fine_row : sizeof row));
+            pen_cpu_activation_store((pen_cpu_device *)device, form, x, COLS, fine ? (void *)fine_row : row);
+            for (int b = 0; b < BLOCKS; b++) {
+                pen_activation_factors factors = fine ? fine_row[b].factors : row[b].factors;
+                bool finite = b != 2 && b != 3;
+                assert_int_equal(isnan(factors.scale) == 0, finite);
+                assert_int_equal(isnan(factors.scaled_sum) == 0, finite);
+                if (b < 2) assert_true(factors.scale == 0);
+                int minus[2] = {0};
+                for (int i = 0; i < 32; i++) {
+                    int q = fine ? 128 * fine_row[b].parts[0][i] + fine_row[b].parts[1][i] : row[b].q[i];
+                    if (fine) assert_in_range(fine_row[b].parts[1][i] + 64, 0, 127);
+                    minus[i / 16] -= q;
+                    float value = factors.scale * (float)q;
+                    if (b > 3) assert_true(fabsf(value - x[32 * b + i]) <= 0.505F * factors.scale);
+                    if (v == 0) first_values[fine][32 * b + i] = value;
+                    if (finite) assert_true(value == first_values[fine][32 * b + i]);
+                }
+                assert_memory_equal(factors.minus, minus, sizeof minus);
+                if (v == 0) first[fine][b] = factors;
+                if (finite) assert_memory_equal(&factors, &first[fine][b], sizeof factors);
+            }
+        }
         pen_device_destroy(device);
-        for (int b = 0; b < COLS / 32; b++) {
-            assert_int_equal(isnan(row[b].scale) != 0, b == 2 || b == 3);
-            assert_int_equal(isnan(row[b].scaled_sum) != 0, b == 2 || b == 3);
-            int sums[2] = {0};
-            for (int i = 0; i < 32; i++) sums[i / 16] += row[b].q[i];
-            for (int half = 0; half < 2; half++) assert_int_equal(row[b].sums[half], sums[half]);
-            for (int i = 0; i < 32 && b > 3; i++)
-                assert_true(fabsf(row[b].scale * (float)row[b].q[i] - x[32 * b + i]) <= 0.501F * row[b].scale);
-        }
-        assert_true(row[0].scale == 0 && row[1].scale == 0);
-        if (v == 0) memcpy(expected, row, sizeof row);
-        for (int b = 0; b < COLS / 32; b++) {
-            assert_memory_equal(row[b].q, expected[b].q, 32);
-            if (b != 2 && b != 3) assert_memory_equal(&row[b], &expected[b], sizeof row[b]);
-        }
     }
 }
 
