@@ -52,10 +52,11 @@ SETTINGS = {"llama.cpp": [["-fa", "on"], ["-fa", "off"]],
 # ---- Engines --------------------------------------------------------------------------------------------------------
 
 def run(line):
+    """What it printed: to standard output, and to the other."""
     done = subprocess.run(list(map(str, line)), capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, line))}\nended with {done.returncode}: {done.stderr[-2000:]}")
-    return done.stdout
+    return done.stdout, done.stderr
 
 
 class Penstock:
@@ -66,8 +67,9 @@ class Penstock:
         self.measure(path, Case(16, 4, 1))  # also measures the profile, once
 
     def measure(self, path, case):
-        found = json.loads(run([*self.line, path, "--prompt-tokens", case.prompt, "--output-tokens", case.output,
-                                "--concurrency", case.streams]))["runs"][0]
+        out, _ = run([*self.line, path, "--prompt-tokens", case.prompt, "--output-tokens", case.output, "--concurrency",
+                      case.streams])
+        found = json.loads(out)["runs"][0]
         return {"prompt": found["prompt_tokens_per_s"], "decode": found["decode_tokens_per_s"]}
 
 
@@ -87,9 +89,10 @@ class BatchedBench:
 
     def measure(self, path, case):
         context = case.streams * 256 * math.ceil((case.prompt + case.output) / 256)
-        out = run([*self.line, *self.settings, "-m", path, "-c", context, "-npp", case.prompt, "-ntg", case.output, "-npl",
-                   case.streams])
-        row = re.search(rf"^\| +{case.prompt} \| +{case.output} \| +{case.streams} \|(.*)\|$", out, flags=re.M)
+        said = run([*self.line, *self.settings, "-m", path, "-c", context, "-npp", case.prompt, "-ntg", case.output,
+                    "-npl", case.streams])
+        row = re.search(rf"^\| +{case.prompt} \| +{case.output} \| +{case.streams} \|(.*)\|$", "\n".join(said),
+                        flags=re.M)
         _, _, prompt, _, decode, *_ = map(float, row[1].split("|"))
         return {"prompt": prompt, "decode": decode}
 
@@ -104,6 +107,8 @@ def measure_case(engines, limits, path, case, arguments):
         limits.measure()
         for name in list(engines)[:: 1 if number % 2 == 0 else -1]:
             rounds[name].append(engines[name].measure(path, case))
+            said = ", ".join(f"{what} {speed:.1f}" for what, speed in rounds[name][-1].items())
+            print(f"{case.streams} × {case.prompt} + {case.output}, {name}: {said} tokens/s", file=sys.stderr, flush=True)
         if time.monotonic() - begin > arguments.seconds:
             break
     return rounds
