@@ -4,7 +4,8 @@
 The same file, the same lengths, the same number of threads, in turns; medians are compared. A case is so many prompts of
 so many tokens, all processed first, and then their outputs together: `penstock bench --phases`, and llama-batched-bench of
 the other two, each with the best of its settings (found in a short run for each model). Tokens are random; speed does not
-depend on them.
+depend on them. Many streams of the other two share one prompt, which saves their time and changes nothing in what is
+reported of those cases, their decoding.
 
 Before each round the machine's limits are measured (bench_limits), and the best found counts. Each speed stands beside
 the roofline that follows from them (roofline.py). A case gets no further round once it has taken --seconds. Run it
@@ -90,7 +91,7 @@ class BatchedBench:
     def measure(self, path, case):
         context = case.streams * 256 * math.ceil((case.prompt + case.output) / 256)
         said = run([*self.line, *self.settings, "-m", path, "-c", context, "-npp", case.prompt, "-ntg", case.output,
-                    "-npl", case.streams])
+                    "-npl", case.streams, *(["-pps"] if case.streams > 1 else [])])
         row = re.search(rf"^\| +{case.prompt} \| +{case.output} \| +{case.streams} \|(.*)\|$", "\n".join(said),
                         flags=re.M)
         _, _, prompt, _, decode, *_ = map(float, row[1].split("|"))
@@ -189,7 +190,7 @@ def main():
     parser.add_argument("--ik", metavar="DIR", help="the same of ik_llama.cpp")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=40, help="a case gets no further round after that (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=20, help="a case gets no further round after that (%(default)s)")
     parser.add_argument("--only", default="", metavar="WORDS", help="models whose name has one of the words, "
                         "separated by semicolons")
     parser.add_argument("--figures", default="", metavar="WORDS", help=f"the same of figures: {'; '.join(FIGURES)}")

@@ -9,7 +9,7 @@
 # PENSTOCK_BENCH_LLAMA names a folder with llama.cpp's llama-batched-bench, built for this machine; without it the source
 # in PyPI's package llama-cpp-python 0.3.36 is built in build/bench (about twenty minutes on two cores, and a C++ compiler
 # is needed). PENSTOCK_BENCH_IK names the same of ik_llama.cpp; without it that is left out. Leave the machine alone while
-# it measures, about fifteen minutes.
+# it measures, about twenty minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
