@@ -5,6 +5,7 @@
 #include "device_class.h"
 
 #include <assert.h>
+#include <stdlib.h>
 
 /* ---- The device ------------------------------------------------------------------------------------------------ */
 
@@ -21,8 +22,17 @@ const char *pen_device_name(const pen_device *device) {
     return device->class->name(device);
 }
 
+size_t pen_device_cache_bytes(const pen_device *device) {
+    return device->class->cache_bytes ? device->class->cache_bytes(device) : 0;
+}
+
 pen_activations pen_device_activations(const pen_device *device) {
     return device->activations;
+}
+
+pen_status pen_device_own_memory(pen_device *device, pen_own_memory *memory) {
+    *memory = (pen_own_memory){0};
+    return device->class->own_memory ? device->class->own_memory(device, memory) : PEN_OK;
 }
 
 size_t pen_device_bytes_used(const pen_device *device) {
@@ -63,6 +73,19 @@ void pen_buffer_write(pen_buffer *buffer, size_t offset, const void *source, siz
 void pen_buffer_read(pen_buffer *buffer, size_t offset, void *target, size_t bytes) {
     assert(holds(buffer, offset, bytes));
     buffer->device->class->buffer_read(buffer, offset, target, bytes);
+}
+
+pen_status pen_host_create(pen_device *device, size_t bytes, void **memory) {
+    if (device->class->host_create) return device->class->host_create(device, bytes, memory);
+    *memory = malloc(bytes ? bytes : 1);
+    return *memory ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for %zu bytes", bytes);
+}
+
+void pen_host_destroy(pen_device *device, void *memory) {
+    if (device->class->host_create)
+        device->class->host_destroy(device, memory);
+    else
+        free(memory);
 }
 
 size_t pen_device_activation_bytes(const pen_device *device, int rows, int cols) {
@@ -145,6 +168,10 @@ int64_t pen_event_due_ns(const pen_event *event) {
 
 pen_status pen_device_sync(pen_device *device) {
     return device->class->sync(device);
+}
+
+pen_status pen_device_status(pen_device *device) {
+    return device->class->status ? device->class->status(device) : PEN_OK;
 }
 
 void pen_device_unit_begin(pen_device *device, int unit) {

@@ -11,6 +11,8 @@ typedef struct pen_device_class {
     size_t (*scratch_bytes)(const pen_device *, const pen_limits *);
     pen_status (*reserve)(pen_device *, const pen_limits *);
     const char *(*name)(const pen_device *);
+    size_t (*cache_bytes)(const pen_device *);                /* NULL: as the machine's own */
+    pen_status (*own_memory)(pen_device *, pen_own_memory *); /* NULL: it has none */
     size_t (*bytes_used)(const pen_device *);
     void (*destroy)(pen_device *);
     void (*set_poke)(pen_device *, pen_poke *, void *);
@@ -20,6 +22,8 @@ typedef struct pen_device_class {
     void *(*buffer_host)(pen_buffer *);
     void (*buffer_write)(pen_buffer *, size_t, const void *, size_t);
     void (*buffer_read)(pen_buffer *, size_t, void *, size_t);
+    pen_status (*host_create)(pen_device *, size_t, void **); /* NULL: plain memory */
+    void (*host_destroy)(pen_device *, void *);
     size_t (*activation_bytes)(const pen_device *, int, int);
     size_t (*fine_bytes)(const pen_device *, int, int);
     size_t (*weight_bytes)(const pen_device *, pen_type, int, int);
@@ -39,6 +43,7 @@ typedef struct pen_device_class {
     bool (*event_done)(const pen_event *);
     int64_t (*event_due_ns)(const pen_event *); /* NULL: the device cannot know */
     pen_status (*sync)(pen_device *);
+    pen_status (*status)(pen_device *); /* NULL: nothing fails behind the caller's back */
     void (*unit_begin)(pen_device *, int);
     void (*unit_end)(pen_device *);
     void (*unit_reset)(pen_device *);

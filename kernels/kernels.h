@@ -62,7 +62,18 @@ size_t pen_device_scratch_bytes(const pen_device *device, const pen_limits *limi
 pen_status pen_device_reserve(pen_device *device, const pen_limits *limits);
 
 const char *pen_device_name(const pen_device *device); /* "cpu avx512vnni, 2 threads": goes into profiles and logs */
+/* Bytes that the cache before its memory holds: what is to be cold must be more. 0: as the machine's own. */
+size_t pen_device_cache_bytes(const pen_device *device);
 pen_activations pen_device_activations(const pen_device *device);
+
+/* Memory of the device's own: what nobody has taken yet, all of it, and where it is. For a device that computes in the
+ * machine's memory everything is 0 here. */
+enum { PEN_BUS_MAX = 32 };
+typedef struct pen_own_memory {
+    size_t free_bytes, total_bytes;
+    char bus[PEN_BUS_MAX]; /* the device's address on the PCI bus, as "0000:3b:00.0" */
+} pen_own_memory;
+pen_status pen_device_own_memory(pen_device *device, pen_own_memory *memory);
 size_t pen_device_bytes_used(const pen_device *device); /* all memory now held by this device's objects */
 void pen_device_destroy(pen_device *device);
 
@@ -77,8 +88,15 @@ pen_status pen_buffer_create(pen_device *device, size_t bytes, pen_buffer **buff
 void pen_buffer_destroy(pen_buffer *buffer);
 /* Host address of the memory if the host may use it directly (after the stream reached that point), else NULL. */
 void *pen_buffer_host(pen_buffer *buffer);
-void pen_buffer_write(pen_buffer *buffer, size_t offset, const void *source, size_t bytes); /* enqueued */
-void pen_buffer_read(pen_buffer *buffer, size_t offset, void *target, size_t bytes);        /* enqueued */
+/* Enqueued. The source may be changed when the call returns, unless it is of pen_host_create. */
+void pen_buffer_write(pen_buffer *buffer, size_t offset, const void *source, size_t bytes);
+/* Enqueued. The target has its bytes when the host has found an event behind it done, or has synchronised. */
+void pen_buffer_read(pen_buffer *buffer, size_t offset, void *target, size_t bytes);
+
+/* Host memory that a device copies to and from fastest: pinned on a GPU, plain on others. In pen_buffer_write and
+ * pen_buffer_read it is used in place: the stream reads it, or has filled it, when it gets to the copy. */
+pen_status pen_host_create(pen_device *device, size_t bytes, void **memory);
+void pen_host_destroy(pen_device *device, void *memory);
 
 /* Bytes of T activation rows, or fine ones, of `cols` values. */
 size_t pen_device_activation_bytes(const pen_device *device, int rows, int cols);
@@ -119,12 +137,16 @@ void pen_rope_destroy(pen_rope *rope);
 
 pen_status pen_event_create(pen_device *device, pen_event **event);
 void pen_event_destroy(pen_event *event);
-void pen_event_record(pen_event *event);     /* at the end of what is enqueued so far */
-bool pen_event_done(const pen_event *event); /* never blocks; true before the first record */
+void pen_event_record(pen_event *event); /* at the end of what is enqueued so far */
+/* Never blocks; true before the first record. On a device that failed no event is done any more, so that nothing is
+ * passed on that was never computed: whoever waits asks pen_device_status, too. */
+bool pen_event_done(const pen_event *event);
 /* When it will be done by pen_clock_ns(), so that whoever waits can sleep until then; 0 where the device cannot know.
  */
 int64_t pen_event_due_ns(const pen_event *event);
 pen_status pen_device_sync(pen_device *device);
+/* The device's first failure, without waiting. */
+pen_status pen_device_status(pen_device *device);
 
 /* Where a unit's operations begin and end in the stream. Units are numbered by the caller, below PEN_UNITS_MAX.
  * pen_device_unit_ms adds up each unit's time since the last reset; it synchronises. */

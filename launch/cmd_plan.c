@@ -1,12 +1,13 @@
 /*
  * penstock plan: how the units of a model, or of a profile, would be split. One process, no MPI.
  *
- * A file's units are measured on this machine's CPU. A synthetic model, and a file with a unit that is too large for
- * this machine (of which perhaps only the header is here), are estimated; a profile is taken as it is. Without --memory
- * and without devices in the profile there is no memory limit: the machines that are planned for need not be this one.
+ * A file's units are measured on this machine's CPU, or on its GPU. A synthetic model, and a file with a unit that is
+ * too large for this machine (of which perhaps only the header is here), are estimated; a profile is taken as it is.
+ * Without --memory and without devices in the profile there is no memory limit: the machines that are planned for need
+ * not be this one.
  */
 #include "command.h"
-#include "cpu.h"
+#include "device_open.h"
 #include "help.h"
 #include "machine.h"
 #include "plan_json.h"
@@ -38,13 +39,10 @@ static pen_status measure(const pen_config *config, const pen_model *model, pen_
 
 static pen_status plan_measured(const pen_config *config, const pen_model *model, pen_plan_model_options *options,
                                 pen_plan **plan) {
-    pen_cpu_options cpu = {.activations = config->exact ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
-                           .threads = config->threads > 0 ? config->threads : allowed_cpus(),
-                           .may_spin = true};
+    pen_share all = {.threads = config->threads > 0 ? config->threads : allowed_cpus(), .may_spin = true};
     pen_device *device = NULL;
     pen_profile *profile = NULL;
-    PEN_TRY(pen_cpu_isa_parse(config->isa, &cpu.isa));
-    PEN_TRY(pen_cpu_device_create(&cpu, &device));
+    PEN_TRY(pen_device_open(config, &all, 0, 1, &device));
     int context = options->workload.prompt_tokens + options->workload.output_tokens;
     pen_status status = measure(config, model, device, context, &profile);
     options->device = device;

@@ -8,6 +8,7 @@
 #include "trace_file.h"
 
 #include <errno.h>
+#include <math.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,8 +82,8 @@ static void progress(void *context, pen_phase phase, uint64_t done, uint64_t tot
     if (phase == PEN_PHASE_PROFILE)
         fprintf(stderr, "%sprofiling the layers: %d of %d kinds, %.1f s%s", begin, (int)done, (int)total, seconds, end);
     else
-        fprintf(stderr, "%sloading: %.0f of %.0f MB, %.1f s%s", begin, (double)done / 1e6, (double)total / 1e6, seconds,
-                end);
+        fprintf(stderr, "%sloading: %.0f of %.0f MB, %.1f s, %.1f GB/s%s", begin, (double)done / 1e6,
+                (double)total / 1e6, seconds, (double)done / 1e9 / fmax(seconds, 1e-3), end);
     display->open = display->terminal && !complete;
 }
 

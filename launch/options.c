@@ -369,8 +369,8 @@ static pen_status check_device(pen_options *options) {
     pen_config *config = &options->config;
     const char *device = config->device;
     if (strncmp(device, "sim:", 4) != 0) {
-        if (device[0] == '\0' || pen_option_choice("auto|cpu", device) >= 0) return PEN_OK;
-        return pen_fail(PEN_USAGE, "--device: '%s' is not one of auto|cpu|sim:PROFILE.json", device);
+        if (device[0] == '\0' || pen_option_choice("auto|cpu|cuda", device) >= 0) return PEN_OK;
+        return pen_fail(PEN_USAGE, "--device: '%s' is not one of auto|cpu|cuda|sim:PROFILE.json", device);
     }
     if (device[4] == '\0') return pen_fail(PEN_USAGE, "--device sim: needs the profile's file: sim:PROFILE.json");
     if (config->model[0] != '\0')

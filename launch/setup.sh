@@ -7,7 +7,7 @@ set -euo pipefail
 
 packages=(gcc libc6-dev cmake ninja-build pkg-config git ca-certificates python3 python3-venv openmpi-bin libopenmpi-dev
           libjansson-dev libpcre2-dev libutf8proc-dev libhwloc-dev libxxhash-dev libssl-dev libcmocka-dev)
-[ "${1:-}" = --tests ] && packages+=(clang-format-14 clang-14 libclang-rt-14-dev iproute2 slurmctld slurmd slurm-client
+[ "${1:-}" = --tests ] && packages+=(g++ clang-format-14 clang-14 libclang-rt-14-dev iproute2 slurmctld slurmd slurm-client
                                      munge)
 
 say() { printf 'setup: %s\n' "$*" >&2; }

@@ -2,6 +2,7 @@
 #include "version.h"
 
 #include "cpu.h"
+#include "cuda.h"
 
 #include <mpi.h>
 
@@ -27,5 +28,5 @@ void pen_version_print(FILE *out) {
     fprintf(out, "penstock %s (%s, %s)\n", PEN_VERSION, PEN_BUILD_TYPE, COMPILER);
     fprintf(out, "  MPI:  %s\n", MPI_LIBRARY);
     fprintf(out, "  CPU:  %s\n", pen_cpu_isa_names());
-    fprintf(out, "  CUDA: no\n");
+    fprintf(out, "  CUDA: %s\n", pen_cuda_version() ? pen_cuda_version() : "no");
 }

@@ -12,7 +12,7 @@ enum { PEN_PATH_MAX = 1024, PEN_LAYERS_MAX = 512 };
 
 typedef struct pen_config {
     char model[PEN_PATH_MAX];
-    char device[PEN_PATH_MAX]; /* auto, cpu, sim:PROFILE */
+    char device[PEN_PATH_MAX]; /* auto, cpu, cuda, sim:PROFILE */
     double time_scale;         /* of a simulated device: what takes a second takes so many */
     char isa[16];              /* auto, or a CPU instruction set */
     bool exact;                /* --activations f32 */
@@ -25,6 +25,7 @@ typedef struct pen_config {
 
     /* The plan. */
     uint64_t memory;                      /* bytes per rank; 0: the machine's */
+    double gpu_memory_utilization;        /* of a GPU's free memory without --memory */
     int64_t kv_tokens;                    /* KV capacity in tokens; 0: what the requested sequences need */
     int workload_prompt, workload_output; /* --workload P:G */
     int max_num_seqs;                     /* of a replica; 0: 16 per stage */

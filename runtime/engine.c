@@ -107,8 +107,16 @@ const pen_trace *pen_engine_trace(const pen_engine *engine) {
 
 /* ---- Turns of the loop ------------------------------------------------------------------------------------------ */
 
+/* This rank's device may have failed behind our back; its events are not done then, and nothing goes on. */
+static pen_status check_device(const pen_engine *engine) {
+    if (pen_device_status(engine->device) == PEN_OK) return PEN_OK;
+    return pen_fail(PEN_INTERNAL, "%s: %s", pen_world_place(engine->world, pen_world_rank(engine->world))->name,
+                    pen_last_error());
+}
+
 pen_status pen_engine_progress(pen_engine *engine, bool *moved) {
     PEN_TRY(engine->failure);
+    PEN_TRY(check_device(engine));
     return pen_link_progress(engine->link, moved);
 }
 
@@ -223,6 +231,17 @@ static bool make_batch(const pen_engine *engine, const pen_engine_shape *shape, 
     return true;
 }
 
+/* Input rows of some size or other: what the buffers hold by chance might be slow to compute with. */
+static pen_status write_rows(pen_engine *engine, int rows) {
+    size_t values = (size_t)rows * (size_t)engine->options.hidden;
+    float *made = malloc(values * sizeof *made);
+    if (!made) return pen_fail(PEN_NO_MEMORY, "no memory to measure %d rows", rows);
+    for (size_t i = 0; i < values; i++) made[i] = (float)((int)(i % 17) - 8) * 0.0625f;
+    pen_buffer_write(pen_stage_rows(engine->stage, 0), 0, made, values * sizeof *made);
+    free(made);
+    return PEN_OK;
+}
+
 pen_status pen_engine_time_stage(pen_engine *engine, const pen_engine_shape *shape, double *ms) {
     PEN_TRY(check_shape(engine, shape));
     made_batch made;
@@ -230,12 +249,9 @@ pen_status pen_engine_time_stage(pen_engine *engine, const pen_engine_shape *sha
     pen_status status = PEN_OK;
     if (!make_batch(engine, shape, &made, &batch))
         status = pen_fail(PEN_NO_MEMORY, "no memory to measure %d rows", shape->decode_rows + shape->prompt_rows);
-    /* Input rows of some size or other: what the buffers hold by chance might be slow to compute with. */
-    if (status == PEN_OK && engine->index > 0) {
-        float *rows = pen_buffer_host(pen_stage_rows(engine->stage, 0));
-        for (int i = 0; i < batch.rows * engine->options.hidden; i++) rows[i] = (float)(i % 17 - 8) * 0.0625f;
-    }
+    if (status == PEN_OK && engine->index > 0) status = write_rows(engine, batch.rows);
     if (status == PEN_OK) status = pen_worker_time(engine->worker, &batch, made.picks, ms);
     free_batch(&made);
+    PEN_TRY(check_device(engine));
     return status;
 }

@@ -28,6 +28,23 @@ pen_status pen_link_send(pen_link *link, pen_channel channel, int stage, int lan
     return link->class->send(link, channel, stage, lane, data, bytes, after, transfer);
 }
 
+pen_status pen_link_prepare_rows(pen_link *link, int lane, pen_device *device, pen_buffer *rows, size_t bytes) {
+    assert(lane >= 0 && lane < PEN_LANES);
+    return link->class->prepare_rows ? link->class->prepare_rows(link, lane, device, rows, bytes) : PEN_OK;
+}
+
+pen_status pen_link_receive_rows(pen_link *link, int stage, int lane, pen_buffer *rows, size_t bytes,
+                                 pen_transfer *transfer) {
+    assert(lane >= 0 && lane < PEN_LANES);
+    return link->class->receive_rows(link, stage, lane, rows, bytes, transfer);
+}
+
+pen_status pen_link_send_rows(pen_link *link, int stage, int lane, pen_buffer *rows, size_t bytes,
+                              const pen_event *after, pen_transfer *transfer) {
+    assert(lane >= 0 && lane < PEN_LANES);
+    return link->class->send_rows(link, stage, lane, rows, bytes, after, transfer);
+}
+
 pen_status pen_link_progress(pen_link *link, bool *moved) {
     return link->class->progress(link, moved);
 }

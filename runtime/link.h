@@ -47,6 +47,20 @@ pen_status pen_link_receive(pen_link *link, pen_channel channel, int stage, int 
 pen_status pen_link_send(pen_link *link, pen_channel channel, int stage, int lane, const void *data, size_t bytes,
                          const pen_event *after, pen_transfer *transfer);
 
+/* Rows between devices, on PEN_CHANNEL_ACTIVATION: the first `bytes` bytes of a buffer, which belongs to the link until
+ * the transfer is done. The rows of a lane are in one transfer at a time. A local link has none. */
+
+/* Readies a lane for up to `bytes` bytes of `rows`, a buffer of `device`, which outlives the link. Once for each lane
+ * that is used, before its first transfer. */
+pen_status pen_link_prepare_rows(pen_link *link, int lane, pen_device *device, pen_buffer *rows, size_t bytes);
+/* Starts to receive rows. When it is done, operations that are enqueued on the device from then on see them. */
+pen_status pen_link_receive_rows(pen_link *link, int stage, int lane, pen_buffer *rows, size_t bytes,
+                                 pen_transfer *transfer);
+/* Starts to send rows as operations that are enqueued so far leave them; `after` (or NULL) was recorded behind those.
+ */
+pen_status pen_link_send_rows(pen_link *link, int stage, int lane, pen_buffer *rows, size_t bytes,
+                              const pen_event *after, pen_transfer *transfer);
+
 /* Moves all transfers on. Cheap; called from the loop and from the device's poke. *moved is set where any completed,
  * and otherwise left alone. */
 pen_status pen_link_progress(pen_link *link, bool *moved);

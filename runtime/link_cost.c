@@ -14,7 +14,8 @@ typedef struct trial {
     pen_link *link;
     pen_wait wait;
     pen_world *world;
-    void *data;
+    pen_device *device;
+    pen_buffer *rows;
     size_t bytes;
     double patience_s;
 } trial;
@@ -28,6 +29,10 @@ static pen_status finish(trial *t, int peer, pen_transfer transfer) {
         bool moved = false;
         PEN_TRY(pen_link_progress(t->link, &moved));
         if (moved) continue;
+        /* Ours, that is: the neighbour waits for us, so there is nobody to agree with. */
+        if (pen_device_status(t->device) != PEN_OK)
+            return pen_fail(PEN_PEER_LOST, "%s: %s", pen_world_place(world, pen_world_rank(world))->name,
+                            pen_last_error());
         pen_world_beat(t->world);
         if (pen_wait_tells(&t->wait))
             PEN_DEBUG("has waited %.1f s for %s while timing the %s link", pen_wait_seconds(&t->wait), name,
@@ -42,13 +47,13 @@ static pen_status finish(trial *t, int peer, pen_transfer transfer) {
 
 static pen_status send(trial *t, int peer) {
     pen_transfer transfer;
-    PEN_TRY(pen_link_send(t->link, PEN_CHANNEL_ACTIVATION, peer, 0, t->data, t->bytes, NULL, &transfer));
+    PEN_TRY(pen_link_send_rows(t->link, peer, 0, t->rows, t->bytes, NULL, &transfer));
     return finish(t, peer, transfer);
 }
 
 static pen_status receive(trial *t, int peer) {
     pen_transfer transfer;
-    PEN_TRY(pen_link_receive(t->link, PEN_CHANNEL_ACTIVATION, peer, 0, t->data, t->bytes, &transfer));
+    PEN_TRY(pen_link_receive_rows(t->link, peer, 0, t->rows, t->bytes, &transfer));
     return finish(t, peer, transfer);
 }
 
@@ -76,15 +81,16 @@ static pen_status time_link(trial *t, double *ms) {
     return PEN_OK;
 }
 
-pen_status pen_link_cost(pen_world *world, size_t bytes, double patience_s, double *ms) {
+pen_status pen_link_cost(pen_world *world, pen_device *device, size_t bytes, double patience_s, double *ms) {
     *ms = 0;
     if (pen_world_stages(world) == 1) return PEN_OK;
-    trial t = {.world = world, .bytes = bytes, .patience_s = patience_s, .data = calloc(1, bytes)};
-    if (!t.data) return pen_fail(PEN_NO_MEMORY, "no memory for a message of %zu bytes", bytes);
+    trial t = {.world = world, .device = device, .bytes = bytes, .patience_s = patience_s};
     pen_wait_init(&t.wait, pen_world_share(world)->may_spin);
+    PEN_TRY(pen_buffer_create(device, bytes, &t.rows));
     pen_status status = pen_link_create_mpi(world, &t.link);
+    if (status == PEN_OK) status = pen_link_prepare_rows(t.link, 0, device, t.rows, bytes);
     if (status == PEN_OK) status = time_link(&t, ms);
     pen_link_destroy(t.link);
-    free(t.data);
+    pen_buffer_destroy(t.rows);
     return status;
 }

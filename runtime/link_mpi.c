@@ -1,6 +1,10 @@
 /*
  * The link between processes: non-blocking MPI point-to-point messages on the world's communicator for links, which
  * returns its errors. Only the engine's thread calls it. Requests lie side by side so that one MPI_Testsome moves all.
+ *
+ * MPI takes rows where they are if the host may, as on a CPU. Otherwise they pass through pinned memory, a piece for
+ * each lane: the device's stream copies them there before the send, and from there once the receive is done. What the
+ * stream has still to copy is behind the lane's event.
  */
 #include "link_class.h"
 
@@ -13,10 +17,18 @@ typedef struct transfer {
     state state;
     pen_channel channel;
     int rank, tag;
-    const void *source;
+    const void *source; /* of a send, else NULL, */
+    void *target;       /* and of a receive */
     const pen_event *after;
     size_t bytes;
+    pen_buffer *landing; /* where the rows go that a receive brings into pinned memory, or NULL */
 } transfer;
+
+typedef struct lane {
+    pen_device *device;
+    void *pinned; /* NULL where MPI takes rows as they lie */
+    pen_event *copied;
+} lane;
 
 typedef struct mpi_link {
     pen_link base;
@@ -29,6 +41,7 @@ typedef struct mpi_link {
     MPI_Request *requests; /* [capacity] */
     int *indices;          /* [capacity] scratch of MPI_Testsome */
     MPI_Status *statuses;  /* [capacity] */
+    lane lanes[PEN_LANES];
 } mpi_link;
 
 static pen_status failed(const mpi_link *link, const transfer *t, int code) {
@@ -49,40 +62,71 @@ static pen_status claim(mpi_link *link, const transfer *t, pen_transfer *number)
     return PEN_OK;
 }
 
-static pen_status mpi_receive(pen_link *base, pen_channel channel, int stage, int lane, void *data, size_t bytes,
-                              pen_transfer *number) {
-    mpi_link *link = (mpi_link *)base;
-    transfer t = {.state = STARTED,
-                  .channel = channel,
-                  .rank = link->first_rank + stage,
-                  .tag = (int)channel * PEN_LANES + lane,
-                  .bytes = bytes};
-    PEN_TRY(claim(link, &t, number));
-    int code = MPI_Irecv(data, (int)bytes, MPI_BYTE, t.rank, t.tag, link->comm, &link->requests[*number - 1]);
-    return code == MPI_SUCCESS ? PEN_OK : failed(link, &t, code);
-}
-
-static pen_status begin_send(mpi_link *link, int i) {
+static pen_status begin(mpi_link *link, int i) {
     transfer *t = &link->transfers[i];
+    MPI_Request *request = &link->requests[i];
+    int code = t->source ? MPI_Isend(t->source, (int)t->bytes, MPI_BYTE, t->rank, t->tag, link->comm, request)
+                         : MPI_Irecv(t->target, (int)t->bytes, MPI_BYTE, t->rank, t->tag, link->comm, request);
     t->state = STARTED;
-    int code = MPI_Isend(t->source, (int)t->bytes, MPI_BYTE, t->rank, t->tag, link->comm, &link->requests[i]);
     return code == MPI_SUCCESS ? PEN_OK : failed(link, t, code);
 }
 
-static pen_status mpi_send(pen_link *base, pen_channel channel, int stage, int lane, const void *data, size_t bytes,
-                           const pen_event *after, pen_transfer *number) {
-    mpi_link *link = (mpi_link *)base;
-    transfer t = {.state = WAITING,
-                  .channel = channel,
-                  .rank = link->first_rank + stage,
-                  .tag = (int)channel * PEN_LANES + lane,
-                  .source = data,
-                  .after = after,
-                  .bytes = bytes};
+static pen_status start(mpi_link *link, int stage, int lane_number, transfer t, pen_transfer *number) {
+    t.state = WAITING;
+    t.rank = link->first_rank + stage;
+    t.tag = (int)t.channel * PEN_LANES + lane_number;
     PEN_TRY(claim(link, &t, number));
-    if (!after || pen_event_done(after)) return begin_send(link, *number - 1);
+    if (!t.after || pen_event_done(t.after)) return begin(link, *number - 1);
     link->waiting++;
     return PEN_OK;
+}
+
+static pen_status mpi_receive(pen_link *base, pen_channel channel, int stage, int lane_number, void *data, size_t bytes,
+                              pen_transfer *number) {
+    transfer t = {.channel = channel, .target = data, .bytes = bytes};
+    return start((mpi_link *)base, stage, lane_number, t, number);
+}
+
+static pen_status mpi_send(pen_link *base, pen_channel channel, int stage, int lane_number, const void *data,
+                           size_t bytes, const pen_event *after, pen_transfer *number) {
+    transfer t = {.channel = channel, .source = data, .after = after, .bytes = bytes};
+    return start((mpi_link *)base, stage, lane_number, t, number);
+}
+
+static pen_status mpi_prepare_rows(pen_link *base, int lane_number, pen_device *device, pen_buffer *rows,
+                                   size_t bytes) {
+    lane *own = &((mpi_link *)base)->lanes[lane_number];
+    if (pen_buffer_host(rows)) return PEN_OK;
+    own->device = device;
+    PEN_TRY(pen_host_create(device, bytes, &own->pinned));
+    return pen_event_create(device, &own->copied);
+}
+
+static pen_status mpi_receive_rows(pen_link *base, int stage, int lane_number, pen_buffer *rows, size_t bytes,
+                                   pen_transfer *number) {
+    const lane *own = &((mpi_link *)base)->lanes[lane_number];
+    transfer t = {.channel = PEN_CHANNEL_ACTIVATION, .target = own->pinned, .bytes = bytes};
+    if (own->pinned) {
+        t.after = own->copied;
+        t.landing = rows;
+    } else {
+        t.target = pen_buffer_host(rows);
+    }
+    return start((mpi_link *)base, stage, lane_number, t, number);
+}
+
+static pen_status mpi_send_rows(pen_link *base, int stage, int lane_number, pen_buffer *rows, size_t bytes,
+                                const pen_event *after, pen_transfer *number) {
+    const lane *own = &((mpi_link *)base)->lanes[lane_number];
+    transfer t = {.channel = PEN_CHANNEL_ACTIVATION, .source = own->pinned, .after = after, .bytes = bytes};
+    if (own->pinned) {
+        pen_buffer_read(rows, 0, own->pinned, bytes);
+        pen_event_record(own->copied);
+        t.after = own->copied;
+    } else {
+        t.source = pen_buffer_host(rows);
+    }
+    return start((mpi_link *)base, stage, lane_number, t, number);
 }
 
 static int test(mpi_link *link, int *completed) {
@@ -94,7 +138,7 @@ static pen_status mpi_progress(pen_link *base, bool *moved) {
     for (int i = 0; link->waiting > 0 && i < link->used; i++) {
         if (link->transfers[i].state != WAITING || !pen_event_done(link->transfers[i].after)) continue;
         link->waiting--;
-        PEN_TRY(begin_send(link, i));
+        PEN_TRY(begin(link, i));
     }
     int completed, code = test(link, &completed);
     /* Open MPI looks at the requests first and moves messages then: what has just arrived only a second look shows. */
@@ -119,6 +163,11 @@ static bool mpi_done(pen_link *base, pen_transfer number, size_t *bytes) {
     transfer *t = &link->transfers[number - 1];
     if (t->state != DONE) return false;
     if (bytes) *bytes = t->bytes;
+    if (t->landing) { /* here, and not where it completed: that may be in the middle of an operation */
+        const lane *own = &link->lanes[t->tag % PEN_LANES];
+        pen_buffer_write(t->landing, 0, own->pinned, t->bytes);
+        pen_event_record(own->copied);
+    }
     t->state = FREE;
     while (link->used > 0 && link->transfers[link->used - 1].state == FREE) link->used--;
     return true;
@@ -132,6 +181,11 @@ static void mpi_destroy(pen_link *base) {
         if (!link->transfers[i].source) MPI_Cancel(&link->requests[i]);
         MPI_Request_free(&link->requests[i]);
     }
+    for (lane *own = link->lanes; own < link->lanes + PEN_LANES; own++) {
+        if (!own->pinned) continue;
+        pen_host_destroy(own->device, own->pinned); /* waits for what is behind the event */
+        if (own->copied) pen_event_destroy(own->copied);
+    }
     free(link->transfers);
     free(link->requests);
     free(link->indices);
@@ -143,6 +197,9 @@ pen_status pen_link_create_mpi(pen_world *world, pen_link **out) {
     static const pen_link_class class = {.name = "mpi",
                                          .receive = mpi_receive,
                                          .send = mpi_send,
+                                         .prepare_rows = mpi_prepare_rows,
+                                         .receive_rows = mpi_receive_rows,
+                                         .send_rows = mpi_send_rows,
                                          .progress = mpi_progress,
                                          .done = mpi_done,
                                          .destroy = mpi_destroy};

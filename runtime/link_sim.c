@@ -58,6 +58,12 @@ static pen_status sim_receive(pen_link *base, pen_channel channel, int stage, in
     return pen_link_receive(link->inner, channel, stage, lane, data, bytes, &t->inner);
 }
 
+static pen_status sim_receive_rows(pen_link *base, int stage, int lane, pen_buffer *rows, size_t bytes,
+                                   pen_transfer *number) {
+    (void)rows;
+    return sim_receive(base, PEN_CHANNEL_ACTIVATION, stage, lane, NULL, bytes, number);
+}
+
 static int64_t arrival(sim_link *link, const transfer *t, int64_t ready_ns) {
     int64_t *wire = &link->wire_free_ns[t->stage * PEN_CHANNEL_COUNT + (int)t->channel];
     if (*wire < ready_ns) *wire = ready_ns;
@@ -85,6 +91,12 @@ static pen_status sim_send(pen_link *base, pen_channel channel, int stage, int l
     if (t->state == HANDED_ON) return hand_on(link, t);
     link->held++;
     return PEN_OK;
+}
+
+static pen_status sim_send_rows(pen_link *base, int stage, int lane, pen_buffer *rows, size_t bytes,
+                                const pen_event *after, pen_transfer *number) {
+    (void)rows;
+    return sim_send(base, PEN_CHANNEL_ACTIVATION, stage, lane, NULL, bytes, after, number);
 }
 
 static pen_status sim_progress(pen_link *base, bool *moved) {
@@ -137,6 +149,8 @@ pen_status pen_link_create_sim(pen_link *inner, int stages, double latency_ms, d
     static const pen_link_class class = {.name = "sim",
                                          .receive = sim_receive,
                                          .send = sim_send,
+                                         .receive_rows = sim_receive_rows,
+                                         .send_rows = sim_send_rows,
                                          .progress = sim_progress,
                                          .done = sim_done,
                                          .due_ns = sim_due_ns,

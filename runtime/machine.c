@@ -133,6 +133,25 @@ void pen_machine_look(pen_machine *machine) {
     look_at_cores(machine);
 }
 
+bool pen_machine_stay_near(const char *bus) {
+    hwloc_topology_t topology;
+    bool near = false;
+    if (hwloc_topology_init(&topology) != 0) return false;
+    hwloc_bitmap_t mask = hwloc_bitmap_alloc();
+    hwloc_topology_set_io_types_filter(topology, HWLOC_TYPE_FILTER_KEEP_IMPORTANT);
+    if (mask && hwloc_topology_load(topology) == 0) {
+        hwloc_obj_t device = hwloc_get_pcidev_by_busidstring(topology, bus);
+        hwloc_obj_t place = device ? hwloc_get_non_io_ancestor_obj(topology, device) : NULL;
+        if (place && hwloc_get_cpubind(topology, mask, HWLOC_CPUBIND_PROCESS) == 0) {
+            hwloc_bitmap_and(mask, mask, place->cpuset);
+            near = !hwloc_bitmap_iszero(mask) && hwloc_set_cpubind(topology, mask, HWLOC_CPUBIND_THREAD) == 0;
+        }
+    }
+    hwloc_bitmap_free(mask);
+    hwloc_topology_destroy(topology);
+    return near;
+}
+
 /* ---- The division ----------------------------------------------------------------------------------------------- */
 
 static bool sees(const pen_machine *machine, int cpu) {
@@ -183,7 +202,7 @@ void pen_machine_divide(const pen_machine *const *machines, int ranks, pen_share
     double quota = INFINITY;
     for (int r = 0; r < ranks; r++) {
         memset(&shares[r], 0, sizeof shares[r]);
-        shares[r].memory = machines[r]->memory / (uint64_t)ranks;
+        shares[r].memory = machines[r]->memory;
         same = same && same_mask(machines[r], machines[0]);
         if (machines[r]->quota > 0) quota = fmin(quota, machines[r]->quota);
     }

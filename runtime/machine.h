@@ -27,10 +27,10 @@ void pen_machine_look(pen_machine *machine);
 
 /* One rank's part of its machine. Plain data as well. */
 typedef struct pen_share {
-    int threads;    /* ≥ 1: cores of its own, or 1 where ranks outnumber cores */
-    bool own_cores; /* cpu[threads] are this rank's alone: pin to them. Otherwise pin nothing */
-    bool may_spin;  /* waiting by spinning takes nothing away from another rank */
-    uint64_t memory;
+    int threads;     /* ≥ 1: cores of its own, or 1 where ranks outnumber cores */
+    bool own_cores;  /* cpu[threads] are this rank's alone: pin to them. Otherwise pin nothing */
+    bool may_spin;   /* waiting by spinning takes nothing away from another rank */
+    uint64_t memory; /* bytes that are free for all of the machine's ranks together: gpu_share.h divides them */
     int16_t cpu[PEN_CORES_MAX];
 } pen_share;
 
@@ -40,5 +40,9 @@ void pen_machine_divide(const pen_machine *const *machines, int ranks, pen_share
 
 /* `share` for a rank that was told to use `threads` threads (0: what the share says). */
 void pen_share_set_threads(pen_share *share, int threads);
+
+/* Keeps this thread, and those that it will make, on the cores next to the device at this address of the PCI bus, of
+ * those that the process may use; false where there is no such device, or no such core. */
+bool pen_machine_stay_near(const char *bus);
 
 #endif

@@ -130,7 +130,8 @@ static pen_status fill_kv(bench *b) {
 static pen_status open_bench(bench *b, int context) {
     const pen_hparams *h = pen_model_hparams(b->model);
     choose_shapes(b, context);
-    b->cold_bytes = 2 * last_level_cache();
+    size_t cache = pen_device_cache_bytes(b->device);
+    b->cold_bytes = 2 * (cache > 0 ? cache : last_level_cache());
     size_t values = (size_t)b->rows_most * (size_t)h->hidden;
     b->tables = calloc((size_t)DECODES_MOST * (size_t)b->table_blocks, sizeof *b->tables);
     b->tokens = calloc((size_t)b->rows_most, sizeof *b->tokens);

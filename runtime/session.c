@@ -1,7 +1,8 @@
 /* Start-up; see session.h. */
 #include "session.h"
 
-#include "cpu.h"
+#include "device_open.h"
+#include "gpu_share.h"
 #include "link_cost.h"
 #include "log.h"
 #include "plan_json.h"
@@ -24,9 +25,6 @@ enum {
     LINK_PATIENCE_S = 30,
 };
 
-/* Left for the program, the libraries and the page tables where the machine's memory is the limit. */
-static const uint64_t memory_reserve = UINT64_C(256) << 20;
-
 /* What all ranks must know to make their stages alike. Plain data: it is broadcast beside the plan. */
 typedef struct stage_layout {
     int context, logit_rows, rows;
@@ -45,6 +43,7 @@ struct pen_session {
     pen_model *own_model; /* NULL where it is the simulation's */
     const pen_model *model;
     pen_device *device;
+    pen_memory memory;         /* in which it computes, as it was before any rank took some */
     pen_profile *profile;      /* this rank's own; NULL where the times come from a file */
     pen_replica_plans *plans;  /* rank 0's, of all replicas */
     pen_plan *own_plan;        /* NULL on rank 0 */
@@ -110,6 +109,9 @@ static pen_status broadcast_plain(pen_world *world, const char *what, void *data
  * which can agree on nothing, is passed on. */
 static pen_status agree(pen_session *session, const char *what, pen_status status) {
     if (session->settled || status == PEN_PEER_LOST) return status;
+    if (session->device && pen_device_status(session->device) != PEN_OK)
+        status = pen_fail(PEN_INTERNAL, "%s: %s", pen_world_place(session->world, pen_world_rank(session->world))->name,
+                          pen_last_error());
     status = pen_world_agree(session->world, what, status);
     session->settled = status != PEN_OK;
     return status;
@@ -121,24 +123,33 @@ static bool is_first(const pen_session *session) {
 
 /* ---- Open -------------------------------------------------------------------------------------------------------- */
 
+static int ranks_here(pen_world *world) {
+    int node = pen_world_place(world, pen_world_rank(world))->node, count = 0;
+    for (int r = 0; r < pen_world_size(world); r++) count += pen_world_place(world, r)->node == node;
+    return count;
+}
+
 static pen_status open_device(pen_session *session) {
     const pen_config *config = &session->config;
-    pen_world_set_threads(session->world, config->threads);
-    const pen_share *share = pen_world_share(session->world);
-    int cpus[PEN_CORES_MAX];
-    for (int i = 0; i < share->threads && i < PEN_CORES_MAX; i++) cpus[i] = share->cpu[i];
-    pen_cpu_options options = {
-        .activations = config->exact ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST,
-        .threads = share->threads,
-        .cpus = share->own_cores ? cpus : NULL,
-        .may_spin = share->may_spin,
-    };
-    PEN_TRY(pen_cpu_isa_parse(config->isa[0] ? config->isa : "auto", &options.isa));
+    pen_world *world = session->world;
+    pen_world_set_threads(world, config->threads);
     if (session->sim)
         PEN_TRY(pen_sim_profile_device(session->sim, config->time_scale, &session->device));
     else
-        PEN_TRY(pen_cpu_device_create(&options, &session->device));
-    pen_device_set_poke(session->device, pen_world_beat, session->world); /* until the engine has its own */
+        PEN_TRY(pen_device_open(config, pen_world_share(world),
+                                pen_world_place(world, pen_world_rank(world))->local_rank, ranks_here(world),
+                                &session->device));
+    pen_device_set_poke(session->device, pen_world_beat, world); /* until the engine has its own */
+    return PEN_OK;
+}
+
+static pen_status look_at_memory(pen_session *session) {
+    pen_world *world = session->world;
+    pen_own_memory own;
+    PEN_TRY(pen_device_own_memory(session->device, &own));
+    session->memory = (pen_memory){.node = pen_world_place(world, pen_world_rank(world))->node,
+                                   .free = own.total_bytes > 0 ? own.free_bytes : pen_world_share(world)->memory};
+    memcpy(session->memory.bus, own.bus, sizeof own.bus);
     return PEN_OK;
 }
 
@@ -227,7 +238,10 @@ pen_status pen_session_open(pen_world *world, const pen_config *config, pen_sess
     PEN_TRY(agree(session, "sharing the options", status));
     if (session->config.step_timeout_s > 0) pen_world_set_patience(world, session->config.step_timeout_s);
     PEN_TRY(agree(session, "opening the model", open_local(session)));
-    return agree(session, "comparing the model files", check_same_model(session));
+    status = check_same_model(session);
+    /* Everybody has a device by now, and nobody will take memory before this is agreed on. */
+    if (status == PEN_OK) status = look_at_memory(session);
+    return agree(session, "comparing the model files", status);
 }
 
 void pen_session_close(pen_session *session) {
@@ -257,12 +271,6 @@ static bool profile_progress(void *context, int done, int total) {
     if (session->progress)
         session->progress(session->progress_context, PEN_PHASE_PROFILE, (uint64_t)done, (uint64_t)total);
     return true;
-}
-
-static int ranks_here(pen_world *world) {
-    int node = pen_world_place(world, pen_world_rank(world))->node, count = 0;
-    for (int r = 0; r < pen_world_size(world); r++) count += pen_world_place(world, r)->node == node;
-    return count;
 }
 
 /* Whether every rank's flag is set, on every rank. */
@@ -312,13 +320,6 @@ static pen_status profile_device(pen_session *session) {
 
 /* ---- Plan -------------------------------------------------------------------------------------------------------- */
 
-static uint64_t memory_limit(const pen_session *session) {
-    if (session->config.memory) return session->config.memory;
-    if (session->sim) return pen_sim_profile_memory(session->sim);
-    uint64_t memory = pen_world_share(session->world)->memory;
-    return memory > 2 * memory_reserve ? memory - memory_reserve : memory;
-}
-
 /* What the workload's microbatch takes to the next stage. */
 static pen_status time_link(const pen_session *session, pen_rank_report *mine) {
     pen_plan_workload workload = pen_replica_plans_workload(&session->config);
@@ -329,7 +330,8 @@ static pen_status time_link(const pen_session *session, pen_rank_report *mine) {
         mine->wire_ms = steady.rows * (double)row_bytes * pen_sim_profile_link(session->sim).ms_per_byte;
         return PEN_OK;
     }
-    PEN_TRY(pen_link_cost(session->world, (size_t)ceil(steady.rows) * row_bytes, patience_s, &mine->wire_ms));
+    PEN_TRY(pen_link_cost(session->world, session->device, (size_t)ceil(steady.rows) * row_bytes, patience_s,
+                          &mine->wire_ms));
     mine->send_ms = mine->wire_ms; /* the sender's own thread does the copying */
     return PEN_OK;
 }
@@ -357,25 +359,60 @@ static pen_status solve(pen_session *session, const pen_rank_report *ranks) {
     return PEN_OK;
 }
 
+/* What a rank tells rank 0, beside its profile. */
+typedef struct introduction {
+    pen_rank_report report; /* without its memory */
+    pen_memory memory;
+} introduction;
+
+/* Once: the others are not told anything new. */
+static void warn_if_shared(const pen_session *session, const pen_memory *memories) {
+    int size = pen_world_size(session->world), r = 0;
+    while (r < size && (!memories[r].bus[0] || pen_memory_sharers(memories, size, r) == 1)) r++;
+    if (r == size) return;
+    PEN_WARN("%s: %d ranks share the GPU at %s and its memory; with a rank for each GPU nobody waits for another",
+             pen_world_place(session->world, r)->host, pen_memory_sharers(memories, size, r), memories[r].bus);
+}
+
+/* Rank 0: what each rank may fill. Ranks of one machine that compute in the same memory share it. */
+static void divide_memory(const pen_session *session, const pen_memory *memories, pen_rank_report *ranks) {
+    const pen_config *config = &session->config;
+    int size = pen_world_size(session->world);
+    for (int r = 0; r < size; r++) {
+        ranks[r].memory = config->memory ? config->memory
+                          : session->sim ? pen_sim_profile_memory(session->sim)
+                                         : pen_memory_limit(memories, size, r, config->gpu_memory_utilization);
+    }
+    warn_if_shared(session, memories);
+}
+
 /* Rank 0: the plans that follow from what the ranks sent, [size] each. */
 static pen_status solve_reports(pen_session *session, const pen_blob *reports, const pen_blob *texts) {
     int size = pen_world_size(session->world);
     pen_rank_report *ranks = calloc((size_t)size, sizeof *ranks);
+    pen_memory *memories = calloc((size_t)size, sizeof *memories);
     pen_profile **profiles = calloc((size_t)size, sizeof(pen_profile *));
-    pen_status status =
-        ranks && profiles ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for the profiles of %d ranks", size);
+    pen_status status = ranks && memories && profiles
+                            ? PEN_OK
+                            : pen_fail(PEN_NO_MEMORY, "no memory for the profiles of %d ranks", size);
     for (int r = 0; r < size && status == PEN_OK; r++) {
+        const introduction *from = reports[r].data;
         if (session->profile) status = pen_profile_decode(texts[r].data, texts[r].bytes, &profiles[r]);
         bool covers = !profiles[r] || pen_profile_covers(profiles[r], session->model);
-        if (status == PEN_OK && (reports[r].bytes != sizeof *ranks || !covers))
+        if (status == PEN_OK && (reports[r].bytes != sizeof *from || !covers))
             status = pen_fail(PEN_BAD_INPUT, "rank %d runs another build than rank 0", r);
         if (status != PEN_OK) break;
-        memcpy(&ranks[r], reports[r].data, sizeof *ranks);
+        ranks[r] = from->report;
         ranks[r].profile = profiles[r];
+        memories[r] = from->memory;
     }
-    if (status == PEN_OK) status = solve(session, ranks);
+    if (status == PEN_OK) {
+        divide_memory(session, memories, ranks);
+        status = solve(session, ranks);
+    }
     for (int r = 0; profiles && r < size; r++) pen_profile_destroy(profiles[r]);
     free(profiles);
+    free(memories);
     free(ranks);
     return status;
 }
@@ -397,11 +434,10 @@ static pen_status collect_and_solve(pen_session *session) {
         status = pen_fail(PEN_NO_MEMORY, "no memory for the profiles of %d ranks", size);
     status = agree(session, "collecting the profiles", status);
 
-    int node = pen_world_place(world, pen_world_rank(world))->node;
-    pen_rank_report mine = {.node = node, .memory = memory_limit(session)};
-    if (status == PEN_OK && !session->config.profile[0]) status = time_link(session, &mine);
+    introduction mine = {.report.node = session->memory.node, .memory = session->memory};
+    if (status == PEN_OK && !session->config.profile[0]) status = time_link(session, &mine.report);
     status = agree(session, "timing the links", status);
-    snprintf(mine.device, sizeof mine.device, "%s", pen_device_name(session->device));
+    snprintf(mine.report.device, sizeof mine.report.device, "%s", pen_device_name(session->device));
     if (status == PEN_OK) status = pen_world_gather(world, "collecting the devices", &mine, sizeof mine, reports);
     if (status == PEN_OK)
         status = pen_world_gather(world, "collecting the profiles", own ? own : "", own ? strlen(own) : 0, texts);

@@ -68,8 +68,8 @@ static bool slot_is_free(const pen_worker *worker, uint64_t i) {
     return i < worker->head + (uint64_t)worker->options.slots;
 }
 
-static void *slot_rows(const pen_worker *worker, const entry *e) {
-    return pen_buffer_host(pen_stage_rows(worker->options.stage, slot_of(worker, e)));
+static pen_buffer *slot_rows(const pen_worker *worker, const entry *e) {
+    return pen_stage_rows(worker->options.stage, slot_of(worker, e));
 }
 
 static size_t row_bytes(const pen_worker *worker, const entry *e) {
@@ -112,10 +112,10 @@ static pen_status fill(pen_worker *worker) {
     for (size_t i = 0; i < (size_t)limits->sequences * groups; i++)
         worker->tables[i / groups].blocks[i % groups] = worker->table_memory + i * table_blocks;
     for (int i = 0; i < worker->options.steps; i++) PEN_TRY(make_entry(worker, &worker->entries[i]));
+    size_t rows_bytes = (size_t)limits->rows * (size_t)worker->options.hidden * sizeof(float);
     for (int i = 0; i < worker->options.slots; i++)
-        if (!pen_buffer_host(pen_stage_rows(worker->options.stage, i)))
-            return pen_fail(PEN_UNSUPPORTED, "the %s link needs a device whose rows lie in host memory",
-                            pen_link_name(worker->options.link));
+        PEN_TRY(pen_link_prepare_rows(worker->options.link, i, worker->options.device,
+                                      pen_stage_rows(worker->options.stage, i), rows_bytes));
     return PEN_OK;
 }
 
@@ -198,8 +198,8 @@ pen_status pen_worker_receive(pen_worker *worker) {
     for (uint64_t i = worker->next; i < worker->tail && slot_is_free(worker, i); i++) {
         entry *e = entry_at(worker, i);
         if (e->phase != KNOWN) continue;
-        PEN_TRY(pen_link_receive(worker->options.link, PEN_CHANNEL_ACTIVATION, worker->options.index - 1,
-                                 slot_of(worker, e), slot_rows(worker, e), row_bytes(worker, e), &e->receive));
+        PEN_TRY(pen_link_receive_rows(worker->options.link, worker->options.index - 1, slot_of(worker, e),
+                                      slot_rows(worker, e), row_bytes(worker, e), &e->receive));
         e->phase = RECEIVING;
     }
     return PEN_OK;
@@ -322,8 +322,8 @@ static void trace_steps(pen_worker *worker) {
 static pen_status send_on(pen_worker *worker, entry *e) {
     const pen_worker_options *options = &worker->options;
     if (!worker->last)
-        return pen_link_send(options->link, PEN_CHANNEL_ACTIVATION, options->index + 1, slot_of(worker, e),
-                             slot_rows(worker, e), row_bytes(worker, e), e->computed, &e->send);
+        return pen_link_send_rows(options->link, options->index + 1, slot_of(worker, e), slot_rows(worker, e),
+                                  row_bytes(worker, e), e->computed, &e->send);
     const pen_choice *choices = pen_stage_choices(options->stage, slot_of(worker, e));
     size_t bytes = pen_wire_encode_choices(e->step.number, choices, e->step.picks, e->step.logit_count,
                                            options->limits.plan_epoch, e->message);

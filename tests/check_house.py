@@ -23,13 +23,17 @@ MAY_INCLUDE = {
     "partition": (BASE,),
     "kernels": (BASE,),
     "kernels/cpu": (BASE, "kernels"),
+    "kernels/cuda": (BASE, "kernels"),
     "kernels/sim": (BASE, "kernels"),
     FORMATS: (BASE, "kernels"),  # kernels/types.h: the weight types
     TOKENIZER: (BASE, FORMATS, "kernels"),
     MODELS: (BASE, FORMATS, "kernels"),
-    "runtime": (BASE, FORMATS, TOKENIZER, MODELS, "kernels", "kernels/cpu", "kernels/sim", "partition"),
-    "launch": (BASE, FORMATS, TOKENIZER, MODELS, "kernels", "kernels/cpu", "kernels/sim", "partition", "runtime"),
+    "runtime": (BASE, FORMATS, TOKENIZER, MODELS, "kernels", "kernels/cpu", "kernels/cuda", "kernels/sim", "partition"),
+    "launch": (BASE, FORMATS, TOKENIZER, MODELS, "kernels", "kernels/cpu", "kernels/cuda", "kernels/sim", "partition",
+               "runtime"),
 }
+# Under PEN_CUDA_EMULATED: what stands in for CUDA's own headers.
+EMULATED = {"emulate.cuh"}
 # Inside runtime: engine → schedule → stage. A file named on the left includes no header named on the right.
 MAY_NOT_INCLUDE = {
     "runtime/stage": r"(schedule|engine|world|link.*|wire|mpi)\.h",
@@ -65,11 +69,11 @@ def without_comments(text):
 def check_includes():
     """A folder includes only what stands below it, and header names are unique, so that this can be seen."""
     where = {}
-    for path in files(".h", ".def"):
+    for path in files(".h", ".def", ".cuh", ".hpp"):
         if path.name in where:
             yield f"{name(path)}: {name(where[path.name])} has the same name"
         where[path.name] = path
-    for path in files(".c", ".h", ".def"):
+    for path in files(".c", ".h", ".def", ".cu", ".cuh"):
         folder = name(path.parent)
         if folder.startswith("tests"):
             continue
@@ -81,6 +85,8 @@ def check_includes():
             if not match:
                 continue
             quoted, header = match[1] == '"', match[2]
+            if header in EMULATED:
+                continue
             for start, pattern in MAY_NOT_INCLUDE.items():
                 if name(path).startswith(start) and re.fullmatch(pattern, header):
                     if path.stem != Path(header).stem:
@@ -93,7 +99,7 @@ def check_includes():
 
 def check_mpi():
     """Only the files that implement the world and the MPI link call MPI; no header shows one of its types."""
-    for path in files(".c", ".h"):
+    for path in files(".c", ".h", ".cu", ".cuh"):
         if MPI_FILES.fullmatch(name(path)):
             continue
         for number, line in enumerate(without_comments(path.read_text()).splitlines(), 1):
@@ -103,7 +109,7 @@ def check_mpi():
 
 def check_tidy():
     """A file opens with what it is, is at most 1,200 lines long, and leaves nothing for later."""
-    for path in files(".c", ".h", ".def", ".py", ".sh"):
+    for path in files(".c", ".h", ".def", ".cu", ".cuh", ".cpp", ".hpp", ".py", ".sh"):
         text = path.read_text()
         lines = text.splitlines()
         if not text.startswith(("/*", '"""', "#")):
@@ -123,7 +129,7 @@ def check_format():
     if not tool:
         print("clang-format-14 is not installed")
         sys.exit(SKIPPED)
-    sources = [str(path) for path in files(".c", ".h")]
+    sources = [str(path) for path in files(".c", ".h", ".cu", ".cuh", ".cpp", ".hpp")]
     result = subprocess.run([tool, "--dry-run", "-Werror", *sources], capture_output=True, text=True)
     for line in result.stderr.splitlines():
         if "error:" in line:
@@ -136,12 +142,14 @@ def check_headers(build):
     cmocka = [f"--include={header}.h" for header in ("setjmp", "stdarg", "stddef", "stdint", "cmocka")]
     commands = {}
     for entry in json.loads((Path(build) / "compile_commands.json").read_text()):
+        if not entry["file"].endswith(".c"):
+            continue
         words = shlex.split(entry["command"])
         commands.setdefault(Path(entry["file"]).parent, []).append(words[: words.index("-o")])
     for path in files(".h"):
         # A folder's files may be built for several instruction sets, and tests with several libraries: one must do.
-        # The fuzzers have a build of their own: the other tests' ways will do.
-        top = path.parent.parent if path.parent.name == "fuzz" else path.parent
+        # The fuzzers have a build of their own, and the emulation is C++: the other tests' ways will do.
+        top = path.parent.parent if path.parent.name in ("fuzz", "emulate") else path.parent
         ways = [way for folder, found in commands.items() if folder.is_relative_to(top) for way in found]
         before = cmocka if name(path).startswith("tests/") else []
         error = "nothing is compiled in its folder"

@@ -1,6 +1,6 @@
 /*
- * For tests: a pipeline of stages in one process, each on a CPU device of its own; rows go from one to the next by way
- * of the host, as they do over a link. Include it after cmocka.h.
+ * For tests: a pipeline of stages in one process, each on a device of its own, a CPU where nothing else is said; rows
+ * go from one to the next by way of the host, as they do over a link. Include it after cmocka.h.
  */
 #ifndef PEN_TESTS_PIPELINE_H
 #define PEN_TESTS_PIPELINE_H
@@ -17,7 +17,8 @@ typedef struct pipeline_options {
     int stages;
     int first[STAGES_MOST]; /* first unit of each stage: 0, … */
     pen_cpu_options cpu;
-    pen_stage_options stage; /* but for first and last */
+    pen_status (*open)(pen_activations activations, pen_device **device); /* or NULL: the CPU with these options */
+    pen_stage_options stage;                                              /* but for first and last */
 } pipeline_options;
 
 typedef struct pipeline {
@@ -33,7 +34,9 @@ static void open_pipeline(pipeline *p, const pipeline_options *o) {
     if (pen_model_open(o->model, &p->model) != PEN_OK) fail_msg("%s", pen_last_error());
     p->hidden = pen_model_hparams(p->model)->hidden;
     for (int i = 0; i < p->count; i++) {
-        if (pen_cpu_device_create(&o->cpu, &p->devices[i]) != PEN_OK) fail_msg("%s", pen_last_error());
+        pen_status opened =
+            o->open ? o->open(o->cpu.activations, &p->devices[i]) : pen_cpu_device_create(&o->cpu, &p->devices[i]);
+        if (opened != PEN_OK) fail_msg("%s", pen_last_error());
         pen_stage_options stage = o->stage;
         stage.first = o->first[i];
         stage.last = (i + 1 < p->count ? o->first[i + 1] : pen_model_unit_count(p->model)) - 1;

@@ -59,7 +59,8 @@ fuzz() {
 launch/setup.sh --tests || { fail "packages are missing"; finish; }
 
 # What the tests need besides: the models, and Python packages that serve as oracles. All are optional.
-options=(-DBUILD_TESTING=ON)
+options=(-DBUILD_TESTING=ON -DCMAKE_CUDA_ARCHITECTURES=90)
+[ -n "$(command -v nvcc)" ] || echo "run.sh: no nvcc: the CUDA device is tested with its emulation only" >&2
 if model=${PENSTOCK_TEST_MODEL:-$(launch/fetch-model.sh)}; then options+=("-DPENSTOCK_TEST_MODEL=$model"); fi
 if gemma=${PENSTOCK_TEST_GEMMA:-$(launch/fetch-model.sh gemma3)}; then options+=("-DPENSTOCK_TEST_GEMMA=$gemma"); fi
 if [ -z "${PENSTOCK_TEST_PYTHON:-}" ]; then
@@ -80,7 +81,7 @@ fi
 [ -z "${PENSTOCK_TEST_PYTHON:-}" ] || options+=("-DPENSTOCK_TEST_PYTHON=$PENSTOCK_TEST_PYTHON")
 
 build release all && suite release
-build asan unit_tests penstock engine_run && suite asan -R '^unit\.|^check\.cli$|^mpi\.same_(greedy|exact)$'
+build asan unit_tests penstock engine_run && suite asan -R '^unit\.|^cuda\.|^check\.cli$|^mpi\.same_(greedy|exact)$'
 build tsan test_pool && suite tsan -R '^unit\.pool$'
 fuzz 30
 finish

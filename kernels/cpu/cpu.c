@@ -6,7 +6,7 @@
  */
 #include "clock.h"
 #include "cpu_device.h"
-#include "exact.h"
+#include "rope_table.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -218,13 +218,9 @@ static void kv_destroy(pen_kv *base) {
     free(kv);
 }
 
-static size_t table_bytes(int positions, int dims) {
-    return (size_t)positions * (size_t)dims * sizeof(float);
-}
-
 static size_t rope_bytes(const pen_device *device, const pen_rope_options *options) {
     (void)device;
-    return table_bytes(options->positions, options->dims);
+    return pen_rope_table_bytes(options);
 }
 
 static pen_status rope_create(pen_device *device, const pen_rope_options *options, pen_rope **rope) {
@@ -233,33 +229,23 @@ static pen_status rope_create(pen_device *device, const pen_rope_options *option
     *made = (pen_cpu_rope){.base.device = device,
                            .dims = options->dims,
                            .positions = options->positions,
-                           .interleaved = options->interleaved};
+                           .interleaved = options->interleaved,
+                           .bytes = pen_rope_table_bytes(options)};
     void *table;
-    pen_status status = allocate(cpu(device), table_bytes(options->positions, options->dims), &table);
+    pen_status status = allocate(cpu(device), made->bytes, &table);
     if (status != PEN_OK) {
         free(made);
         return status;
     }
     made->table = table;
-    double log_base = pen_exact_log(options->base);
-    for (int i = 0; i < options->dims / 2; i++) {
-        double turn = pen_exact_exp(-2.0 * i / options->dims * log_base) * options->scale;
-        if (options->factors) turn /= (double)options->factors[i];
-        for (int p = 0; p < options->positions; p++) {
-            double sine, cosine;
-            pen_exact_sincos(p * turn, &sine, &cosine);
-            float *at = made->table + (size_t)p * (size_t)options->dims + 2 * (size_t)i;
-            at[0] = (float)(cosine * options->magnitude);
-            at[1] = (float)(sine * options->magnitude);
-        }
-    }
+    pen_rope_table_fill(options, made->table);
     *rope = &made->base;
     return PEN_OK;
 }
 
 static void rope_destroy(pen_rope *base) {
     pen_cpu_rope *rope = (pen_cpu_rope *)base;
-    release(cpu(base->device), rope->table, table_bytes(rope->positions, rope->dims));
+    release(cpu(base->device), rope->table, rope->bytes);
     free(rope);
 }
 

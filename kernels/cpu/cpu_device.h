@@ -83,6 +83,7 @@ typedef struct pen_cpu_rope {
     pen_rope base;
     int dims, positions;
     bool interleaved;
+    size_t bytes;
     float *table; /* [positions][dims/2][2]: cosine, sine */
 } pen_cpu_rope;
 

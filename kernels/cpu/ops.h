@@ -69,8 +69,6 @@ void pen_reference_attention(const pen_cpu_device *device, const pen_attention_o
 void pen_reference_pick(const float *logits, int vocab, const pen_pick *pick, const pen_logit_edits *edits,
                         void *scratch, pen_choice *choice);
 
-/* The uniform number in [0, 1) of a draw, a hash of its key alone. */
-double pen_pick_uniform(const pen_pick *pick);
 /* Bytes of scratch for picking from one row. */
 size_t pen_pick_row_scratch(int vocab);
 

@@ -2,6 +2,7 @@
  * The oracle: norms, rotation, attention and picking as their definitions in kernels.h read, in plain C, with sums in
  * natural order and libm's functions. Slow, and only ever compared with a tolerance.
  */
+#include "draw.h"
 #include "ops.h"
 
 #include <float.h>

@@ -5,6 +5,7 @@
  * log-probability depends on neither threads nor neighbours. Second pass, over rows: the choice itself. A row is never
  * sorted: what top-k and top-p keep is everything from some key up, and that key is found by quick-select.
  */
+#include "draw.h"
 #include "exact.h"
 #include "ops.h"
 
@@ -20,18 +21,6 @@ static int slice_count(int vocab) {
 }
 
 /* ---- Drawing --------------------------------------------------------------------------------------------------- */
-
-static uint64_t mix(uint64_t x) { /* SplitMix64's finaliser */
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
-    x = (x ^ x >> 27) * 0x94d049bb133111eb;
-    return x ^ x >> 31;
-}
-
-double pen_pick_uniform(const pen_pick *pick) {
-    uint64_t x = mix(pick->seed + 0x9e3779b97f4a7c15);
-    x = mix(x ^ ((uint64_t)(uint32_t)pick->choice << 32 | (uint32_t)pick->position));
-    return (double)(mix(x + 0x9e3779b97f4a7c15) >> 11) * 0x1p-53;
-}
 
 /* Larger keys come first: by logit, then by lower id. */
 static uint64_t key_of(float logit, int id) {

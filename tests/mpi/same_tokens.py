@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""The same tokens, always: same_tokens.py PROGRAM MPIRUN [--expect-difference] [--model FILE]
+"""The same tokens, always: same_tokens.py PROGRAM MPIRUN [--expect-difference] [--model FILE] [--device NAME]
 
 Token ids and log-probabilities must be equal bit for bit however the work is divided: over replicas, stages, splits,
 threads, chunks of the prompt and instruction sets, for every weight type; greedy, sampled with a seed, with penalties, and
 scoring a given text.
 Every case is compared with the first of its model. The cases are drawn by a fixed seed so that each value of each
 choice meets many values of the others, but not all of them.
+
+--device: on another one than the CPU, small models only.
 
 --expect-difference turns the outcome round: the program has an error planted, which must be seen.
 """
@@ -75,6 +77,14 @@ SYNTHETIC = [
     synthetic("q4_0", "hidden=64,ffn=96,heads=4,kv_heads=1,vocab=300,window=33", 7, arch="gemma3"),
     synthetic("q8_0", "hidden=96,ffn=128,heads=3,vocab=280", 3, arch="gpt2"),
     synthetic("q4_1", "hidden=64,ffn=96,heads=4,kv_heads=2,vocab=271,window=48", 3, arch="phi3"),
+]
+
+
+# Two layers, for a device that is emulated.
+SMALL = [
+    synthetic("q4_0", "hidden=96,ffn=160/96,heads=6,kv_heads=2,vocab=331", 2),
+    synthetic("q8_0", "hidden=64,ffn=96,heads=4,kv_heads=1,vocab=300,window=21", 2, arch="gemma3"),
+    synthetic("f16", "hidden=96,ffn=128,heads=3,vocab=280", 2, arch="gpt2"),
 ]
 
 
@@ -156,20 +166,22 @@ def main():
     parser.add_argument("mpirun")
     parser.add_argument("--expect-difference", action="store_true")
     parser.add_argument("--model", help="a file, instead of the synthetic models")
+    parser.add_argument("--device", help="another one than the CPU")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of cases")
     arguments = parser.parse_args()
     job = Launcher(arguments.program, arguments.mpirun)
-    isas, runs, differences = isas_here(job), 0, []
+    isas, runs, differences = ["auto"] if arguments.device else isas_here(job), 0, []
     drawn = Cases(random.Random(arguments.seed), isas)
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         text = Path(folder) / "text"
         text.write_text(TEXT)
-        models = SYNTHETIC
+        models = SMALL if arguments.device else SYNTHETIC
         if arguments.model:
             units = len(job.run("inspect", arguments.model, "--json").json()["units"])
             models = [Model(arguments.model, units, 2)]
         for model in models:
+            model.options += ["--device", arguments.device] if arguments.device else []
             # A profile that is made up serves: it decides who computes what, and --layers decides here.
             profile = Path(folder) / "profile.json"
             profile.write_text(json.dumps({"units": [{"name": f"unit {u}", "time_ms": 1} for u in range(model.units)]}))

@@ -28,7 +28,7 @@ static void divide(int ranks) {
     pen_machine_divide(all, ranks, shares);
     for (int r = 0; r < ranks; r++) {
         assert_true(shares[r].threads >= 1);
-        assert_int_equal(shares[r].memory, 6000 / ranks);
+        assert_int_equal(shares[r].memory, 6000);
         if (!shares[r].own_cores) continue;
         for (int o = 0; o < r; o++)
             for (int i = 0; i < shares[r].threads; i++)
@@ -122,6 +122,12 @@ static void test_this_machine_has_cores_and_memory(void **state) {
     assert_true(machine.host[0] != '\0' && machine.id != 0);
 }
 
+static void test_where_there_is_no_device_threads_stay_where_they_are(void **state) {
+    (void)state;
+    assert_false(pen_machine_stay_near("ffff:1f:1f.7"));
+    assert_false(pen_machine_stay_near(""));
+}
+
 static void test_efficiencies_of_a_worked_example(void **state) {
     (void)state;
     /* Busy 10, 15, 8 and 12 s in 20 s: a plan of 75 %, a bottleneck that is busy for 75 %, a pipeline for 56.25 %. */
@@ -146,6 +152,7 @@ int main(void) {
         cmocka_unit_test(test_a_quota_limits_threads_and_spinning),
         cmocka_unit_test(test_a_wish_for_more_threads_gives_up_the_cores),
         cmocka_unit_test(test_this_machine_has_cores_and_memory),
+        cmocka_unit_test(test_where_there_is_no_device_threads_stay_where_they_are),
         cmocka_unit_test(test_efficiencies_of_a_worked_example),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

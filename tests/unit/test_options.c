@@ -219,7 +219,7 @@ static void test_bad_values(void **state) {
     refuse("penstock bench m --concurrency 1,2,", "--concurrency");
     refuse("penstock bench m --concurrency 0", "each from 1 to 65536");
     refuse("penstock bench m --concurrency 1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1", "more than 16 numbers");
-    refuse("penstock run m -p x --device gpu", "--device: 'gpu' is not one of auto|cpu|sim:PROFILE.json");
+    refuse("penstock run m -p x --device gpu", "--device: 'gpu' is not one of auto|cpu|cuda|sim:PROFILE.json");
     refuse("penstock run -p x --device sim:", "--device sim: needs the profile's file");
     refuse("penstock run m -p x --device sim:p.json", "--device sim:p.json stands for the model, and MODEL is 'm'");
     refuse("penstock run -p x --device sim:p.json --profile q.json", "exclude each other");

@@ -1,5 +1,6 @@
 /*
- * The thread pool of the CPU device: the calling thread and its workers run the tasks of one operation together.
+ * The thread pool of a device: the calling thread and its workers run the tasks of one operation together. The CPU
+ * computes with it, a GPU's weights are packed by it.
  *
  * Owner: the device, one pool each; only the thread that created it calls pen_pool_run. Workers spin briefly for the
  * next operation where they have cores of their own, then sleep; an idle pool costs no CPU time.

@@ -1,0 +1,82 @@
+/*
+ * Row by row: norms, the feed-forward's activation, and the rounding of f32 rows to activation rows. A block of
+ * THREADS threads does a row, a warp 32 consecutive columns at a time.
+ */
+#include "quantize.cuh"
+
+enum { THREADS = 256 };
+
+/* Calls put(column) for this thread's columns, whole warps at a time: put has to look whether column < cols. */
+template <class Put> static __device__ void each_column(int cols, Put put) {
+    int padded = (cols + WARP - 1) / WARP * WARP;
+    for (int i = threadIdx.x; i < padded; i += THREADS) put(i);
+}
+
+static __global__ void __launch_bounds__(THREADS) norm_kernel(pen_cuda_norm_args args) {
+    int row = blockIdx.x, cols = args.cols;
+    const float *x = args.x + (size_t)(args.rows ? args.rows[row] : row) * cols;
+    float center = 0, squares = 0;
+    if (args.mean) {
+        for (int i = threadIdx.x; i < cols; i += THREADS) center += x[i];
+        center = reduce_block<THREADS>(sum(), center) / (float)cols;
+    }
+    for (int i = threadIdx.x; i < cols; i += THREADS) squares = fmaf(x[i] - center, x[i] - center, squares);
+    float scale = 1 / sqrtf(reduce_block<THREADS>(sum(), squares) / (float)cols + args.eps);
+    unsigned char *out = args.out + args.stride * args.parts * row;
+    each_column(cols, [&](int i) {
+        float y = 0;
+        if (i < cols) {
+            y = (x[i] - center) * scale * args.weight[i];
+            if (args.bias) y += args.bias[i];
+        }
+        if (args.out && args.activations == PEN_ACTIVATIONS_FAST)
+            store_parts(y, out, args.stride, args.parts, cols, i / WARP);
+        else if (i < cols && args.out)
+            reinterpret_cast<float *>(out)[i] = y;
+        else if (i < cols)
+            args.add_to[(size_t)row * cols + i] += y;
+    });
+}
+
+void pen_cuda_launch_norm(cudaStream_t stream, const pen_cuda_norm_args *args) {
+    launch(norm_kernel, dim3(args->count), dim3(THREADS), stream, *args);
+}
+
+static __global__ void __launch_bounds__(THREADS) store_kernel(pen_cuda_store_args args) {
+    const float *x = args.x + (size_t)blockIdx.x * args.cols;
+    each_column(args.cols, [&](int i) { store_block(x[i], args.out + args.stride * blockIdx.x, args.cols, i / WARP); });
+}
+
+void pen_cuda_launch_store(cudaStream_t stream, const pen_cuda_store_args *args) {
+    launch(store_kernel, dim3(args->count), dim3(THREADS), stream, *args);
+}
+
+static __device__ float activate(float x, pen_gate act) {
+    if (act == PEN_GATE_SILU) return x / (1 + expf(-x));
+    const float root = 0.7978845608028654F; /* √(2/π) */
+    return 0.5F * x * (1 + tanhf(root * fmaf(0.044715F * x * x, x, x)));
+}
+
+static __global__ void __launch_bounds__(THREADS) activate_kernel(pen_cuda_activate_args args) {
+    size_t first = (size_t)blockIdx.x * args.cols;
+    unsigned char *out = args.out + args.stride * blockIdx.x;
+    each_column(args.cols, [&](int i) {
+        float y = args.gate ? activate(args.gate[first + i], args.act) * args.up[first + i]
+                            : activate(args.up[first + i], args.act);
+        if (args.activations == PEN_ACTIVATIONS_FAST)
+            store_block(y, out, args.cols, i / WARP);
+        else
+            reinterpret_cast<float *>(out)[i] = y;
+    });
+}
+
+void pen_cuda_launch_activate(cudaStream_t stream, const pen_cuda_activate_args *args) {
+    launch(activate_kernel, dim3(args->count), dim3(THREADS), stream, *args);
+}
+
+bool pen_cuda_kernels_fit(void) {
+    cudaFuncAttributes attributes;
+    bool fit = cudaFuncGetAttributes(&attributes, norm_kernel) == cudaSuccess;
+    cudaGetLastError(); /* the runtime keeps it otherwise */
+    return fit;
+}

@@ -1,0 +1,24 @@
+/* GPUs and memories among ranks; see gpu_share.h. */
+#include "gpu_share.h"
+
+#include <string.h>
+
+/* Left for the program, the libraries and the page tables where the machine's memory is the limit. */
+static const uint64_t machine_reserve = UINT64_C(256) << 20;
+
+int pen_gpu_for(int local, int ranks, int gpus) {
+    return ranks <= gpus ? local : (int)((int64_t)local * gpus / ranks);
+}
+
+int pen_memory_sharers(const pen_memory *memories, int ranks, int r) {
+    int sharers = 0;
+    for (int i = 0; i < ranks; i++)
+        sharers += memories[i].node == memories[r].node && strcmp(memories[i].bus, memories[r].bus) == 0;
+    return sharers;
+}
+
+uint64_t pen_memory_limit(const pen_memory *memories, int ranks, int r, double utilization) {
+    uint64_t part = memories[r].free / (uint64_t)pen_memory_sharers(memories, ranks, r);
+    if (memories[r].bus[0]) return (uint64_t)((double)part * utilization);
+    return part > 2 * machine_reserve ? part - machine_reserve : part;
+}
