@@ -8,8 +8,8 @@ depend on them. Many streams of the other two share one prompt, which saves thei
 reported of those cases, their decoding.
 
 Before each round the machine's limits are measured (bench_limits), and the best found counts. Each speed stands beside
-the roofline that follows from them (roofline.py). A case gets no further round once it has taken --seconds. Run it
-through cpu.sh.
+the roofline that follows from them (roofline.py). A case gets no further round once it has taken --seconds. What others use
+of the machine meanwhile is measured, too, and said where it spoils a figure. Run it through cpu.sh.
 """
 import argparse
 import json
@@ -46,18 +46,29 @@ FIGURES = {  # what is reported of which case
     "decode at 4,096": (LONG, "decode"),
 }
 PENSTOCK = "Penstock"
+OTHERS_MOST = 0.1  # cores; a run during which others had more of them says little
 SETTINGS = {"llama.cpp": [["-fa", "on"], ["-fa", "off"]],
             "ik_llama.cpp": [["-fa", "on"], ["-fa", "on", "-rtr"], ["-fa", "off"]]}
 
 
 # ---- Engines --------------------------------------------------------------------------------------------------------
 
+def core_seconds():
+    """Of the whole machine, what a hypervisor took included; and of the processes that we waited for."""
+    user, nice, system, _, _, *others = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
+    own = os.times()
+    return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK"), own.children_user + own.children_system
+
+
 def run(line):
-    """What it printed: to standard output, and to the other."""
-    done = subprocess.run(list(map(str, line)), capture_output=True, text=True)
+    """What it printed, to standard output and to the other; and the cores that others had meanwhile, on average."""
+    begin, (all_before, own_before) = time.monotonic(), core_seconds()
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True, cwd=tempfile.gettempdir())  # llama.log
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, line))}\nended with {done.returncode}: {done.stderr[-2000:]}")
-    return done.stdout, done.stderr
+    all_after, own_after = core_seconds()
+    others = (all_after - all_before - (own_after - own_before)) / (time.monotonic() - begin)
+    return done.stdout, done.stderr, max(others, 0)
 
 
 class Penstock:
@@ -68,34 +79,36 @@ class Penstock:
         self.measure(path, Case(16, 4, 1))  # also measures the profile, once
 
     def measure(self, path, case):
-        out, _ = run([*self.line, path, "--prompt-tokens", case.prompt, "--output-tokens", case.output, "--concurrency",
+        out, _, others = run([*self.line, path, "--prompt-tokens", case.prompt, "--output-tokens", case.output, "--concurrency",
                       case.streams])
         found = json.loads(out)["runs"][0]
-        return {"prompt": found["prompt_tokens_per_s"], "decode": found["decode_tokens_per_s"]}
+        return {"prompt": found["prompt_tokens_per_s"], "decode": found["decode_tokens_per_s"],
+                "others": others}
 
 
 class BatchedBench:
     """llama-batched-bench, llama.cpp's or ik_llama.cpp's."""
 
     def __init__(self, folder, threads, settings):
-        self.line = [Path(folder) / "llama-batched-bench", "-t", threads, "-tb", threads, "-b", 2048, "-ub", 512]
+        self.line = [Path(folder).resolve() / "llama-batched-bench", "-t", threads, "-tb", threads, "-b", 2048, "-ub", 512]
         self.choice, self.settings = settings, settings[0]
 
     def prepare(self, path):
         def speed(settings):
             self.settings = settings
-            return sum(self.measure(path, Case(128, 8, 2)).values())
+            found = self.measure(path, Case(128, 8, 2))
+            return found["prompt"] + found["decode"]
 
         self.settings = max(self.choice, key=speed)
 
     def measure(self, path, case):
         context = case.streams * 256 * math.ceil((case.prompt + case.output) / 256)
-        said = run([*self.line, *self.settings, "-m", path, "-c", context, "-npp", case.prompt, "-ntg", case.output,
+        *said, others = run([*self.line, *self.settings, "-m", path, "-c", context, "-npp", case.prompt, "-ntg", case.output,
                     "-npl", case.streams, *(["-pps"] if case.streams > 1 else [])])
         row = re.search(rf"^\| +{case.prompt} \| +{case.output} \| +{case.streams} \|(.*)\|$", "\n".join(said),
                         flags=re.M)
         _, _, prompt, _, decode, *_ = map(float, row[1].split("|"))
-        return {"prompt": prompt, "decode": decode}
+        return {"prompt": prompt, "decode": decode, "others": others}
 
 
 # ---- Rounds ---------------------------------------------------------------------------------------------------------
@@ -108,8 +121,10 @@ def measure_case(engines, limits, path, case, arguments):
         limits.measure()
         for name in list(engines)[:: 1 if number % 2 == 0 else -1]:
             rounds[name].append(engines[name].measure(path, case))
-            said = ", ".join(f"{what} {speed:.1f}" for what, speed in rounds[name][-1].items())
-            print(f"{case.streams} × {case.prompt} + {case.output}, {name}: {said} tokens/s", file=sys.stderr, flush=True)
+            found = rounds[name][-1]
+            disturbed = f"; others had {found['others']:.2f} cores" if found["others"] > OTHERS_MOST else ""
+            print(f"{case.streams} × {case.prompt} + {case.output}, {name}: prompt {found['prompt']:.1f}, decode "
+                  f"{found['decode']:.1f} tokens/s{disturbed}", file=sys.stderr, flush=True)
         if time.monotonic() - begin > arguments.seconds:
             break
     return rounds
@@ -125,10 +140,11 @@ def measure_model(name, path, engines, limits, arguments):
     for label, (case, phase) in wanted.items():
         figures[label] = {"case": asdict(case), "phase": phase, "engines": {
             engine: {"rounds": [speeds[phase] for speeds in of_case],
+                     "others": [speeds["others"] for speeds in of_case],
                      "tokens_per_s": median(speeds[phase] for speeds in of_case)}
             for engine, of_case in rounds[case].items()}}
     settings = {name: engine.settings for name, engine in engines.items() if name != PENSTOCK}
-    return {"name": name, "file": Path(path).name, "settings": settings, "figures": figures}
+    return {"name": name, "file": path.name, "settings": settings, "figures": figures}
 
 
 def add_shares(found, model, limits):
@@ -199,8 +215,9 @@ def main():
     parser.add_argument("--svg", metavar="FILE", help="draw them to FILE")
     arguments = parser.parse_args()
 
-    penstock = arguments.build / "penstock"
-    limits = Limits(arguments.build / "tests" / "bench_limits", arguments.threads)
+    build = arguments.build.resolve()
+    penstock = build / "penstock"
+    limits = Limits(build / "tests" / "bench_limits", arguments.threads)
     with tempfile.TemporaryDirectory() as cache:
         engines = {PENSTOCK: Penstock(penstock, arguments.threads, cache)}
         folders = {"llama.cpp": arguments.llama, "ik_llama.cpp": arguments.ik}
@@ -210,6 +227,7 @@ def main():
         for name, path in (model.split("=", 1) for model in arguments.models):
             if not selected(arguments.only, name):
                 continue
+            path = Path(path).resolve()
             found = measure_model(name, path, engines, limits, arguments)
             add_shares(found, Model.inspect(penstock, path), limits)
             results.append((found, path))
@@ -220,6 +238,11 @@ def main():
     report = {"processor": processor(), "threads": arguments.threads, "limits": limits.counts,
               "instructions": limits.instructions, "models": [found for found, _ in results]}
     text = "\n".join([limits_text(limits), *(table(found, list(engines)[1:]) for found, _ in results)])
+    others = [share for found, _ in results for figure in found["figures"].values()
+              for engine in figure["engines"].values() for share in engine["others"]]
+    if disturbed := sum(share > OTHERS_MOST for share in others):
+        text += f"\nIn {disturbed} of {len(others)} measurements others had more than {OTHERS_MOST:g} cores, at most " \
+                f"{max(others):.2f}.\n"
     print(f"{processor()}, {arguments.threads} threads; shares by the best limits of all rounds\n\n{text}")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1) + "\n")
