@@ -20,7 +20,7 @@ mkdir -p build/bench
 llama=${PENSTOCK_BENCH_LLAMA:-$PWD/build/bench/llama/bin}
 if [ ! -x "$llama/llama-batched-bench" ]; then
   echo "cpu.sh: building llama.cpp (of llama-cpp-python 0.3.36) in build/bench" >&2
-  python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --no-build-isolation \
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
     --dest build/bench llama-cpp-python==0.3.36
   tar -xzf build/bench/llama_cpp_python-0.3.36.tar.gz -C build/bench
   cmake -S build/bench/llama_cpp_python-0.3.36/vendor/llama.cpp -B build/bench/llama -DCMAKE_BUILD_TYPE=Release \
