@@ -70,8 +70,8 @@ pen_forecast pen_session_forecast(const pen_session *session, int sequences, boo
 pen_status pen_session_load(pen_session *session);
 pen_engine *pen_session_engine(pen_session *session);
 
-/* A leader, after load: times the plan's microbatch on all stages of its replica at once, ten times; ms[stages] are the
- * medians. */
+/* A leader, after load: times the plan's microbatch on all stages of its replica at once, ten times, or once where
+ * there is nothing to compare; ms[stages] are the medians. */
 pen_status pen_session_measure(pen_session *session, double *ms);
 
 /* Rank 0, after load: what the profile says of these requests on its own replica, beside which a run's measurements can

@@ -16,7 +16,7 @@
 /* Largest tiles that stay in registers: queries × K blocks and queries × vectors of values. Portable code has no
  * registers to fill, and compilers take minutes over unrolled tiles of it. */
 #if defined(__AVX512F__)
-enum { SCORE_QUERIES = 8, SCORE_BLOCKS = 2, VALUE_QUERIES = 4, VALUE_VECTORS = 4 };
+enum { SCORE_QUERIES = 12, SCORE_BLOCKS = 2, VALUE_QUERIES = 6, VALUE_VECTORS = 4 };
 #elif defined(__AVX2__)
 enum { SCORE_QUERIES = 2, SCORE_BLOCKS = 2, VALUE_QUERIES = 2, VALUE_VECTORS = 2 };
 #else
@@ -35,22 +35,22 @@ TILE v16 load_elements(const bool half, const void *block, int index) {
 
 TILE void score_tile(const int q_count, const int k_count, const bool half, const float *queries, int query_stride,
                      int head_size, const void *const *blocks, float *scores) {
-    v16 sums[8][2], k[2];
-#pragma GCC unroll 8
+    v16 sums[12][2], k[2];
+#pragma GCC unroll 12
     for (int q = 0; q < q_count; q++)
 #pragma GCC unroll 2
         for (int b = 0; b < k_count; b++) sums[q][b] = v16_all(0);
     for (int d = 0; d < head_size; d++, queries += query_stride) {
 #pragma GCC unroll 2
         for (int b = 0; b < k_count; b++) k[b] = load_elements(half, blocks[b], d * PEN_KV_BLOCK);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int q = 0; q < q_count; q++) {
             v16 x = v16_all(queries[q]);
 #pragma GCC unroll 2
             for (int b = 0; b < k_count; b++) sums[q][b] = v16_fma(x, k[b], sums[q][b]);
         }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int q = 0; q < q_count; q++)
 #pragma GCC unroll 2
         for (int b = 0; b < k_count; b++) v16_store(scores + q * PEN_SCORE_STRIDE + b * PEN_KV_BLOCK, sums[q][b]);
@@ -65,7 +65,7 @@ TILE void score_blocks(const int k_count, const bool half, const float *queries,
         queries += size;                                                                                               \
         scores += size * PEN_SCORE_STRIDE;                                                                             \
     }
-    SCORE_TILES(8) SCORE_TILES(4) SCORE_TILES(3) SCORE_TILES(2) SCORE_TILES(1)
+    SCORE_TILES(12) SCORE_TILES(8) SCORE_TILES(4) SCORE_TILES(3) SCORE_TILES(2) SCORE_TILES(1)
 #undef SCORE_TILES
 }
 
@@ -136,9 +136,9 @@ typedef struct value_job {
 
 TILE void value_tile(const int q_count, const int v_count, const bool half, const value_job *job, const float *scores,
                      float *sums) {
-    v16 sum[4][4], v[4];
+    v16 sum[6][4], v[4];
     int width = job->width;
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int q = 0; q < q_count; q++)
 #pragma GCC unroll 4
         for (int i = 0; i < v_count; i++) sum[q][i] = v16_load(sums + q * width + 16 * i);
@@ -148,7 +148,7 @@ TILE void value_tile(const int q_count, const int v_count, const bool half, cons
         for (int j = 0; j < rows; j++, at += job->head_size, scores++) {
 #pragma GCC unroll 4
             for (int i = 0; i < v_count; i++) v[i] = load_elements(half, block, at + 16 * i);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
             for (int q = 0; q < q_count; q++) {
                 v16 weight = v16_all(scores[q * PEN_SCORE_STRIDE]);
 #pragma GCC unroll 4
@@ -156,7 +156,7 @@ TILE void value_tile(const int q_count, const int v_count, const bool half, cons
             }
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int q = 0; q < q_count; q++)
 #pragma GCC unroll 4
         for (int i = 0; i < v_count; i++) v16_store(sums + q * width + 16 * i, sum[q][i]);
@@ -171,6 +171,7 @@ TILE void value_columns(const int v_count, const bool half, const value_job *job
         scores += size * PEN_SCORE_STRIDE;                                                                             \
         sums += size * job->width;                                                                                     \
     }
+    VALUE_TILES(6)
     VALUE_TILES(4)
     VALUE_TILES(3)
     VALUE_TILES(2)

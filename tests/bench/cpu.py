@@ -1,111 +1,190 @@
 #!/usr/bin/env python3
-"""Penstock and llama.cpp on one file, in turns: prompt and single-stream decode speed, medians and ratios.
+"""Penstock on a CPU beside llama.cpp and ik_llama.cpp, and what the machine would allow: cpu.py BUILD MODEL=FILE… [options]
 
-Both process the same token ids: the first --prompt-tokens of the reference text, and then the tokens that Penstock
-generated. llama.cpp runs in a process of its own (--serve-llama) that is warmed up and stays loaded; its
-decode steps are timed without any sampling, Penstock's with it. Run it through cpu.sh.
+The same file, the same lengths, the same number of threads, in turns; medians are compared. A case is so many prompts of
+so many tokens, all processed first, and then their outputs together: `penstock bench --phases`, and llama-batched-bench of
+the other two, each with the best of its settings (found in a short run for each model). Tokens are random; speed does not
+depend on them. Many streams of the other two share one prompt, which saves their time and changes nothing in what is
+reported of those cases, their decoding.
+
+Before each round the machine's limits are measured (bench_limits), and the best found counts. Each speed stands beside
+the roofline that follows from them (roofline.py). A case gets no further round once it has taken --seconds. What others use
+of the machine meanwhile is measured, too, and said where it spoils a figure. Run it through cpu.sh.
 """
 import argparse
-import ctypes
 import json
+import math
 import os
 import platform
-import statistics
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-REFERENCE = ROOT / "tests" / "reference" / "smollm2-135m-instruct-q4_1.json"
-
-
-# ---- llama.cpp ------------------------------------------------------------------------------------------------------
-
-class Llama:
-    """The low-level API of llama-cpp-python: one model, one context, defaults but for batch and threads."""
-
-    def __init__(self, model, threads, prompt_tokens, context):
-        import llama_cpp
-        self.api = llama_cpp
-        quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-        self.quiet = quiet  # kept alive as long as the library may call it
-        llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        self.model = llama_cpp.llama_model_load_from_file(model.encode(), llama_cpp.llama_model_default_params())
-        options = llama_cpp.llama_context_default_params()
-        options.n_ctx, options.n_batch, options.n_ubatch = context, prompt_tokens, prompt_tokens
-        options.n_threads = options.n_threads_batch = threads
-        self.context = llama_cpp.llama_init_from_model(self.model, options)
-        self.vocabulary = llama_cpp.llama_model_get_vocab(self.model)
-
-    def detokenize(self, ids):
-        out = ctypes.create_string_buffer(32 * len(ids))
-        array = (self.api.llama_token * len(ids))(*ids)
-        size = self.api.llama_detokenize(self.vocabulary, array, len(ids), out, len(out), False, True)
-        return out.raw[:size].decode()
-
-    def decode(self, ids):
-        array = (self.api.llama_token * len(ids))(*ids)
-        start = time.perf_counter()
-        status = self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(ids)))
-        self.api.llama_synchronize(self.context)
-        if status != 0:
-            sys.exit(f"llama_decode returned {status}")
-        return time.perf_counter() - start
-
-    def measure(self, prompt, output):
-        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
-        prompt_s = self.decode(prompt)
-        decode_s = sum(self.decode([token]) for token in output)
-        return {"prompt": len(prompt) / prompt_s, "decode": len(output) / decode_s}
+from cpu_svg import draw
+from roofline import Limits, Model, shares
 
 
-def serve_llama(arguments):
-    """Answers one JSON line per request line, until standard input ends."""
-    llama = Llama(arguments.model, arguments.threads, arguments.prompt_tokens,
-                  arguments.prompt_tokens + arguments.output_tokens)
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "detokenize" in request:
-            answer = {"text": llama.detokenize(request["detokenize"])}
-        else:
-            answer = llama.measure(request["prompt"], request["output"])
-        print(json.dumps(answer), flush=True)
+@dataclass(frozen=True)
+class Case:
+    prompt: int
+    output: int
+    streams: int
 
 
-class LlamaProcess:
-    def __init__(self, arguments):
-        line = [sys.executable, __file__, "--serve-llama", "--penstock", "-", "--model", arguments.model, "--threads",
-                str(arguments.threads), "--prompt-tokens", str(arguments.prompt_tokens), "--output-tokens",
-                str(arguments.output_tokens)]
-        self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, **request):
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
+SHORT, LONG = Case(512, 32, 1), Case(4096, 32, 1)
+MANY = {streams: Case(128, 64 if streams == 1 else 32, streams) for streams in (1, 4, 16, 32)}
+FIGURES = {  # what is reported of which case
+    "prompt 512": (SHORT, "prompt"),
+    "prompt 4,096": (LONG, "prompt"),
+    **{f"decode, {n} stream{'s' if n > 1 else ''}": (case, "decode") for n, case in MANY.items()},
+    "decode at 512": (SHORT, "decode"),
+    "decode at 4,096": (LONG, "decode"),
+}
+PENSTOCK = "Penstock"
+OTHERS_MOST = 0.1  # cores; a run during which others had more of them says little
+SETTINGS = {"llama.cpp": [["-fa", "on"], ["-fa", "off"]],
+            "ik_llama.cpp": [["-fa", "on"], ["-fa", "on", "-rtr"], ["-fa", "off"]]}
 
 
-# ---- Penstock -------------------------------------------------------------------------------------------------------
+# ---- Engines --------------------------------------------------------------------------------------------------------
 
-def run_penstock(arguments, prompt_file, cache):
-    line = [arguments.penstock, "run", arguments.model, "--file", prompt_file, "-n", str(arguments.output_tokens),
-            "--ignore-eos", "--json", "--threads", str(arguments.threads), "--cache", cache]
-    result = subprocess.run(line, capture_output=True, text=True)
-    if result.returncode != 0:
-        sys.exit(f"{' '.join(line)}\nended with {result.returncode}: {result.stderr}")
-    return json.loads(result.stdout)
+def core_seconds():
+    """Of the whole machine, what a hypervisor took included; and of the processes that we waited for."""
+    user, nice, system, _, _, *others = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9])
+    own = os.times()
+    return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK"), own.children_user + own.children_system
 
 
-def speeds(output):
-    timings = output["timings"]
-    return {"prompt": timings["prompt_tokens_per_s"], "decode": timings["decode_tokens_per_s"]}
+def run(line):
+    """What it printed, to standard output and to the other; and the cores that others had meanwhile, on average."""
+    begin, (all_before, own_before) = time.monotonic(), core_seconds()
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True, cwd=tempfile.gettempdir())  # llama.log
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, line))}\nended with {done.returncode}: {done.stderr[-2000:]}")
+    all_after, own_after = core_seconds()
+    others = (all_after - all_before - (own_after - own_before)) / (time.monotonic() - begin)
+    return done.stdout, done.stderr, max(others, 0)
+
+
+class Penstock:
+    def __init__(self, program, threads, cache):
+        self.line = [program, "bench", "--phases", "--json", "--threads", threads, "--cache", cache]
+
+    def prepare(self, path):
+        self.measure(path, Case(16, 4, 1))  # also measures the profile, once
+
+    def measure(self, path, case):
+        out, _, others = run([*self.line, path, "--prompt-tokens", case.prompt, "--output-tokens", case.output, "--concurrency",
+                      case.streams])
+        found = json.loads(out)["runs"][0]
+        return {"prompt": found["prompt_tokens_per_s"], "decode": found["decode_tokens_per_s"],
+                "others": others}
+
+
+class BatchedBench:
+    """llama-batched-bench, llama.cpp's or ik_llama.cpp's."""
+
+    def __init__(self, folder, threads, settings):
+        self.line = [Path(folder).resolve() / "llama-batched-bench", "-t", threads, "-tb", threads, "-b", 2048, "-ub", 512]
+        self.choice, self.settings = settings, settings[0]
+
+    def prepare(self, path):
+        def speed(settings):
+            self.settings = settings
+            found = self.measure(path, Case(128, 8, 2))
+            return found["prompt"] + found["decode"]
+
+        self.settings = max(self.choice, key=speed)
+
+    def measure(self, path, case):
+        context = case.streams * 256 * math.ceil((case.prompt + case.output) / 256)
+        *said, others = run([*self.line, *self.settings, "-m", path, "-c", context, "-npp", case.prompt, "-ntg", case.output,
+                    "-npl", case.streams, *(["-pps"] if case.streams > 1 else [])])
+        row = re.search(rf"^\| +{case.prompt} \| +{case.output} \| +{case.streams} \|(.*)\|$", "\n".join(said),
+                        flags=re.M)
+        _, _, prompt, _, decode, *_ = map(float, row[1].split("|"))
+        return {"prompt": prompt, "decode": decode, "others": others}
+
+
+# ---- Rounds ---------------------------------------------------------------------------------------------------------
+
+def measure_case(engines, limits, path, case, arguments):
+    """{engine: [speeds of each round]}"""
+    rounds = {name: [] for name in engines}
+    begin = time.monotonic()
+    for number in range(arguments.rounds):
+        limits.measure()
+        for name in list(engines)[:: 1 if number % 2 == 0 else -1]:
+            rounds[name].append(engines[name].measure(path, case))
+            found = rounds[name][-1]
+            disturbed = f"; others had {found['others']:.2f} cores" if found["others"] > OTHERS_MOST else ""
+            print(f"{case.streams} × {case.prompt} + {case.output}, {name}: prompt {found['prompt']:.1f}, decode "
+                  f"{found['decode']:.1f} tokens/s{disturbed}", file=sys.stderr, flush=True)
+        if time.monotonic() - begin > arguments.seconds:
+            break
+    return rounds
+
+
+def measure_model(name, path, engines, limits, arguments):
+    wanted = {label: figure for label, figure in FIGURES.items() if selected(arguments.figures, label)}
+    for engine in engines.values():
+        engine.prepare(path)
+    rounds = {case: measure_case(engines, limits, path, case, arguments)
+              for case in dict.fromkeys(case for case, _ in wanted.values())}
+    figures = {}
+    for label, (case, phase) in wanted.items():
+        figures[label] = {"case": asdict(case), "phase": phase, "engines": {
+            engine: {"rounds": [speeds[phase] for speeds in of_case],
+                     "others": [speeds["others"] for speeds in of_case],
+                     "tokens_per_s": median(speeds[phase] for speeds in of_case)}
+            for engine, of_case in rounds[case].items()}}
+    settings = {name: engine.settings for name, engine in engines.items() if name != PENSTOCK}
+    return {"name": name, "file": path.name, "settings": settings, "figures": figures}
+
+
+def add_shares(found, model, limits):
+    """Once all is measured, as the limits are the best of all."""
+    found["model"] = {**asdict(model), "windows": [w if w < math.inf else None for w in model.windows]}
+    for figure in found["figures"].values():
+        ours = figure["engines"][PENSTOCK]["tokens_per_s"]
+        for engine in figure["engines"].values():
+            engine["shares"] = shares(model, limits, figure["phase"], Case(**figure["case"]), engine["tokens_per_s"])
+            engine["ratio"] = ours / engine["tokens_per_s"]
+
+
+# ---- What it says ---------------------------------------------------------------------------------------------------
+
+def percent(share):
+    return f"{100 * share:.0f} %"
+
+
+def table(found, others):
+    """Markdown: each figure of a model a line."""
+    head = ["", PENSTOCK, *(cell for other in others for cell in (other, "ratio")), "of the roofline", "memory", "int8"]
+    lines = [f"| {found['name']}, tokens/s{' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for label, figure in found["figures"].items():
+        ours = figure["engines"][PENSTOCK]
+        cells = [label, f"{ours['tokens_per_s']:,.1f}"]
+        for other in others:
+            theirs = figure["engines"][other]
+            cells += [f"{theirs['tokens_per_s']:,.1f}", f"{theirs['ratio']:.2f}"]
+        cells += [percent(ours["shares"][key]) for key in ("roofline", "memory", "int8")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def limits_text(limits):
+    lines = [f"| limits | reading memory, GB/s | int8 ({limits.instructions[0]}), Tops | f32 ({limits.instructions[1]}), "
+             "Tflops |", "|---|---:|---:|---:|"]
+    for threads, best in limits.counts.items():
+        lines.append(f"| {threads} thread{'s' if threads > 1 else ''} | {best['read_gb_s']:.1f} | {best['int8_tops']:.2f} | "
+                     f"{best['f32_tflops']:.3f} |")
+    return "\n".join(lines) + "\n"
 
 
 def processor():
@@ -115,60 +194,62 @@ def processor():
     return platform.processor()
 
 
-def compare(arguments):
-    llama = LlamaProcess(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        prompt_file = str(Path(folder) / "prompt")
-        ids = json.loads(REFERENCE.read_text())["token_ids"][: arguments.prompt_tokens]
-        Path(prompt_file).write_text(llama.ask(detokenize=ids)["text"])
-        first = run_penstock(arguments, prompt_file, folder)  # also measures the profile, once
-        if first["prompt_ids"] != ids or len(ids) != arguments.prompt_tokens:
-            sys.exit(f"the prompt is {len(first['prompt_ids'])} tokens, not the first {len(ids)} of {REFERENCE.name}")
-        request = {"prompt": ids, "output": first["output_ids"]}
-        llama.ask(**request)  # warm-up
-
-        rounds = []
-        print(f"{processor()}, {arguments.threads} threads, {Path(arguments.model).name}, tokens per second")
-        print(f"round  {'prompt ' + str(arguments.prompt_tokens):^31}  {'decode ' + str(len(request['output'])):^31}")
-        print("       " + "  ".join([f"{'penstock':>10} {'llama.cpp':>11} {'ratio':>8}"] * 2))
-        for number in range(1, arguments.rounds + 1):
-            ours = speeds(run_penstock(arguments, prompt_file, folder))
-            theirs = llama.ask(**request)
-            rounds.append({"penstock": ours, "llama.cpp": theirs})
-            show(str(number), ours, theirs)
-    llama.close()
-
-    median = {who: {what: statistics.median(r[who][what] for r in rounds) for what in ("prompt", "decode")}
-              for who in ("penstock", "llama.cpp")}
-    show("median", median["penstock"], median["llama.cpp"])
-    ratios = {what: median["penstock"][what] / median["llama.cpp"][what] for what in ("prompt", "decode")}
-    print(f"lowest ratio {min(ratios.values()):.2f}")
-    if arguments.json:
-        report = {"processor": processor(), "cores": os.cpu_count(), "threads": arguments.threads,
-                  "model": Path(arguments.model).name, "prompt_tokens": arguments.prompt_tokens,
-                  "output_tokens": arguments.output_tokens, "rounds": rounds, "median": median, "ratios": ratios,
-                  "lowest_ratio": min(ratios.values())}
-        Path(arguments.json).write_text(json.dumps(report, indent=1) + "\n")
-
-
-def show(label, ours, theirs):
-    pairs = [(ours[what], theirs[what]) for what in ("prompt", "decode")]
-    cells = [f"{a:10.1f} {b:11.1f} {a / b:8.2f}" for a, b in pairs]
-    print(f"{label:6} " + "  ".join(cells), flush=True)
+def selected(words, name):
+    return not words or any(word.strip().lower() in name.lower() for word in words.split(";"))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--penstock", required=True)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompt-tokens", type=int, default=512)
-    parser.add_argument("--output-tokens", type=int, default=128)
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")
-    parser.add_argument("--serve-llama", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("build", type=Path)
+    parser.add_argument("models", nargs="+", metavar="NAME=FILE")
+    parser.add_argument("--llama", metavar="DIR", help="a folder with llama.cpp's llama-batched-bench")
+    parser.add_argument("--ik", metavar="DIR", help="the same of ik_llama.cpp")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20, help="a case gets no further round after that (%(default)s)")
+    parser.add_argument("--only", default="", metavar="WORDS", help="models whose name has one of the words, "
+                        "separated by semicolons")
+    parser.add_argument("--figures", default="", metavar="WORDS", help=f"the same of figures: {'; '.join(FIGURES)}")
+    parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables to FILE")
+    parser.add_argument("--svg", metavar="FILE", help="draw them to FILE")
     arguments = parser.parse_args()
-    (serve_llama if arguments.serve_llama else compare)(arguments)
+
+    build = arguments.build.resolve()
+    penstock = build / "penstock"
+    limits = Limits(build / "tests" / "bench_limits", arguments.threads)
+    with tempfile.TemporaryDirectory() as cache:
+        engines = {PENSTOCK: Penstock(penstock, arguments.threads, cache)}
+        folders = {"llama.cpp": arguments.llama, "ik_llama.cpp": arguments.ik}
+        engines.update({name: BatchedBench(folder, arguments.threads, SETTINGS[name])
+                        for name, folder in folders.items() if folder})
+        results = []
+        for name, path in (model.split("=", 1) for model in arguments.models):
+            if not selected(arguments.only, name):
+                continue
+            path = Path(path).resolve()
+            found = measure_model(name, path, engines, limits, arguments)
+            add_shares(found, Model.inspect(penstock, path), limits)
+            results.append((found, path))
+            print(table(found, list(engines)[1:]), flush=True)
+
+    for found, path in results:
+        add_shares(found, Model.inspect(penstock, path), limits)
+    report = {"processor": processor(), "threads": arguments.threads, "limits": limits.counts,
+              "instructions": limits.instructions, "models": [found for found, _ in results]}
+    text = "\n".join([limits_text(limits), *(table(found, list(engines)[1:]) for found, _ in results)])
+    others = [share for found, _ in results for figure in found["figures"].values()
+              for engine in figure["engines"].values() for share in engine["others"]]
+    if disturbed := sum(share > OTHERS_MOST for share in others):
+        text += f"\nIn {disturbed} of {len(others)} measurements others had more than {OTHERS_MOST:g} cores, at most " \
+                f"{max(others):.2f}.\n"
+    print(f"{processor()}, {arguments.threads} threads; shares by the best limits of all rounds\n\n{text}")
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.markdown:
+        Path(arguments.markdown).write_text(text)
+    if arguments.svg:
+        Path(arguments.svg).write_text(draw(report))
 
 
 if __name__ == "__main__":

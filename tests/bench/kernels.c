@@ -7,19 +7,14 @@
  * cache holds: copies of a matrix, in turn, beyond twice the last-level cache. Few tokens are bound by reading, many by
  * multiplying; both shares are shown. Fine activation rows (QKV and logits) are two multiplications that count as one.
  */
-#include "clock.h"
 #include "cpu.h"
-#include "pool.h"
+#include "limit.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <unistd.h>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 enum { TOKENS_MAX = 512, COPIES_MAX = 512, REPEATS = 15 };
 
@@ -28,116 +23,6 @@ static void check(pen_status status) {
     fprintf(stderr, "bench_kernels: %s\n", pen_last_error());
     exit(1);
 }
-
-/* One thread is timed by the core time it used, as the machine may be shared; several by the clock, best of many. */
-static int64_t now_ns(int threads) {
-    return threads == 1 ? pen_clock_thread_cpu_ns() : pen_clock_ns();
-}
-
-static size_t cache_bytes(void) {
-    long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    return bytes > 0 ? (size_t)bytes : (size_t)32 << 20;
-}
-
-/* ---- Limits of the machine ------------------------------------------------------------------------------------- */
-
-typedef struct limit_job {
-    const uint64_t *memory;
-    size_t words; /* of a task */
-    uint64_t sums[1024];
-} limit_job;
-
-static void read_task(void *context, int task, int thread) {
-    limit_job *job = context;
-    const uint64_t *p = job->memory + job->words * (size_t)task;
-    uint64_t sum[8] = {0};
-    for (size_t i = 0; i < job->words; i += 8)
-        for (int j = 0; j < 8; j++) sum[j] += p[i + (size_t)j];
-    for (int j = 0; j < 8; j++) job->sums[thread] += sum[j];
-}
-
-/* GB/s of `threads` threads together. */
-static double read_limit(int threads) {
-    enum { TASKS = 256 };
-    size_t bytes = 4 * cache_bytes() / TASKS / 64 * 64 * TASKS;
-    void *memory = aligned_alloc(2 << 20, (bytes + (2 << 20) - 1) >> 21 << 21);
-    limit_job *job = calloc(1, sizeof *job);
-    if (!memory || !job) exit(1);
-    memset(memory, 1, bytes);
-    job->memory = memory;
-    job->words = bytes / TASKS / sizeof(uint64_t);
-    pen_pool *pool;
-    check(pen_pool_create(threads, NULL, true, &pool));
-    double best = 0;
-    for (int i = 0; i < REPEATS; i++) {
-        int64_t begin = now_ns(threads);
-        pen_pool_run(pool, read_task, job, TASKS);
-        double rate = (double)bytes / (double)(now_ns(threads) - begin);
-        if (rate > best) best = rate;
-    }
-    pen_pool_destroy(pool);
-    free(memory);
-    free(job);
-    return best;
-}
-
-enum { PEAK_ROUNDS = 10000, PEAK_CHAINS = 12 };
-
-#if defined(__x86_64__)
-__attribute__((target("avx512f,avx512vnni"))) static void int8_task(void *context, int task, int thread) {
-    (void)task;
-    __m512i sums[PEAK_CHAINS], a = _mm512_set1_epi32(thread), b = _mm512_set1_epi32(task);
-#pragma GCC unroll 12
-    for (int i = 0; i < PEAK_CHAINS; i++) sums[i] = a;
-    for (int round = 0; round < PEAK_ROUNDS; round++)
-#pragma GCC unroll 12
-        for (int i = 0; i < PEAK_CHAINS; i++) {
-            sums[i] = _mm512_dpbusd_epi32(sums[i], a, b);
-            __asm__("" : "+v"(sums[i]));
-        }
-#pragma GCC unroll 12
-    for (int i = 1; i < PEAK_CHAINS; i++) sums[0] = _mm512_add_epi32(sums[0], sums[i]);
-    ((limit_job *)context)->sums[thread] = (uint64_t)_mm512_reduce_add_epi32(sums[0]);
-}
-
-__attribute__((target("avx512f"))) static void float_task(void *context, int task, int thread) {
-    (void)task;
-    __m512 sums[PEAK_CHAINS], a = _mm512_set1_ps((float)thread), b = _mm512_set1_ps((float)task);
-#pragma GCC unroll 12
-    for (int i = 0; i < PEAK_CHAINS; i++) sums[i] = a;
-    for (int round = 0; round < PEAK_ROUNDS; round++)
-#pragma GCC unroll 12
-        for (int i = 0; i < PEAK_CHAINS; i++) {
-            sums[i] = _mm512_fmadd_ps(a, b, sums[i]);
-            __asm__("" : "+v"(sums[i]));
-        }
-#pragma GCC unroll 12
-    for (int i = 1; i < PEAK_CHAINS; i++) sums[0] = _mm512_add_ps(sums[0], sums[i]);
-    ((limit_job *)context)->sums[thread] = (uint64_t)_mm512_reduce_add_ps(sums[0]);
-}
-
-/* 10^12 operations a second; 0 where this machine lacks the instructions. */
-static double multiply_limit(int threads, bool int8) {
-    if (!__builtin_cpu_supports("avx512f") || (int8 && !__builtin_cpu_supports("avx512vnni"))) return 0;
-    limit_job *job = calloc(1, sizeof *job);
-    pen_pool *pool;
-    check(pen_pool_create(threads, NULL, true, &pool));
-    double best = 0, operations = 2.0 * (int8 ? 64 : 16) * PEAK_CHAINS * PEAK_ROUNDS * threads * 8;
-    for (int i = 0; job && i < REPEATS; i++) {
-        int64_t begin = now_ns(threads);
-        pen_pool_run(pool, int8 ? int8_task : float_task, job, threads * 8);
-        double rate = operations / (double)(now_ns(threads) - begin) / 1e3;
-        if (rate > best) best = rate;
-    }
-    pen_pool_destroy(pool);
-    free(job);
-    return best;
-}
-#else
-static double multiply_limit(int threads, bool int8) {
-    return (void)threads, (void)int8, 0;
-}
-#endif
 
 /* ---- Operations ------------------------------------------------------------------------------------------------ */
 
@@ -203,9 +88,9 @@ static double time_ns(const bench *b, int tokens) {
     double best = 1e30;
     int copies = tokens < 64 ? b->copies : 2;
     for (int i = 0; i < REPEATS; i++) {
-        int64_t begin = now_ns(threads);
+        int64_t begin = bench_now_ns(threads);
         for (int copy = 0; copy < copies; copy++) run_once(b, copy);
-        double ns = (double)(now_ns(threads) - begin) / copies;
+        double ns = (double)(bench_now_ns(threads) - begin) / copies;
         if (ns < best) best = ns;
     }
     return best;
@@ -229,7 +114,7 @@ static void bench_shape(pen_device *device, int threads, const shape *at, pen_ty
     }
     unsigned char *source = calloc(rows, pen_type_row_bytes(type, at->cols));
     if (!source) exit(1);
-    size_t copies = 2 * cache_bytes() / matrix_bytes + 2;
+    size_t copies = 2 * bench_cache_bytes() / matrix_bytes + 2;
     for (; (size_t)b.copies < copies && b.copies < COPIES_MAX; b.copies++)
         for (int i = 0; i < MATRICES && at->rows[i]; i++) {
             check(pen_weight_create(device, type, at->rows[i], at->cols, &b.weights[b.copies][i]));
@@ -270,15 +155,15 @@ int main(int argc, char **argv) {
     long online = sysconf(_SC_NPROCESSORS_ONLN);
     int threads = argc > 1 ? atoi(argv[1]) : (int)online;
     pen_cpu_options options = {.threads = threads, .activations = PEN_ACTIVATIONS_FAST, .may_spin = threads <= online};
-    if (threads < 1 || threads > 1024) {
+    if (threads < 1 || threads > BENCH_THREADS_MAX) {
         fprintf(stderr, "usage: bench_kernels [THREADS] [INSTRUCTION SET] [TYPE…]\n");
         return 2;
     }
     check(pen_cpu_isa_parse(argc > 2 ? argv[2] : "auto", &options.isa));
 
-    double read = 0, int8 = multiply_limit(threads, true), f32 = multiply_limit(threads, false);
+    double read = 0, int8 = bench_limit_tops(BENCH_INT8, threads), f32 = bench_limit_tops(BENCH_F32, threads);
     for (int n = 1; n <= threads; n = n < threads && 2 * n > threads ? threads : 2 * n) {
-        read = read_limit(n);
+        read = bench_limit_read(n);
         printf("reading memory, %d threads: %.1f GB/s\n", n, read);
     }
     printf("int8 multiply-add, %d threads: %.2f Tops\nf32 multiply-add, %d threads: %.2f Tflops\n", threads, int8,
