@@ -238,15 +238,8 @@ static int parent_slot(const pen_schedule *schedule, const sequence *s) {
     return schedule->order[i];
 }
 
-/* Blocks of a group that a sequence may yet need besides those for what it has. */
-static int growth(const pen_schedule *schedule, const sequence *s, int window) {
-    int rows = schedule->options.rows;
-    return pen_kv_blocks_held(window, rows, s->spec.prompt + s->spec.output) -
-           pen_kv_blocks_held(window, rows, s->known);
-}
-
-/* Whether all groups have blocks for what a sequence has, and for what those who run have and did not compute yet; one
- * more for everybody who runs, and those for an eighth of what all of them may yet add. To keep more free would let
+/* Whether all groups have blocks for what a sequence has, and for what those who run have and did not compute yet; and
+ * of the blocks that all of them may yet add one for everybody who runs and an eighth. To keep more free would let
  * blocks lie idle, less would pause more of them than it lets run (in the simulator, with KV for 20 to 100 % of the
  * sequences). A child may have to copy one block, and shares the others. Of those who run, only the `kept` most urgent
  * ones count: the others would give their blocks up. */
@@ -256,8 +249,8 @@ static bool has_room(const pen_schedule *schedule, const sequence *s, int kept) 
     bool shares = parent_slot(schedule, s) >= 0;
     for (int g = 0; g < schedule->options.kv.count; g++) {
         int window = schedule->options.kv.windows[g], free = pen_kvcache_free_blocks(schedule->cache, g);
-        int wanted = kept + (shares ? 1 : pen_kv_blocks_held(window, rows, s->known));
-        int more = growth(schedule, s, window);
+        int has = pen_kv_blocks_held(window, rows, s->known), wanted = shares ? 1 : has;
+        int more = pen_kv_blocks_held(window, rows, s->spec.prompt + s->spec.output) - has;
         for (int i = 0; i < schedule->running; i++) {
             int slot = schedule->order[i];
             const sequence *other = &schedule->slots[slot];
@@ -266,11 +259,13 @@ static bool has_room(const pen_schedule *schedule, const sequence *s, int kept) 
                 free += held;
                 continue;
             }
-            int has = pen_kv_blocks_held(window, rows, other->known);
-            if (!is_decoding(other) && has > held) wanted += has - held;
-            more += growth(schedule, other, window);
+            has = pen_kv_blocks_held(window, rows, other->known);
+            if (is_decoding(other) || has < held) has = held;
+            wanted += has - held;
+            more += pen_kv_blocks_held(window, rows, other->spec.prompt + other->spec.output) - has;
         }
-        if (wanted + more / 8 > free) return false;
+        int spare = kept + more / 8;
+        if (wanted + (spare < more ? spare : more) > free) return false;
     }
     return true;
 }

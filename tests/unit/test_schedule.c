@@ -709,6 +709,16 @@ static void test_nobody_starts_to_be_preempted(void **state) {
     free_machine(&made);
 }
 
+/* KV for all of everybody's tokens is enough: nothing is kept free that nobody can ever need. */
+static void test_kv_for_all_lets_all_run(void **state) {
+    (void)state;
+    machine made = make_machine(3, 3, 64, false);
+    for (int i = 0; i < 3; i++) add_urgent(made.schedule, 6, 8, 0, i);
+    assert_true(next(made.schedule, made.cache, &made.m));
+    assert_int_equal(made.m.run_count, 3);
+    free_machine(&made);
+}
+
 /* Where all wait to be continued there is nothing to run, and nobody need give anything up. */
 static void test_nobody_pauses_for_those_who_wait(void **state) {
     (void)state;
@@ -732,6 +742,7 @@ int main(void) {
         cmocka_unit_test(test_a_long_prompt_is_in_flight_on_all_stages_at_once),
         cmocka_unit_test(test_decodes_are_spread_over_the_microbatches),
         cmocka_unit_test(test_nobody_pauses_for_those_who_wait),
+        cmocka_unit_test(test_kv_for_all_lets_all_run),
         cmocka_unit_test(test_children_share_a_prompt_and_hold_nobody_up),
         cmocka_unit_test(test_children_begin_together),
         cmocka_unit_test(test_a_long_prompt_holds_nobody),
