@@ -14,7 +14,7 @@ beginning of each round anew. Fails where a bound of the design is missed.
 By their definitions pipeline efficiency ÷ split efficiency is schedule efficiency. What the pipeline has of the *plan's*
 efficiency is shown beside it: there the profile is put to the test as well, and two cores that are not equally fast.
 
-Speeds stand beside the machine's limits, as bench_kernels measures them: weights read per second, and operations
+Speeds stand beside the machine's limits, as bench_limits measures them: weights read per second, and operations
 (2 per weight and row) per second. Busy time beside the core time in it tells whether the cores were ours.
 """
 import argparse
@@ -61,11 +61,10 @@ class Sizes:
 
 
 def measure_limits(build):
-    """Of two threads, the best of some tries; "-" is no weight type, so nothing else is measured."""
-    line = [build / "tests" / "bench_kernels", "2", "auto", "-"]
-    text = "".join(subprocess.run(line, check=True, capture_output=True, text=True).stdout for _ in range(3))
-    return Limits(max(map(float, re.findall(r"reading memory, 2 threads: ([\d.]+)", text))),
-                  max(map(float, re.findall(r"int8 multiply-add, 2 threads: ([\d.]+)", text))))
+    """Of two threads, the best of some tries."""
+    line = [build / "tests" / "bench_limits", "2"]
+    tries = [json.loads(subprocess.run(line, check=True, capture_output=True).stdout)["limits"][-1] for _ in range(3)]
+    return Limits(max(t["read_gb_s"] for t in tries), max(t["int8_tops"] for t in tries))
 
 
 def sizes_of(job, model):

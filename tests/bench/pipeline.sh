@@ -12,6 +12,6 @@ model=
 if [ $# -gt 0 ] && [[ $1 != -* ]]; then model=$1; shift; fi
 model=${model:-${PENSTOCK_TEST_MODEL:-$(launch/fetch-model.sh)}}
 [ -d build ] || cmake --preset release >&2
-cmake --build build --target penstock bench_kernels >&2
+cmake --build build --target penstock bench_limits >&2
 
 exec python3 tests/bench/pipeline.py build mpirun "$model" ${PENSTOCK_BENCH_LLAMA:+--llama "$PENSTOCK_BENCH_LLAMA"} "$@"
