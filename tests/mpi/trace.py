@@ -46,7 +46,8 @@ class Trace(unittest.TestCase):
             self.assertEqual([slice["args"]["step"] for slice in track], steps)
             self.assertEqual([slice["args"] for slice in track], [slice["args"] for slice in self.tracks[0]])
             self.assertEqual(sum(slice["args"]["rows"] for slice in track), 12 * (P + G - 1))
-            self.assertEqual(sum(slice["args"]["decode_rows"] for slice in track), 12 * (G - 1))
+            alone = sum(slice["args"]["decode_rows"] for slice in track) - 12 * (G - 1)
+            self.assertIn(alone, range(12 + 1))  # a prompt's last row may come by itself, too
             self.assertEqual(max(slice["args"]["context"] for slice in track), P + G - 1)
             for before, after in zip(track, track[1:]):
                 self.assertLessEqual(before["ts"] + before["dur"], after["ts"] + 1e-3)
