@@ -52,7 +52,7 @@ typedef struct run {
     pen_link *link;
     message *messages; /* the same on all ranks */
     int stage, stages;
-    int started, finished;
+    int started, passed, finished; /* passed: to the device, in the order of the messages, as link.h wants the sends */
     slot slots[PEN_LANES];
     int64_t moved_ns;
     int32_t token, expected_token;
@@ -105,6 +105,7 @@ static pen_status open_all(run *r) {
 
 /* What the device does to a message here; the last stage's is to be read. */
 static pen_status enqueue(run *r, slot *s) {
+    r->passed++;
     if (r->stage == 0) {
         for (int i = 0; i < r->messages[s->message].values; i++) s->values[i] = value_of(s->message, i);
         pen_buffer_write(s->rows, 0, s->values, bytes_of(r, s->message));
@@ -151,7 +152,7 @@ static pen_status advance(run *r, slot *s) {
     switch (s->phase) {
     case IDLE: return PEN_OK;
     case RECEIVING:
-        if (!pen_link_done(r->link, s->transfer, NULL)) return PEN_OK;
+        if (s->message != r->passed || !pen_link_done(r->link, s->transfer, NULL)) return PEN_OK;
         r->moved_ns = pen_clock_ns();
         return enqueue(r, s);
     case SENDING:
