@@ -189,6 +189,7 @@ typedef struct pen_batch {
     int logit_count;              /* L ≥ 0 */
     const int32_t *logit_rows;    /* [L] ascending; used by logits only */
     const pen_logit_edits *edits; /* [L]; used by pick only, and kept by the caller until then; NULL: none */
+    bool greedy; /* all picks are pen_pick_is_greedy, without edits: a device need not make the logits for that */
 } pen_batch;
 void pen_device_set_batch(pen_device *device, const pen_batch *batch);
 
@@ -291,7 +292,8 @@ typedef struct pen_gate_up_op {
 } pen_gate_up_op;
 void pen_op_gate_up(pen_device *device, const pen_gate_up_op *op);
 
-/* logits[L][V] = norm(x[logit rows])·wᵀ: final norm and LM head for the batch's logit rows only. */
+/* logits[L][V] = norm(x[logit rows])·wᵀ: final norm and LM head for the batch's logit rows only. Of a greedy batch the
+ * device may know the largest ones, for the pick that follows, and leave `logits` undefined. */
 typedef struct pen_logits_op {
     pen_norm_op norm;    /* x, weight, bias, cols, eps, mean; out and add_to unused */
     const pen_weight *w; /* [V][H] */
@@ -309,16 +311,22 @@ typedef struct pen_pick {
     float temperature, top_p, min_p;
     int top_k;
     uint64_t seed;
-    int choice;       /* which of several completions of a prompt */
-    int position;     /* of the token being chosen */
-    int target;       /* token whose log-probability is wanted instead of a choice (scoring), or −1 */
-    int top_logprobs; /* how many of the best log-probabilities to report, ≤ PEN_TOP_LOGPROBS */
+    int choice;   /* which of several completions of a prompt */
+    int position; /* of the token being chosen */
+    int target;   /* token whose log-probability is wanted instead of a choice (scoring), or −1 */
+    /* How many of the best log-probabilities to report, ≤ PEN_TOP_LOGPROBS; −1: not even the token's own. */
+    int top_logprobs;
 } pen_pick;
+
+/* Whether all that it asks for is which logit is the largest. */
+static inline bool pen_pick_is_greedy(const pen_pick *pick) {
+    return pick->temperature == 0 && pick->target < 0 && pick->top_logprobs < 0;
+}
 
 /* Log-probabilities are natural logarithms of the softmax of the unmodified logits. */
 typedef struct pen_choice {
     int32_t token;                     /* chosen, or the target */
-    float logprob;                     /* of `token` */
+    float logprob;                     /* of `token`; undefined where top_logprobs is −1 */
     int32_t argmax;                    /* the token with the largest logit */
     int32_t bad_logits;                /* 1 where a logit was NaN: nothing else is valid then */
     int32_t top_ids[PEN_TOP_LOGPROBS]; /* best first, ties by lower id */

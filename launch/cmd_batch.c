@@ -233,7 +233,7 @@ static pen_request request_of(const order *o, int p) {
                  .top_k = line->top_k > 0 ? line->top_k : 0,
                  .seed = seed_of(line, p),
                  .target = -1,
-                 .top_logprobs = line->logprobs > 0 ? line->logprobs : 0},
+                 .top_logprobs = line->logprobs},
         .choices = line->choices,
         .stop_ids = ignores_end ? NULL : o->batch->end_ids.ids,
         .stop_count = ignores_end ? 0 : (int)o->batch->end_ids.count,

@@ -229,6 +229,7 @@ static pen_status write_result(run_state *run) {
 static pen_status work(void *context, pen_front *front) {
     run_state *run = context;
     const pen_options *options = run->options;
+    int best = larger(options->logprobs, options->prompt_logprobs);
     pen_request request = {
         .prompt = run->prompt.ids,
         .prompt_count = (int)run->prompt.count,
@@ -240,7 +241,7 @@ static pen_status work(void *context, pen_front *front) {
                  .top_k = options->top_k,
                  .seed = options->seed,
                  .target = -1,
-                 .top_logprobs = larger(options->logprobs, options->prompt_logprobs)},
+                 .top_logprobs = best > 0 ? best : -1},
         .choices = options->choices,
         .stop_ids = options->config.ignore_eos ? NULL : run->end_ids.ids,
         .stop_count = options->config.ignore_eos ? 0 : (int)run->end_ids.count,

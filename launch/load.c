@@ -157,7 +157,7 @@ static pen_status submit_due(runner *r) {
         pen_request request = {.prompt = r->prompt,
                                .prompt_count = s->request->prompt_tokens,
                                .max_tokens = s->request->output_tokens,
-                               .pick.target = -1,
+                               .pick = {.target = -1, .top_logprobs = -1},
                                .on_token = on_token,
                                .on_done = on_done,
                                .context = s};

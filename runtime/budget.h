@@ -40,7 +40,7 @@ typedef struct pen_budget_demand {
     int settled; /* … of which the end of the prompt is in flight no more */
     double decode_context;
     int prompts, prompt_rows; /* sequences at their prompts, and rows of them to do */
-    double prompt_context;    /* of the whole prompts */
+    double prompt_context;    /* positions that their rows see, before the chunk and in it */
     double chunk_context;     /* of the rows that come next */
     double prompt_rate;       /* rows of prompt for each row of decode, in the long run */
     double output;            /* tokens of an output, in the long run */

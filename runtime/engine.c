@@ -222,7 +222,7 @@ static bool make_batch(const pen_engine *engine, const pen_engine_shape *shape, 
     }
     for (int i = 0; i < shape->logit_rows; i++) {
         made->logit_rows[i] = i;
-        made->picks[i] = (pen_pick){.position = shape->position + 1, .target = -1};
+        made->picks[i] = (pen_pick){.position = shape->position + 1, .target = -1, .top_logprobs = -1};
     }
     *batch = (pen_batch){.rows = rows,
                          .run_count = runs,

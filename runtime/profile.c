@@ -142,7 +142,7 @@ static pen_status open_bench(bench *b, int context) {
         return pen_fail(PEN_NO_MEMORY, "no memory to measure a profile");
     for (int i = 0; i < LOGIT_ROWS_MOST; i++) {
         b->logit_rows[i] = i;
-        b->picks[i] = (pen_pick){.top_p = 1, .target = -1};
+        b->picks[i] = (pen_pick){.top_p = 1, .target = -1, .top_logprobs = -1};
     }
     for (size_t i = 0; i < values; i++) b->residual[i] = next_uniform(b);
 
@@ -188,7 +188,8 @@ static pen_batch next_batch(bench *b, int rows, int logit_rows, int context, pen
                        .runs = runs,
                        .tokens = b->tokens,
                        .logit_count = logit_rows,
-                       .logit_rows = b->logit_rows};
+                       .logit_rows = b->logit_rows,
+                       .greedy = true};
 }
 
 static double run_once(bench *b, pen_shard *shard, const pen_batch *batch) {

@@ -215,7 +215,7 @@ static pen_status start(pen_replica *replica, const pen_queued *entry) {
                    .first = request.pick.choice,
                    .choices = choices,
                    .open = choices,
-                   .top = request.pick.top_logprobs,
+                   .top = request.pick.top_logprobs > 0 ? request.pick.top_logprobs : 0,
                    .expected = (int64_t)choices * request.max_tokens + (request.score ? request.prompt_count : 0) + 1,
                    .stopped = stopped};
     replica->running = r;

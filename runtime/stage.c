@@ -163,6 +163,12 @@ pen_buffer *pen_stage_rows(pen_stage *stage, int slot) {
     return stage->slots[slot].rows;
 }
 
+static bool is_greedy(const pen_batch *batch, const pen_pick *picks) {
+    for (int l = 0; l < batch->logit_count; l++)
+        if (!pen_pick_is_greedy(&picks[l]) || (batch->edits && batch->edits[l].count > 0)) return false;
+    return true;
+}
+
 /* Logits were wanted: the picks, which belong to the head's time, and the choices on their way to the host. */
 static void pick(pen_stage *stage, const stage_slot *slot, const pen_batch *batch, const pen_pick *picks) {
     pen_device_unit_begin(stage->device, stage->last);
@@ -185,7 +191,9 @@ void pen_stage_run(pen_stage *stage, int slot, const pen_batch *batch, const pen
     workspace.x = pen_stage_rows(stage, slot);
     bool wants_logits = pen_stage_has_head(stage) && batch->logit_count > 0;
     int last_run = pen_stage_has_head(stage) && !wants_logits ? stage->last - 1 : stage->last;
-    pen_device_set_batch(stage->device, batch);
+    pen_batch own = *batch;
+    own.greedy = wants_logits && is_greedy(batch, picks);
+    pen_device_set_batch(stage->device, &own);
     for (bool go = pen_device_graph_begin(stage->device, stage, slot); go; go = pen_device_graph_end(stage->device))
         for (int unit = stage->first; unit <= last_run; unit++)
             pen_shard_run(stage->shard, unit, &workspace, stage->kv[unit - stage->first]);

@@ -198,7 +198,7 @@ static pen_status check_picks(const pen_step *step, const pen_wire_limits *limit
         const pen_pick *pick = &step->picks[i];
         if (!isfinite(pick->temperature) || !isfinite(pick->top_p) || !isfinite(pick->min_p) || pick->top_k < 0 ||
             !within(pick->target, -1, limits->vocab - 1) || !within(pick->position, 0, limits->context) ||
-            !within(pick->top_logprobs, 0, PEN_TOP_LOGPROBS))
+            !within(pick->top_logprobs, -1, PEN_TOP_LOGPROBS))
             return pen_fail(PEN_INTERNAL, "bad step %" PRIu64 ": pick %d", step->number, i);
     }
     return PEN_OK;
@@ -240,12 +240,16 @@ uint64_t pen_wire_hash_table(uint64_t hash, const pen_step_run *run, int window,
 
 /* ---- Choices ---------------------------------------------------------------------------------------------------- */
 
+static size_t top_of(const pen_pick *pick) {
+    return pick->top_logprobs > 0 ? (size_t)pick->top_logprobs : 0;
+}
+
 size_t pen_wire_encode_choices(uint64_t number, const pen_choice *choices, const pen_pick *picks, int count,
                                uint32_t plan_epoch, void *message) {
     pen_writer w = begin(message);
     for (int i = 0; i < count; i++) {
         const pen_choice *choice = &choices[i];
-        size_t top = (size_t)picks[i].top_logprobs;
+        size_t top = top_of(&picks[i]);
         choice_body body = {choice->token, choice->logprob, choice->argmax, choice->bad_logits};
         pen_put(&w, &body, sizeof body);
         pen_put(&w, choice->top_ids, top * sizeof *choice->top_ids);
@@ -264,7 +268,7 @@ pen_status pen_wire_decode_choices(const void *message, size_t bytes, const pen_
                         number);
     for (int i = 0; i < count; i++) {
         pen_choice *choice = &choices[i];
-        size_t top = (size_t)picks[i].top_logprobs;
+        size_t top = top_of(&picks[i]);
         choice_body body;
         if (!pen_get(&r, &body, sizeof body) || !pen_get(&r, choice->top_ids, top * sizeof *choice->top_ids) ||
             !pen_get(&r, choice->top_logprobs, top * sizeof *choice->top_logprobs))

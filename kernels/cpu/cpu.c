@@ -79,7 +79,7 @@ static scratch_plan plan_scratch(const pen_cpu_device *device, const pen_limits 
     plan.row_run = place(&plan, rows, sizeof(int32_t));
     plan.logit_rows = place(&plan, (size_t)limits->logit_rows, sizeof(int32_t));
     plan.tables = place(&plan, rows * blocks * PEN_KV_GROUPS, sizeof(int32_t));
-    plan.linear = place(&plan, pen_cpu_linear_scratch(&device->base, limits), 1);
+    plan.linear = place(&plan, pen_cpu_logits_scratch(device, limits), 1);
     size_t ops = larger(pen_cpu_ops_scratch(device, limits), pen_cpu_attention_scratch(device, limits));
     plan.ops = place(&plan, larger(ops, pen_cpu_pick_scratch(device, limits)), 1);
     return plan;
@@ -160,6 +160,7 @@ static pen_status weight_create(pen_device *device, pen_type type, int rows, int
     if (!made) return no_memory("a weight");
     made->base = (pen_weight){.device = device, .type = type, .rows = rows, .cols = cols};
     made->bytes = pen_cpu_weight_bytes(device, type, rows, cols);
+    made->longest_row = -1;
     made->data = pen_arena_take(&cpu(device)->weights, made->bytes);
     if (!made->data) {
         size_t bytes = made->bytes;
@@ -320,6 +321,7 @@ static void set_batch(pen_device *base, const pen_batch *batch) {
     pen_cpu_device *device = cpu(base);
     assert(device->scratch && batch->rows <= device->limits.rows && batch->logit_count <= device->limits.logit_rows);
     device->batch = *batch;
+    device->best = NULL;
     int32_t *table = device->tables;
     for (int r = 0; r < batch->run_count; r++) {
         pen_run *run = &device->runs[r];

@@ -63,6 +63,7 @@ typedef struct pen_cpu_weight {
     pen_weight base;
     size_t bytes;
     unsigned char *data; /* of the device's arena */
+    float longest_row;   /* its length; −1 until somebody asks (logits.c) */
 } pen_cpu_weight;
 
 typedef struct pen_cpu_buffer {
@@ -93,7 +94,7 @@ typedef struct pen_cpu_rope {
 
 typedef struct pen_cpu_device pen_cpu_device;
 
-/* The operations of linear.c: everything that multiplies by a weight. */
+/* The operations of linear.c, and logits.c: everything that multiplies by a weight. */
 void pen_cpu_embed(pen_device *device, const pen_embed_op *op);
 void pen_cpu_qkv(pen_device *device, const pen_qkv_op *op);
 void pen_cpu_out_project(pen_device *device, const pen_project_op *op);
@@ -102,8 +103,8 @@ void pen_cpu_down(pen_device *device, const pen_project_op *op);
 void pen_cpu_logits(pen_device *device, const pen_logits_op *op);
 size_t pen_cpu_weight_bytes(const pen_device *device, pen_type type, int rows, int cols);
 void pen_cpu_weight_write(pen_weight *weight, int first, int rows, const void *source);
-/* Scratch that the operations of linear.c want for these limits, in bytes; they find it at device->linear_scratch. */
-size_t pen_cpu_linear_scratch(const pen_device *device, const pen_limits *limits);
+/* Scratch that the logits want for these limits, in bytes; they find it at device->linear_scratch. */
+size_t pen_cpu_logits_scratch(const pen_cpu_device *device, const pen_limits *limits);
 
 /* The operations of ops.c, attention.c and sample.c. */
 void pen_cpu_norm(pen_device *device, const pen_norm_op *op);
@@ -117,6 +118,12 @@ size_t pen_cpu_pick_scratch(const pen_cpu_device *device, const pen_limits *limi
 
 /* Normalises one row of op->x into out[cols]. Thread-safe; `logits` does its final norm with it. */
 void pen_cpu_norm_row(const pen_cpu_device *device, const pen_norm_op *op, int row, float *out);
+
+/* A row's largest logit. */
+typedef struct pen_cpu_best {
+    int32_t token;
+    bool bad; /* a logit is no finite number */
+} pen_cpu_best;
 
 /* Inner kernels of one instruction set, NULL for PEN_CPU_REFERENCE. */
 typedef struct pen_cpu_linear_kernels pen_cpu_linear_kernels; /* linear.h */
@@ -147,7 +154,8 @@ struct pen_cpu_device {
     int32_t *tokens;  /* [T] */
     int32_t *row_run; /* [T] run of each row */
     int32_t *logit_rows;
-    int32_t *tables; /* the runs' block tables, one behind the other */
+    int32_t *tables;          /* the runs' block tables, one behind the other */
+    const pen_cpu_best *best; /* [L] where the logits of this greedy batch were not made, for its picks; else NULL */
 
     /* Markers. */
     int unit;

@@ -151,11 +151,17 @@ static void matmul_task(void *context, int task, int thread) {
         const pen_weight *w = &p->weight->base;
         int group = g - job->first_group[product], column = group * ROWS;
         const unsigned char *weights = p->weight->data + (size_t)group * pen_pack_group_bytes(w->type, w->cols);
+        int columns = w->rows - column < ROWS ? w->rows - column : ROWS;
         kernels->dot[m->form][w->type](weights, w->cols / BLOCK, x, x_stride, token_count, y);
+        if (m->peaks) {
+            float *peaks = p->out + m->out_stride * (size_t)tokens.begin + group;
+            kernels->peak(y, token_count, columns, peaks, m->out_stride);
+            continue;
+        }
         pen_tile_target target = {
             .out = p->out + m->out_stride * (size_t)tokens.begin + column,
             .stride = m->out_stride,
-            .columns = w->rows - column < ROWS ? w->rows - column : ROWS,
+            .columns = columns,
             .bias = p->bias ? p->bias + column : NULL,
             .softcap = m->softcap,
             .add = m->add,
@@ -164,7 +170,7 @@ static void matmul_task(void *context, int task, int thread) {
     }
 }
 
-static void matmul(const pen_matmul *m) {
+void pen_cpu_matmul(const pen_matmul *m) {
     if (!m->device->linear) {
         pen_reference_matmul(m);
         return;
@@ -193,7 +199,7 @@ void pen_cpu_qkv(pen_device *device, const pen_qkv_op *op) {
     float *out = pen_cpu_data(op->qkv);
     for (int i = 0, column = 0; i < 3; column += weights[i++]->rows)
         m.products[i] = (pen_product){packed(weights[i]), biases[i] ? pen_cpu_data(biases[i]) : NULL, out + column};
-    matmul(&m);
+    pen_cpu_matmul(&m);
 }
 
 static void project(const pen_device *device, const pen_project_op *op) {
@@ -208,7 +214,7 @@ static void project(const pen_device *device, const pen_project_op *op) {
         .out_stride = (size_t)op->w->rows,
         .add = !op->store,
     };
-    matmul(&m);
+    pen_cpu_matmul(&m);
 }
 
 void pen_cpu_out_project(pen_device *device, const pen_project_op *op) {
@@ -270,53 +276,6 @@ void pen_cpu_gate_up(pen_device *device, const pen_gate_up_op *op) {
     int unit_blocks = op->up->cols / BLOCK * (op->gate ? 4 : 2);
     job.grid = grid_of(cpu, job.form, op->up->rows / BLOCK, unit_blocks, cpu->batch.rows);
     pen_pool_run(cpu->pool, gate_up_task, &job, job.grid.shares * job.grid.tiles);
-}
-
-/* ---- Logits ---------------------------------------------------------------------------------------------------- */
-
-/* Scratch: fine activation rows [L][H], then a row of f32 [H] for each thread. */
-size_t pen_cpu_linear_scratch(const pen_device *device, const pen_limits *limits) {
-    size_t row = pen_device_fine_bytes(device, 1, limits->hidden);
-    size_t norm_row = pen_activation_row_bytes(PEN_ROW_F32, limits->hidden);
-    return (size_t)limits->logit_rows * row + (size_t)pen_pool_threads(cpu_of(device)->pool) * norm_row;
-}
-
-typedef struct norm_job {
-    const pen_cpu_device *device;
-    const pen_norm_op *op;
-    unsigned char *rows, *buffers;
-} norm_job;
-
-static void norm_task(void *context, int task, int thread) {
-    const norm_job *job = context;
-    int cols = job->op->cols;
-    float *normed = (void *)(job->buffers + pen_activation_row_bytes(PEN_ROW_F32, cols) * (size_t)thread);
-    pen_cpu_norm_row(job->device, job->op, job->device->batch.logit_rows[task], normed);
-    pen_row_form form = pen_row_form_of(job->device->base.activations, true);
-    size_t stride = pen_activation_row_bytes(form, cols);
-    pen_cpu_activation_store(job->device, form, normed, cols, job->rows + stride * (size_t)task);
-}
-
-void pen_cpu_logits(pen_device *device, const pen_logits_op *op) {
-    const pen_cpu_device *cpu = cpu_of(device);
-    int count = cpu->batch.logit_count;
-    if (count == 0) return;
-    unsigned char *rows = cpu->linear_scratch;
-    size_t row_bytes = pen_device_fine_bytes(device, 1, op->norm.cols);
-    norm_job job = {cpu, &op->norm, rows, rows + row_bytes * (size_t)count};
-    pen_pool_run(cpu->pool, norm_task, &job, count);
-    pen_matmul m = {
-        .device = cpu,
-        .x = rows,
-        .form = pen_row_form_of(device->activations, true),
-        .cols = op->norm.cols,
-        .tokens = count,
-        .products = {{packed(op->w), NULL, pen_cpu_data(op->logits)}},
-        .count = 1,
-        .out_stride = (size_t)op->w->rows,
-        .softcap = op->softcap,
-    };
-    matmul(&m);
 }
 
 /* ---- Embedding ------------------------------------------------------------------------------------------------- */

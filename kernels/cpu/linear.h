@@ -37,6 +37,10 @@ typedef struct pen_gate_tile {
 struct pen_cpu_linear_kernels {
     pen_dot *dot[PEN_ROW_FORMS][PEN_TYPE_COUNT]; /* by form of activation rows and weight type */
     void (*put)(const float *y, int tokens, const pen_tile_target *target);
+    /* out[t·stride] = the largest of the first `columns` of y[t][16]. */
+    void (*peak)(const float *y, int tokens, int columns, float *out, size_t stride);
+    /* y[16] = Σ w² of the group's rows; of quantised types. */
+    void (*squares[PEN_TYPE_COUNT])(const unsigned char *group, int blocks, float *y);
 
     /* Activation block `block` of the rows at `out`: act(gate) ⊙ (up + bias), or act(up + bias) where not `gated`. */
     void (*gate)(const pen_gate_tile *tile, int tokens, pen_gate act, bool gated, const float *bias, pen_row_form form,
@@ -58,7 +62,8 @@ typedef struct pen_product {
     float *out;
 } pen_product;
 
-/* out[t][n] of every product from x[tokens]: stored, or added with `add`. */
+/* out[t][n] of every product from x[tokens]: stored, or added with `add`; or with `peaks` the largest of each group of
+ * 16 n only, out[t][group]. */
 typedef struct pen_matmul {
     const pen_cpu_device *device;
     const unsigned char *x; /* activation rows */
@@ -68,8 +73,10 @@ typedef struct pen_matmul {
     int count;
     size_t out_stride; /* floats */
     float softcap;     /* or 0 */
-    bool add;
+    bool add, peaks;
 } pen_matmul;
+
+void pen_cpu_matmul(const pen_matmul *m);
 
 /* The oracle, in plain C: dequantised weights times what the activation rows stand for, summed in double. */
 void pen_reference_matmul(const pen_matmul *m);

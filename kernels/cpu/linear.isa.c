@@ -288,6 +288,19 @@ static SPECIALISED void dot_float(pen_type type, widener *widen, pen_row_form fo
     }
 }
 
+static void sum_squares(widener *widen, const unsigned char *group, int blocks, float *y) {
+    _Alignas(64) float_block widened;
+    v16 sum = v16_all(0);
+    for (int b = 0; b < blocks; b++) {
+        widen(group, b, &widened);
+        for (int k = 0; k < BLOCK; k++) {
+            v16 w = v16_load(widened.w[k]);
+            sum = v16_fma(w, w, sum);
+        }
+    }
+    v16_store(y, sum);
+}
+
 static void dot_widened(widener *widen, const unsigned char *group, int blocks, const unsigned char *x, size_t stride,
                         int tokens, float *y) {
     dot_float(PEN_TYPE_F32, widen, PEN_ROW_F32, group, blocks, x, stride, tokens, y);
@@ -311,7 +324,10 @@ static void dot_widened(widener *widen, const unsigned char *group, int blocks, 
     }                                                                                                                  \
     DOT(dot_##name, dot_quant, &name, 1)                                                                               \
     DOT(dot_fine_##name, dot_quant, &name, 2)                                                                          \
-    DOT(dot_f32_##name, dot_widened, widen_##name)
+    DOT(dot_f32_##name, dot_widened, widen_##name)                                                                     \
+    static void squares_##name(const unsigned char *group, int blocks, float *y) {                                     \
+        sum_squares(widen_##name, group, blocks, y);                                                                   \
+    }
 #include "types.def"
 
 /* ---- What happens to the results ------------------------------------------------------------------------------- */
@@ -346,6 +362,17 @@ static void put(const float *y, int tokens, const pen_tile_target *target) {
         }
         if (target->add) a = v16_add(load_part(out, n), a);
         store_part(out, n, a);
+    }
+}
+
+static void peak(const float *y, int tokens, int columns, float *out, size_t stride) {
+    for (int t = 0; t < tokens; t++, y += ROWS, out += stride) {
+        if (columns == ROWS) {
+            *out = v16_largest(v16_load(y));
+            continue;
+        }
+        *out = y[0];
+        for (int n = 1; n < columns; n++) *out = y[n] > *out ? y[n] : *out;
     }
 }
 
@@ -414,6 +441,13 @@ const pen_cpu_linear_kernels PEN_ISA_NAME(pen_cpu_linear_kernels) = {
                 },
         },
     .put = put,
+    .peak = peak,
+    .squares =
+        {
+#define PEN_TYPE(name, gguf, values, bytes)
+#define PEN_QUANT(name, gguf, values, bytes, bits, zero, share, d, m, codes) [PEN_TYPE_##name] = squares_##name,
+#include "types.def"
+        },
     .gate = gate,
     .quantize_row = quantize_row,
     .quantize_fine_row = quantize_fine_row,

@@ -20,7 +20,7 @@ const pen_cpu_op_kernels *pen_cpu_op_kernels_get(pen_cpu_isa isa) {
 
 /* ---- Tasks of several rows ------------------------------------------------------------------------------------- */
 
-enum { TASK_VALUES = 1 << 14 }; /* values per task: a few microseconds */
+enum { TASK_VALUES = 1 << 14, LEAST_VALUES = 1 << 11 }; /* of a task: some microseconds, and what a meeting costs */
 
 /* One thread's scratch row: the widest of norm and rotation. */
 static int scratch_cols(const pen_limits *limits) {
@@ -52,9 +52,14 @@ static void row_task(void *context, int task, int thread) {
     for (int row = first; row < end; row++) job->row(job->device, job->op, row, thread_row(job->device, thread));
 }
 
+/* Every thread has a task where that is worth meeting for. */
 static void for_rows(row_job job, int row_values) {
-    job.task_rows = TASK_VALUES / row_values + 1;
-    pen_pool_run(job.device->pool, row_task, &job, (job.device->batch.rows + job.task_rows - 1) / job.task_rows);
+    int rows = job.device->batch.rows, threads = pen_pool_threads(job.device->pool);
+    int most = TASK_VALUES / row_values + 1, least = LEAST_VALUES / row_values + 1;
+    job.task_rows = (rows + threads - 1) / threads;
+    if (job.task_rows > most) job.task_rows = most;
+    if (job.task_rows < least) job.task_rows = least;
+    pen_pool_run(job.device->pool, row_task, &job, (rows + job.task_rows - 1) / job.task_rows);
 }
 
 /* ---- Norm ------------------------------------------------------------------------------------------------------ */
@@ -100,24 +105,14 @@ void pen_cpu_norm(pen_device *base, const pen_norm_op *op) {
 
 /* ---- Rotation and the KV cache --------------------------------------------------------------------------------- */
 
-/* Products and differences rounded one by one: the same bits from any compiler, vectorised or not. */
-static void rotate(const pen_cpu_rope *rope, int position, float *head) {
-    const float *turn = rope->table + (size_t)position * (size_t)rope->dims;
-    int half = rope->dims / 2, step = rope->interleaved ? 2 : 1, other = rope->interleaved ? 1 : half;
-    for (int i = 0; i < half; i++) {
-        float *a = head + i * step, *b = a + other;
-        float x = *a, y = *b, cosine = turn[2 * i], sine = turn[2 * i + 1];
-        *a = x * cosine - y * sine;
-        *b = x * sine + y * cosine;
-    }
-}
-
 /* Norms and rotates `count` heads [count][head_size] of a row in place. */
 static void turn_heads(const pen_cpu_device *device, const pen_rope_kv_op *op, const pen_buffer *norm, int count,
                        int position, float *heads) {
+    const pen_cpu_rope *rope = (const pen_cpu_rope *)op->rope;
+    const float *turns = rope ? rope->table + (size_t)position * (size_t)rope->dims : NULL;
     for (int h = 0; h < count; h++, heads += op->head_size) {
         if (norm) device->ops->norm_row(heads, pen_cpu_data(norm), NULL, op->head_size, op->eps, false, heads);
-        if (op->rope) rotate((const pen_cpu_rope *)op->rope, position, heads);
+        if (rope) device->ops->rotate(turns, rope->dims / 2, rope->interleaved, heads);
     }
 }
 

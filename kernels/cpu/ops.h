@@ -14,7 +14,7 @@
 typedef struct pen_logit_slice {
     float max;
     bool bad;   /* a NaN or +∞ was seen */
-    double sum; /* Σ exp(x − max); 0 where max is −∞ */
+    double sum; /* Σ exp(x − max); 0 where max is −∞, or where it was not asked for */
 } pen_logit_slice;
 
 /* Attention cuts positions at multiples of this and merges the pieces in order, whoever computed them. */
@@ -39,6 +39,9 @@ struct pen_cpu_op_kernels {
     void (*norm_row)(const float *x, const float *weight, const float *bias, int cols, float eps, bool mean,
                      float *out);
 
+    /* Pair i of a head, (2i, 2i + 1) or (i, i + pairs), by turns[i] = cosine, sine. */
+    void (*rotate)(const float *turns, int pairs, bool interleaved, float *head);
+
     /* Attention of n queries over a span of positions; shapes and order in attention.isa.c. K and V blocks are f16 or
      * f32. scores[n][PEN_SCORE_STRIDE] = queries[head_size][query_stride], one per column, × K [head_size][16]. */
     void (*scores)(const float *queries, int query_stride, int n, int head_size, const pen_attention_blocks *keys,
@@ -54,7 +57,7 @@ struct pen_cpu_op_kernels {
 
     void (*narrow)(const float *from, int count, uint16_t *to); /* f32 → f16, to nearest even */
 
-    pen_logit_slice (*slice)(const float *logits, int count);
+    pen_logit_slice (*slice)(const float *logits, int count, bool sums);
     /* out[i] = exp((x[i] − max)·scale) */
     void (*weights)(const float *x, int count, float max, float scale, float *out);
 };

@@ -51,6 +51,37 @@ static void norm_row(const float *x, const float *weight, const float *bias, int
     }
 }
 
+/* Products and sums are rounded one by one. So are they in vectors that the compiler makes, as long as a difference and
+ * a sum are not neighbours: of those it would make a fused operation, -ffp-contract=off or not. */
+static void turn(const float *restrict turns, int pairs, float *restrict a, float *restrict b) {
+    for (int i = 0; i < pairs; i++) {
+        float x = a[i], y = b[i], cosine = turns[2 * i], sine = turns[2 * i + 1];
+        a[i] = x * cosine - y * sine;
+        b[i] = x * sine + y * cosine;
+    }
+}
+
+static void rotate(const float *turns, int pairs, bool interleaved, float *head) {
+    if (!interleaved) {
+        turn(turns, pairs, head, head + pairs);
+        return;
+    }
+    enum { AT_ONCE = 32 };
+    float even[AT_ONCE], odd[AT_ONCE];
+    for (int first = 0; first < pairs; first += AT_ONCE, head += 2 * AT_ONCE) {
+        int count = pairs - first < AT_ONCE ? pairs - first : AT_ONCE;
+        for (int i = 0; i < count; i++) {
+            even[i] = head[2 * i];
+            odd[i] = head[2 * i + 1];
+        }
+        turn(turns + 2 * first, count, even, odd);
+        for (int i = 0; i < count; i++) {
+            head[2 * i] = even[i];
+            head[2 * i + 1] = odd[i];
+        }
+    }
+}
+
 static void narrow(const float *from, int count, uint16_t *to) {
     int i = 0;
     for (; i + 16 <= count; i += 16) v16_store_f16(to + i, v16_load(from + i));
@@ -59,6 +90,7 @@ static void narrow(const float *from, int count, uint16_t *to) {
 
 const pen_cpu_op_kernels PEN_ISA_NAME(pen_cpu_op_kernels) = {
     .norm_row = norm_row,
+    .rotate = rotate,
     .narrow = narrow,
     .scores = PEN_ISA_NAME(pen_attention_scores),
     .soften = PEN_ISA_NAME(pen_attention_soften),

@@ -11,7 +11,7 @@ float PEN_ISA_NAME(pen_attention_soften)(float *scores, int count, int from, int
 void PEN_ISA_NAME(pen_attention_weigh)(const float *scores, int n, const pen_attention_blocks *values, int positions,
                                        int head_size, int width, float *sums);
 void PEN_ISA_NAME(pen_attention_merge)(const pen_attention_state *next, int n, int width, pen_attention_state *state);
-pen_logit_slice PEN_ISA_NAME(pen_sample_slice)(const float *logits, int count);
+pen_logit_slice PEN_ISA_NAME(pen_sample_slice)(const float *logits, int count, bool sums);
 void PEN_ISA_NAME(pen_sample_weights)(const float *x, int count, float max, float scale, float *out);
 
 #endif

@@ -146,6 +146,10 @@ typedef struct pick_job {
     unsigned char *scratch;  /* one row's per thread */
 } pick_job;
 
+static bool wants_logprob(const pick_job *job, int row) {
+    return job->picks[row].top_logprobs >= 0;
+}
+
 /* The best `count` logits by insertion: few get past the first comparison. */
 static void find_top(const float *logits, int vocab, int count, double log_sum, pen_choice *choice) {
     int found = 0;
@@ -207,12 +211,13 @@ static void pick_row(const pick_job *job, int row, void *scratch) {
     *choice = (pen_choice){.bad_logits = bad || max == -INFINITY};
     if (choice->bad_logits) return;
 
+    for (choice->argmax = best * SLICE; logits[choice->argmax] != max;) choice->argmax++;
+    choice->token = choose(job, row, logits, choice->argmax, scratch);
+    if (!wants_logprob(job, row)) return;
     double sum = 0;
     for (int s = 0; s < slices; s++)
         if (slice[s].sum > 0) sum += slice[s].sum * pen_exact_exp((double)slice[s].max - (double)max);
     double log_sum = (double)max + pen_exact_log(sum);
-    for (choice->argmax = best * SLICE; logits[choice->argmax] != max;) choice->argmax++;
-    choice->token = choose(job, row, logits, choice->argmax, scratch);
     choice->logprob = (float)((double)logits[choice->token] - log_sum);
     find_top(logits, job->vocab, pick->top_logprobs < job->vocab ? pick->top_logprobs : job->vocab, log_sum, choice);
 }
@@ -231,7 +236,7 @@ static void slice_task(void *context, int task, int thread) {
     for (int s = first; s < first + TASK_SLICES && s < slices; s++) {
         int left = job->vocab - s * SLICE;
         job->slices[(size_t)row * (size_t)slices + (size_t)s] =
-            job->device->ops->slice(logits + s * SLICE, left < SLICE ? left : SLICE);
+            job->device->ops->slice(logits + s * SLICE, left < SLICE ? left : SLICE, wants_logprob(job, row));
     }
 }
 
@@ -248,6 +253,12 @@ size_t pen_cpu_pick_scratch(const pen_cpu_device *device, const pen_limits *limi
 void pen_cpu_pick(pen_device *base, const pen_buffer *logits, int vocab, const pen_pick *picks, pen_buffer *choices) {
     pen_cpu_device *device = (pen_cpu_device *)base;
     int rows = device->batch.logit_count;
+    for (int row = 0; device->best && row < rows; row++) {
+        const pen_cpu_best *best = &device->best[row];
+        ((pen_choice *)pen_cpu_data(choices))[row] =
+            (pen_choice){.token = best->token, .argmax = best->token, .bad_logits = best->bad};
+    }
+    if (device->best) return;
     pick_job job = {.device = device,
                     .logits = pen_cpu_data(logits),
                     .vocab = vocab,

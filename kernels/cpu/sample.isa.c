@@ -9,7 +9,7 @@ static v16 load_logits(const float *x, int i, int count) {
     return v16_load(padded);
 }
 
-pen_logit_slice PEN_ISA_NAME(pen_sample_slice)(const float *logits, int count) {
+pen_logit_slice PEN_ISA_NAME(pen_sample_slice)(const float *logits, int count, bool sums) {
     const v16 infinite = v16_all(INFINITY), zero = v16_all(0), one = v16_all(1);
     v16 largest = v16_all(-INFINITY), bad = zero, sum = zero;
     for (int i = 0; i < count; i += 16) {
@@ -18,7 +18,7 @@ pen_logit_slice PEN_ISA_NAME(pen_sample_slice)(const float *logits, int count) {
         largest = v16_max(largest, x);
     }
     pen_logit_slice slice = {.max = v16_largest(largest), .bad = v16_sum(bad) > 0};
-    if (slice.bad || slice.max == -INFINITY) return slice;
+    if (slice.bad || slice.max == -INFINITY || !sums) return slice;
     v16 top = v16_all(slice.max);
     for (int i = 0; i < count; i += 16) sum = v16_add(sum, v16_exp(v16_sub(load_logits(logits, i, count), top)));
     slice.sum = (double)v16_sum(sum);

@@ -84,7 +84,12 @@ static inline void set_rows(pen_device *device, int rows, const int32_t *tokens,
                             const int32_t *logit_rows) {
     static const int32_t table[4096 / PEN_KV_BLOCK];
     pen_run run = {.rows = rows, .tables = {table, table}};
-    pen_batch batch = {rows, 1, &run, tokens, logit_count, logit_rows, NULL};
+    pen_batch batch = {.rows = rows,
+                       .run_count = 1,
+                       .runs = &run,
+                       .tokens = tokens,
+                       .logit_count = logit_count,
+                       .logit_rows = logit_rows};
     pen_device_set_batch(device, &batch);
 }
 
