@@ -160,7 +160,6 @@ static pen_status weight_create(pen_device *device, pen_type type, int rows, int
     if (!made) return no_memory("a weight");
     made->base = (pen_weight){.device = device, .type = type, .rows = rows, .cols = cols};
     made->bytes = pen_cpu_weight_bytes(device, type, rows, cols);
-    made->longest_row = -1;
     made->data = pen_arena_take(&cpu(device)->weights, made->bytes);
     if (!made->data) {
         size_t bytes = made->bytes;

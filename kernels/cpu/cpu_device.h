@@ -63,8 +63,10 @@ typedef struct pen_cpu_weight {
     pen_weight base;
     size_t bytes;
     unsigned char *data; /* of the device's arena */
-    float longest_row;   /* its length; −1 until somebody asks (logits.c) */
+    bool has_lengths;    /* behind the groups of 16 rows, f32: the longest of each, once somebody asked (logits.c) */
 } pen_cpu_weight;
+
+float *pen_cpu_lengths(const pen_cpu_weight *weight);
 
 typedef struct pen_cpu_buffer {
     pen_buffer base;

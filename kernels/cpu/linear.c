@@ -63,7 +63,12 @@ void pen_cpu_activation_store(const pen_cpu_device *device, pen_row_form form, c
 
 size_t pen_cpu_weight_bytes(const pen_device *device, pen_type type, int rows, int cols) {
     (void)device;
-    return (size_t)divide_up(rows, ROWS) * pen_pack_group_bytes(type, cols);
+    return (size_t)divide_up(rows, ROWS) * (pen_pack_group_bytes(type, cols) + sizeof(float));
+}
+
+float *pen_cpu_lengths(const pen_cpu_weight *weight) {
+    const pen_weight *w = &weight->base;
+    return (void *)(weight->data + (size_t)divide_up(w->rows, ROWS) * pen_pack_group_bytes(w->type, w->cols));
 }
 
 typedef struct write_job {

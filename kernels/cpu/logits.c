@@ -3,10 +3,10 @@
  *
  * The head multiplies fine activation rows, which are two int8 multiplications for one. A greedy row is multiplied in
  * its coarse form first; the fine one then has to meet only those groups of 16 weights that could hold the largest
- * logit. Let the fine row stand for x and the coarse one for c. A logit w·x differs from w·c by at most |w|·|x − c|,
- * and |w| by nothing more than the longest row of the weight. So what lies farther below the best than twice that is
- * smaller than another, and what does not is computed as ever: the token is that of the fine logits, among equals too.
- * Mostly that is one group or two. Where minima cancel codes, rounding has no such bound: those types take the long
+ * logit. Let the fine row stand for x and the coarse one for c. The logits w·x and w·c differ by at most |w|·|x − c|.
+ * So one fine logit is known, of the group that looks best, and what stays below it even with that much added is not
+ * the largest. What does not is computed as ever: the token is that of the fine logits, among equals too. Mostly that
+ * is a handful of groups in thousands. Where minima cancel codes, rounding has no such bound: those types take the long
  * way, and so do numbers, which multiply fine rows as fast.
  */
 #include "linear.h"
@@ -45,14 +45,10 @@ size_t pen_cpu_logits_scratch(const pen_cpu_device *device, const pen_limits *li
            (size_t)pen_pool_threads(device->pool) * pen_activation_row_bytes(PEN_ROW_F32, limits->hidden);
 }
 
-static float *thread_buffer(const logits_job *job, int thread) {
-    return (void *)(job->buffers + pen_activation_row_bytes(PEN_ROW_F32, job->op->norm.cols) * (size_t)thread);
-}
-
 static void norm_task(void *context, int task, int thread) {
     const logits_job *job = context;
     int cols = job->op->norm.cols;
-    float *normed = thread_buffer(job, thread);
+    float *normed = (void *)(job->buffers + pen_activation_row_bytes(PEN_ROW_F32, cols) * (size_t)thread);
     pen_cpu_norm_row(job->device, &job->op->norm, job->device->batch.logit_rows[task], normed);
     pen_row_form form = pen_row_form_of(job->device->base.activations, true);
     pen_cpu_activation_store(job->device, form, normed, cols,
@@ -82,39 +78,29 @@ static void multiply(const logits_job *job, const unsigned char *rows, bool fine
 
 /* ---- Greedy rows ----------------------------------------------------------------------------------------------- */
 
-enum { TASK_GROUPS = 64 };
-
 static const unsigned char *group_of(const logits_job *job, int group) {
     const pen_weight *w = job->op->w;
     return ((const pen_cpu_weight *)w)->data + (size_t)group * pen_pack_group_bytes(w->type, w->cols);
 }
 
-static void square_task(void *context, int task, int thread) {
+enum { TASK_GROUPS = 64 };
+
+/* The longest row of each group, infinite where one is not finite. */
+static void measure_task(void *context, int task, int thread) {
+    (void)thread;
     const logits_job *job = context;
     const pen_weight *w = job->op->w;
-    float *most = thread_buffer(job, thread);
     for (int g = task * TASK_GROUPS; g < (task + 1) * TASK_GROUPS && g < job->groups; g++) {
-        float squares[ROWS];
+        float squares[ROWS], most = 0;
         job->device->linear->squares[w->type](group_of(job, g), w->cols / BLOCK, squares);
-        for (int n = 0; n < ROWS; n++) *most = squares[n] <= FLT_MAX ? fmaxf(*most, squares[n]) : INFINITY;
+        for (int n = 0; n < ROWS; n++) most = squares[n] <= FLT_MAX ? fmaxf(most, squares[n]) : INFINITY;
+        pen_cpu_lengths((const pen_cpu_weight *)w)[g] = sqrtf(most);
     }
 }
 
-/* The length of the weight's longest row, which is found once; infinite where one has no length. */
-static float longest_row(const logits_job *job) {
-    pen_cpu_weight *weight = (pen_cpu_weight *)job->op->w;
-    if (weight->longest_row >= 0) return weight->longest_row;
-    int threads = pen_pool_threads(job->device->pool);
-    for (int t = 0; t < threads; t++) *thread_buffer(job, t) = 0;
-    pen_pool_run(job->device->pool, square_task, (void *)job, (job->groups + TASK_GROUPS - 1) / TASK_GROUPS);
-    float most = 0;
-    for (int t = 0; t < threads; t++) most = fmaxf(most, *thread_buffer(job, t));
-    return weight->longest_row = sqrtf(most);
-}
-
-/* By how much a row's logits may differ, multiplied in the coarse form and in the fine one. The scales of a block's two
- * forms are a power of two apart. */
-static float most_difference(const logits_job *job, int row) {
+/* |x − c| of a row, and with it all that the roundings of logits may come to for a weight of length 1. The scales of a
+ * block's two forms are a power of two apart. */
+static float distance(const logits_job *job, int row) {
     int cols = job->op->norm.cols, blocks = cols / BLOCK;
     const pen_fine_block *fine = (const void *)(job->fine + row_bytes(job->device, true, cols) * (size_t)row);
     const pen_activation_block *coarse =
@@ -123,46 +109,58 @@ static float most_difference(const logits_job *job, int row) {
     for (int b = 0; b < blocks; b++) {
         int squares = 0;
         for (int k = 0; k < BLOCK; k++) {
-            int apart_by = ((fine[b].parts[0][k] - coarse[b].q[k]) << PEN_FINE_SHIFT) + fine[b].parts[1][k];
-            squares += apart_by * apart_by;
+            int by = (fine[b].parts[0][k] - coarse[b].q[k]) * (1 << PEN_FINE_SHIFT) + fine[b].parts[1][k];
+            squares += by * by;
         }
         double scale = (double)fine[b].factors.scale, most = scale * PEN_FINE_MOST;
         apart += scale * scale * squares;
         length += BLOCK * most * most;
     }
-    double longest = more * (double)((const pen_cpu_weight *)job->op->w)->longest_row;
-    return (float)(more * longest * (sqrt(apart) + roundings(blocks) * sqrt(length)));
+    return (float)(more * (sqrt(apart) + roundings(blocks) * sqrt(length)));
+}
+
+/* The largest logits so far. */
+typedef struct search {
+    float largest;
+    pen_cpu_best best;
+} search;
+
+static void look_into(const logits_job *job, int row, int group, search *s) {
+    const pen_weight *w = job->op->w;
+    const unsigned char *x = job->fine + row_bytes(job->device, true, w->cols) * (size_t)row;
+    _Alignas(64) float y[ROWS];
+    job->device->linear->dot[PEN_ROW_FINE][w->type](group_of(job, group), w->cols / BLOCK, x, 0, 1, y);
+    for (int n = 0; n < ROWS && group * ROWS + n < w->rows; n++) {
+        s->best.bad |= !(y[n] < INFINITY);
+        if (!(y[n] > s->largest)) continue;
+        s->largest = y[n];
+        s->best.token = group * ROWS + n;
+    }
 }
 
 static void find_task(void *context, int row, int thread) {
     (void)thread;
     const logits_job *job = context;
-    const pen_weight *w = job->op->w;
-    const unsigned char *x = job->fine + row_bytes(job->device, true, w->cols) * (size_t)row;
     const float *peaks = job->peaks + (size_t)row * (size_t)job->groups;
+    const float *lengths = pen_cpu_lengths((const pen_cpu_weight *)job->op->w);
     pen_logit_slice all = job->device->ops->slice(peaks, job->groups, false);
-    pen_cpu_best *best = &job->best[row];
-    *best = (pen_cpu_best){.bad = all.bad || all.max == -INFINITY};
-    if (best->bad) return;
-    float least = all.max - 2 * most_difference(job, row), largest = -INFINITY;
-    for (int g = 0; g < job->groups; g++) {
-        if (peaks[g] < least) continue;
-        _Alignas(64) float y[ROWS];
-        job->device->linear->dot[PEN_ROW_FINE][w->type](group_of(job, g), w->cols / BLOCK, x, 0, 1, y);
-        for (int n = 0; n < ROWS && g * ROWS + n < w->rows; n++) {
-            best->bad = best->bad || !(y[n] < INFINITY);
-            if (!(y[n] > largest)) continue;
-            largest = y[n];
-            best->token = g * ROWS + n;
-        }
-    }
+    job->best[row] = (pen_cpu_best){.bad = true};
+    if (all.bad || all.max == -INFINITY) return;
+    int first = 0;
+    while (peaks[first] != all.max) first++;
+    search any = {.largest = -INFINITY}, s = any;
+    look_into(job, row, first, &any);
+    float apart = distance(job, row);
+    for (int g = 0; g < job->groups; g++)
+        if (!(peaks[g] + lengths[g] * apart < any.largest)) look_into(job, row, g, &s);
+    job->best[row] = s.best;
 }
 
 static bool has_short_way(const logits_job *job) {
     const pen_cpu_device *device = job->device;
     const pen_quant *quant = &pen_type_get(job->op->w->type)->quant;
     return device->batch.greedy && device->linear && device->base.activations == PEN_ACTIVATIONS_FAST &&
-           quant->bits > 0 && quant->m < 0 && job->op->softcap == 0 && longest_row(job) <= FLT_MAX;
+           quant->bits > 0 && quant->m < 0 && job->op->softcap == 0;
 }
 
 void pen_cpu_logits(pen_device *base, const pen_logits_op *op) {
@@ -183,6 +181,10 @@ void pen_cpu_logits(pen_device *base, const pen_logits_op *op) {
     pen_pool_run(device->pool, norm_task, &job, count);
     multiply(&job, greedy ? job.coarse : job.fine, !greedy, greedy);
     if (!greedy) return;
+    pen_cpu_weight *weight = (pen_cpu_weight *)op->w;
+    if (!weight->has_lengths)
+        pen_pool_run(device->pool, measure_task, &job, (job.groups + TASK_GROUPS - 1) / TASK_GROUPS);
+    weight->has_lengths = true;
     pen_pool_run(device->pool, find_task, &job, count);
     device->best = job.best;
 }
