@@ -11,14 +11,14 @@
 #define PATIENCE 0.25
 
 /* Of so many rows of decode and of prompt. Where there are less decodes than microbatches, some have one row of them.
- * However a prompt is cut, its rows see as many positions: the more of those in their own chunk, the less before it. */
+ */
 static pen_step_shape shape_of(const pen_budget_demand *demand, double decodes, double prompt) {
     if (decodes > 0) decodes = fmax(decodes, 1);
     return (pen_step_shape){.rows = decodes + prompt,
                             .logit_rows = decodes,
                             .decodes = decodes,
                             .decode_context = demand->decode_context,
-                            .prompt_context = fmax(demand->prompt_context - prompt / 2, 0)};
+                            .prompt_context = demand->prompt_context};
 }
 
 static double slot_of(const pen_step_cost *cost, const pen_step_shape *shape, int k) {
@@ -53,6 +53,7 @@ static int chunk_of(const pen_step_cost *cost, const pen_budget_demand *demand, 
     double without_ms = slot_ms(cost, demand, depth, decodes, 0);
     int best = 0, limit = demand->prompt_rows < rows ? demand->prompt_rows : rows;
     int grain = grain_of(demand);
+    if (pen_step_cost_stages(cost) == 1 && demand->decodes == 0) return limit;
     for (int x = grain;; x += x < 16 * grain ? grain : x / 8 / grain * grain) {
         if (x > limit) x = limit;
         double longer_ms = fmax(slot_ms(cost, demand, depth, decodes, x) - without_ms, 0);
@@ -80,10 +81,11 @@ pen_budget pen_budget_of(const pen_step_cost *cost, const pen_budget_demand *dem
 int pen_budget_fill(const pen_step_cost *cost, const pen_budget_demand *demand, const pen_budget *budget, int decodes,
                     int most) {
     int least = grain_of(demand), fits = least < most ? least : most, over = most + 1;
+    pen_budget_demand next = *demand;
+    next.prompt_context = demand->chunk_context;
     while (over - fits > 1) {
         int middle = fits + (over - fits) / 2;
-        pen_step_shape shape = shape_of(demand, decodes, middle);
-        shape.prompt_context = demand->chunk_context;
+        pen_step_shape shape = shape_of(&next, decodes, middle);
         shape.logit_rows = (double)demand->decodes / budget->depth; /* the head has no part in prompts */
         if (slot_of(cost, &shape, budget->depth) <= budget->ms)
             fits = middle;

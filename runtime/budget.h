@@ -14,7 +14,9 @@
  *
  *     (R/x + S − 1) · Δ(x)
  *
- * is least: small where that costs nothing, large where there is much to do and the time per row still falls.
+ * is least: small where that costs nothing, large where there is much to do and the time per row still falls. On one
+ * stage with prompts alone it is all that a microbatch holds: rows do not cost more together, whatever a disturbed
+ * profile says.
  *
  * While others decode, prompts keep up with them: sequences that end make room for new ones. N sequences run; P of them
  * have R rows of their prompts to do. An output has G tokens, and r rows of prompt for each of them. Then a chunk is at
@@ -40,7 +42,7 @@ typedef struct pen_budget_demand {
     int settled; /* … of which the end of the prompt is in flight no more */
     double decode_context;
     int prompts, prompt_rows; /* sequences at their prompts, and rows of them to do */
-    double prompt_context;    /* positions that their rows see, before the chunk and in it */
+    double prompt_context;    /* of the whole prompts */
     double chunk_context;     /* of the rows that come next */
     double prompt_rate;       /* rows of prompt for each row of decode, in the long run */
     double output;            /* tokens of an output, in the long run */

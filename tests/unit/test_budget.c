@@ -103,6 +103,7 @@ static void test_chunks_are_as_good_as_any(void **state) {
         int limit = waiting < most ? waiting : most;
         assert_int_equal(budget.depth, stages + 1);
         assert_in_range(budget.chunk, 1, limit);
+        if (stages == 1) assert_int_equal(budget.chunk, limit);
         if (budget.chunk < limit) assert_int_equal(budget.chunk % PEN_KV_BLOCK, 0);
         double best = INFINITY, ours = 0;
         for (int x = limit < PEN_KV_BLOCK ? limit : PEN_KV_BLOCK; x <= limit; x++) {
