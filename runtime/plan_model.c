@@ -102,6 +102,7 @@ pen_status pen_plan_from_model(const pen_model *model, const pen_plan_model_opti
         to->time_ms = profile ? pen_profile_unit_ms(profile, model, u, &shape) : estimate_ms(model, unit, &steady);
     }
     uint64_t first = made->units[0].weight_bytes, last = made->units[units - 1].weight_bytes;
+    made->devices[0].numa_nodes = options->numa_nodes;
     made->tied_bytes = pen_model_unit(model, 0)->tied_bytes;
     if (made->tied_bytes > first) made->tied_bytes = first;
     if (made->tied_bytes > last) made->tied_bytes = last;

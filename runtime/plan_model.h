@@ -14,6 +14,7 @@ typedef struct pen_plan_model_options {
     int rows, logit_rows, context; /* largest microbatch and sequence that memory is planned for; with a device */
     int sequences, positions;      /* that run at a time, and the longest of them: what windows hold KV for */
     int slots;                     /* residual buffers of a stage; with a device */
+    int numa_nodes;                /* as in pen_plan_device */
 } pen_plan_model_options;
 
 /* The microbatch that the workload makes in the steady state of `stages` stages (pen_profile_steady), in proportion no

@@ -93,6 +93,7 @@ static pen_status describe(const task *t, const pen_plan_workload *workload, int
         average_times(options, rank, &steady, device->unit_ms);
     }
     memcpy(device->name, from->device, sizeof device->name);
+    device->numa_nodes = from->numa_nodes;
     if (device->memory_bytes == 0) device->memory_bytes = from->memory;
     return PEN_OK;
 }

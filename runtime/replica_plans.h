@@ -24,6 +24,7 @@ typedef struct pen_rank_report {
     int node;
     char device[PEN_PLAN_NAME];
     uint64_t memory;            /* bytes; 0: no limit */
+    int numa_nodes;             /* as in pen_plan_device */
     double send_ms, wire_ms;    /* to the next stage, as in pen_plan_device, for the steady microbatch of the config */
     const pen_profile *profile; /* NULL, for all ranks: the times are the config's file's */
 } pen_rank_report;

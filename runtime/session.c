@@ -22,6 +22,7 @@
 
 enum {
     MEASURE_REPEATS = 10,
+    MEASURE_PATIENCE_MS = 100,
     TRACE_RECORDS = 1 << 17, /* 5 MiB of steps a rank */
     LINK_PATIENCE_S = 30,
 };
@@ -116,6 +117,7 @@ static pen_status agree(pen_session *session, const char *what, pen_status statu
                           pen_last_error());
     status = pen_world_agree(session->world, what, status);
     session->settled = status != PEN_OK;
+    if (status == PEN_OK) PEN_DEBUG("done: %s", what);
     return status;
 }
 
@@ -441,6 +443,8 @@ static pen_status collect_and_solve(pen_session *session) {
 
     int rank = pen_world_rank(world);
     pen_rank_report mine = {.node = session->memories[rank].node, .memory = memory_limit(session, rank)};
+    if (!session->sim && !session->memories[rank].bus[0])
+        mine.numa_nodes = pen_share_numa_nodes(pen_world_share(world));
     if (status == PEN_OK && !session->config.profile[0]) status = time_link(session, &mine);
     status = agree(session, "timing the links", status);
     snprintf(mine.device, sizeof mine.device, "%s", pen_device_name(session->device));
@@ -676,11 +680,12 @@ pen_status pen_session_load(pen_session *session) {
     return agree(session, "loading the model", make_stage(session));
 }
 
-pen_status pen_session_measure(pen_session *session, double *ms) {
+pen_status pen_session_measure(pen_session *session, bool exactly, double *ms) {
     const pen_plan *plan = session->plan;
     pen_engine_shape shape = steady_shape(session, &plan->workload, plan->stage_count);
-    bool exact = !session->sim && plan->stage_count > 1; /* where stages are compared; one alone need not wait for it */
-    PEN_TRY(pen_engine_measure(session->engine, &shape, exact ? MEASURE_REPEATS : 1, ms));
+    bool compared = !session->sim && plan->stage_count > 1;
+    PEN_TRY(pen_engine_measure(session->engine, &shape, compared ? MEASURE_REPEATS : 1,
+                               exactly ? INFINITY : MEASURE_PATIENCE_MS, ms));
     for (int s = 0; s < plan->stage_count; s++) ms[s] /= session->config.time_scale;
     return PEN_OK;
 }

@@ -535,6 +535,24 @@ static void test_picture_is_written_whole_or_not_at_all(void **state) {
 
 /* ---- A model's plan ---------------------------------------------------------------------------------------------- */
 
+static void test_stages_on_several_numa_nodes_get_advice(void **state) {
+    (void)state;
+    pen_plan *plan = example("uneven.json");
+    char *text;
+    assert_int_equal(pen_plan_set_devices(plan, 4), PEN_OK);
+    for (int d = 0; d < 4; d++) plan->devices[d].numa_nodes = 1;
+    solve(plan, 4);
+    assert_false(remarked(plan, false, "NUMA"));
+    plan->devices[2].numa_nodes = 2;
+    solve(plan, 4);
+    assert_true(remarked(plan, false, "stage 2 lie on 2 NUMA nodes"));
+    assert_true(remarked(plan, false, "mpirun -np 5 --map-by numa --bind-to numa"));
+    assert_int_equal(pen_plan_to_json(plan, &text), PEN_OK);
+    assert_says(strstr(text, "\"notes\""), "2 NUMA nodes");
+    free(text);
+    pen_plan_destroy(plan);
+}
+
 static void test_synthetic_models_are_estimated_from_their_shape(void **state) {
     (void)state;
     pen_model *model;
@@ -585,6 +603,7 @@ int main(void) {
         cmocka_unit_test(test_picture_draws_every_unit_and_stage),
         cmocka_unit_test(test_picture_of_nothing_is_no_division_by_zero),
         cmocka_unit_test(test_picture_is_written_whole_or_not_at_all),
+        cmocka_unit_test(test_stages_on_several_numa_nodes_get_advice),
         cmocka_unit_test(test_synthetic_models_are_estimated_from_their_shape),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
