@@ -200,6 +200,10 @@ bool pen_device_graph_end(pen_device *device) {
     return device->class->graph_end && device->class->graph_end(device);
 }
 
+bool pen_device_keeps_graphs(const pen_device *device) {
+    return device->class->graph_begin;
+}
+
 /* ---- The batch and its operations ------------------------------------------------------------------------------ */
 
 static inline bool batch_is_sound(const pen_batch *batch) {

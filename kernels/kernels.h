@@ -197,9 +197,12 @@ void pen_device_set_batch(pen_device *device, const pen_batch *batch);
  * on; a batch has been set, and what they read and write has room for the limits' rows.
  *     for (bool go = pen_device_graph_begin(…); go; go = pen_device_graph_end(device)) { enqueue them }
  * Where there is a graph already, begin launches it and is false; end is true where they must be enqueued once more.
- * In between only operations and markers of units are allowed; those units' times are not taken. */
+ * In between only operations and markers of units are allowed. A launched graph's time is taken where all of it is one
+ * unit's. */
 bool pen_device_graph_begin(pen_device *device, const void *owner, int variant);
 bool pen_device_graph_end(pen_device *device);
+/* Whether there may be graphs. Each is made when its operations are enqueued for the second time. */
+bool pen_device_keeps_graphs(const pen_device *device);
 
 /* ---- Operations ------------------------------------------------------------------------------------------------ */
 

@@ -25,9 +25,15 @@ bool pen_cuda_check(pen_cuda_device *device, cudaError_t error, const char *what
     return false;
 }
 
+cudaError_t pen_cuda_query(cudaEvent_t event) {
+    cudaError_t error = cudaEventQuery(event);
+    if (error == cudaErrorNotReady) cudaGetLastError(); /* the runtime keeps it otherwise */
+    return error;
+}
+
 void pen_cuda_wait(pen_cuda_device *device, cudaEvent_t event) {
     while (device->failure == cudaSuccess) {
-        cudaError_t error = cudaEventQuery(event);
+        cudaError_t error = pen_cuda_query(event);
         if (error != cudaErrorNotReady) {
             pen_cuda_check(device, error, "waiting for an event");
             return;
@@ -47,7 +53,7 @@ static pen_status first_failure(pen_device *base) {
 /* Waits for all that is enqueued: for a copy of nothing behind it. */
 pen_status pen_cuda_sync(pen_device *base) {
     pen_cuda_device *device = pen_cuda(base);
-    pen_cuda_check(device, cudaGetLastError(), "a launch");
+    pen_cuda_check(device, pen_cuda_launch_failure(), "a launch");
     uint64_t reads = pen_cuda_staging_reads(device->reads);
     pen_cuda_staging_room(device->writes, 0);
     pen_cuda_staging_sent(device->writes);
@@ -258,7 +264,7 @@ static void event_record(pen_event *base) {
     pen_cuda_event *event = (pen_cuda_event *)base;
     pen_cuda_device *device = pen_cuda(base->device);
     event->reads = pen_cuda_staging_reads(device->reads);
-    pen_cuda_check(device, cudaGetLastError(), "a launch");
+    pen_cuda_check(device, pen_cuda_launch_failure(), "a launch");
     pen_cuda_check(device, cudaEventRecord(event->event, device->stream), "recording an event");
 }
 
@@ -267,7 +273,7 @@ static bool event_done(const pen_event *base) {
     const pen_cuda_event *event = (const pen_cuda_event *)base;
     pen_cuda_device *device = pen_cuda(base->device);
     if (device->failure != cudaSuccess) return false;
-    cudaError_t error = cudaEventQuery(event->event);
+    cudaError_t error = pen_cuda_query(event->event);
     if (error == cudaErrorNotReady || !pen_cuda_check(device, error, "waiting for an event")) return false;
     pen_cuda_staging_land(device->reads, event->reads);
     return true;
@@ -417,11 +423,16 @@ static pen_status open_gpu(pen_cuda_device *device, int ordinal) {
     return pen_cuda_markers_create(device, &device->markers);
 }
 
-/* Its absence is no failure. The name tells it, since a profile that was measured with it is worth nothing without. */
+/* What a profile depends on: one that was measured with it is worth nothing without. */
+static void add_to_name(pen_cuda_device *device, const char *what) {
+    strncat(device->name, what, sizeof device->name - strlen(device->name) - 1);
+}
+
+/* Its absence is no failure. */
 static void open_blas(pen_cuda_device *device, const pen_cuda_options *options) {
     if (options->deterministic || options->activations != PEN_ACTIVATIONS_FAST) return;
     if (pen_cuda_blas_create(&device->blas) == PEN_OK)
-        strncat(device->name, ", cuBLASLt", sizeof device->name - strlen(device->name) - 1);
+        add_to_name(device, ", cuBLASLt");
     else
         PEN_INFO("%s: long prompts are slower without it: %s", device->name, pen_last_error());
 }
@@ -438,6 +449,7 @@ pen_status pen_cuda_device_create(const pen_cuda_options *options, pen_device **
     if (status == PEN_OK) open_blas(device, options);
     if (status == PEN_OK) pen_cuda_launch_early(!options->enforce_eager);
     if (status == PEN_OK && !options->enforce_eager) status = pen_cuda_graphs_create(device, &device->graphs);
+    if (status == PEN_OK && options->enforce_eager) add_to_name(device, ", eager");
     if (status != PEN_OK) {
         destroy(&device->base);
         return status;

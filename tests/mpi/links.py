@@ -65,8 +65,8 @@ class Links(unittest.TestCase):
 
     def test_a_silent_neighbour(self):
         """What is under way on the GPU must not hold up those who give up: they close the link and leave."""
-        for link, silent in (("nccl", 0), ("nccl", 1), ("nccl", 2), ("mpi", 1)):
-            outcome = self.pass_rows("--link", link, "--silent", silent, "--patience", 1, ranks=3, limit=30)
+        for link in ("nccl", "mpi"):  # of the one in the middle
+            outcome = self.pass_rows("--link", link, "--silent", 1, "--patience", 1, ranks=3, limit=30)
             self.assertEqual((outcome.code, outcome.left), (PEER_LOST, []), outcome.err)
             self.assertRegex(outcome.err, r"penstock: silence for 1 s after 10\d of 200 messages")
             self.assertRegex(outcome.err, r"rank \d closed its link")
@@ -116,11 +116,10 @@ class Program(unittest.TestCase):
 
     def test_it_ends_with_a_rank_that_stops(self):
         line = self.line(LONG, "-n", "4000", "--link", "nccl", "--step-timeout", "2")
-        for rank in (0, 1):
-            stop = f'[ "$RANK" != {rank} ] || (sleep 3; kill -STOP $$) & exec "$@"'
-            outcome = self.job.run(*line, ranks=3, limit=60, shell=stop, **GPUS)
-            self.assertEqual((outcome.code, len(outcome.complaints), outcome.left), (PEER_LOST, 1, []), outcome.err)
-            self.assertRegex(outcome.complaints[0], rf"rank {rank} .*did not answer for")
+        stop = '[ "$RANK" != 1 ] || (sleep 3; kill -STOP $$) & exec "$@"'
+        outcome = self.job.run(*line, ranks=3, limit=60, shell=stop, **GPUS)
+        self.assertEqual((outcome.code, len(outcome.complaints), outcome.left), (PEER_LOST, 1, []), outcome.err)
+        self.assertRegex(outcome.complaints[0], r"rank 1 .*did not answer for")
 
 
 if __name__ == "__main__":

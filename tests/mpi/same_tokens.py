@@ -181,7 +181,9 @@ def main():
             units = len(job.run("inspect", arguments.model, "--json").json()["units"])
             models = [Model(arguments.model, units, 2)]
         for model in models:
-            model.options += ["--device", arguments.device] if arguments.device else []
+            if arguments.device:
+                model.options += ["--device", arguments.device]
+                model.cases = 2
             # A profile that is made up serves: it decides who computes what, and --layers decides here.
             profile = Path(folder) / "profile.json"
             profile.write_text(json.dumps({"units": [{"name": f"unit {u}", "time_ms": 1} for u in range(model.units)]}))
