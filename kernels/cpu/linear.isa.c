@@ -20,14 +20,6 @@ enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, PREFETCH = 8192 };
 #define SPECIALISED __attribute__((noinline, noclone))
 #endif
 
-/* Tokens whose sums of products are formed side by side: enough that none waits for the last multiplication of its own,
- * few enough for the registers, of which 8 hold the codes. */
-#if defined(__AVX512F__)
-enum { AT_ONCE = 4 };
-#else
-enum { AT_ONCE = 1 };
-#endif
-
 /* ---- Blocks of 32 quantised weights ---------------------------------------------------------------------------- */
 
 /* 32 weights of 16 rows, ready to be multiplied: d and m of each half, or of all in d[0] and m[0]; m only where the
@@ -122,14 +114,8 @@ static SPECIALISED void multiply(const pen_quant *quant, const weight_block *w, 
                                  const unsigned char *x, size_t stride, int parts, int n, const v16i *minus,
                                  v16i *sums) {
     int bits = quant->zero ? __builtin_ctz((unsigned)quant->zero) + 1 : quant->bits; /* behind the table of codes */
-    const int8_t *q = (const int8_t *)x + 4 * first;
     for (int i = 0; i < n; i++) sums[i] = quant->zero ? v16i_shift_left(minus[i], bits - 1) : v16i_all(0);
-    dot(w->codes + first, count, bits, q + BLOCK * (parts - 1), stride, n, sums);
-    if (parts == 1) return;
-    v16i upper[AT_ONCE];
-    for (int i = 0; i < n; i++) upper[i] = v16i_all(0);
-    dot(w->codes + first, count, bits, q, stride, n, upper);
-    for (int i = 0; i < n; i++) sums[i] = v16i_add(sums[i], v16i_shift_left(upper[i], PEN_FINE_SHIFT));
+    dot(w->codes + first, count, bits, (const int8_t *)x + 4 * first, stride, parts, n, sums);
 }
 
 /* y[n] += the block's products with n rows, as the numeric contract says. */
