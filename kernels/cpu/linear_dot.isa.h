@@ -11,10 +11,20 @@
 #include "math.isa.h"
 #include "quantize.h"
 
+/* A copy for each use has its constants folded and its sums in registers. The portable vectors are slow to compile, and
+ * to run either way. */
+#if defined(__AVX2__)
+#define SPECIALISED inline __attribute__((always_inline))
+#else
+#define SPECIALISED __attribute__((noinline, noclone))
+#endif
+
 /* Tokens whose sums of products are formed side by side: enough that none waits for the last multiplication of its own
  * and that codes in memory are read once for all, few enough for the registers. */
-#if defined(__AVX2__)
+#if defined(__AVX512F__) || defined(__AVXVNNI__)
 enum { AT_ONCE = 4 };
+#elif defined(__AVX2__)
+enum { AT_ONCE = 2 };
 #else
 enum { AT_ONCE = 1 };
 #endif
@@ -29,7 +39,8 @@ static inline int32_t load_i32(const void *p) {
  * activations that are `stride` bytes apart. */
 #if defined(__AVX512VNNI__)
 
-static inline void dot_bytes(const v16i *w, int count, int bits, const int8_t *q, size_t stride, int n, v16i *sums) {
+static SPECIALISED void dot_bytes(const v16i *w, int count, int bits, const int8_t *q, size_t stride, int n,
+                                  v16i *sums) {
     (void)bits;
     for (int v = 0; v < count; v++)
         for (int i = 0; i < n; i++)
@@ -38,7 +49,8 @@ static inline void dot_bytes(const v16i *w, int count, int bits, const int8_t *q
 
 #elif defined(__AVXVNNI__)
 
-static inline void dot_bytes(const v16i *w, int count, int bits, const int8_t *q, size_t stride, int n, v16i *sums) {
+static SPECIALISED void dot_bytes(const v16i *w, int count, int bits, const int8_t *q, size_t stride, int n,
+                                  v16i *sums) {
     (void)bits;
     for (int v = 0; v < count; v++)
         for (int i = 0; i < n; i++) {
@@ -52,7 +64,8 @@ static inline void dot_bytes(const v16i *w, int count, int bits, const int8_t *q
 
 /* Codes of up to 6 bits: an int16 holds 16 products with codes of 4 bits, 8 with 5 bits, 4 with 6. So many vectors are
  * added before widening, two products of each in a lane. */
-static inline void dot_bytes(const v16i *w, int count, int bits, const int8_t *q, size_t stride, int n, v16i *sums) {
+static SPECIALISED void dot_bytes(const v16i *w, int count, int bits, const int8_t *q, size_t stride, int n,
+                                  v16i *sums) {
     const __m256i ones = _mm256_set1_epi16(1);
     int together = bits <= 4 ? 8 : bits == 5 ? 4 : 2;
     for (int first = 0; first < count; first += together) {
@@ -65,22 +78,36 @@ static inline void dot_bytes(const v16i *w, int count, int bits, const int8_t *q
                 pairs[i].hi = _mm256_add_epi16(pairs[i].hi, _mm256_maddubs_epi16(w[v].hi, four));
             }
         for (int i = 0; i < n; i++)
-            sums[i] = v16i_add(
-                sums[i], (v16i){_mm256_madd_epi16(pairs[i].lo, ones), _mm256_madd_epi16(pairs[i].hi, ones)});
+            sums[i] =
+                v16i_add(sums[i], (v16i){_mm256_madd_epi16(pairs[i].lo, ones), _mm256_madd_epi16(pairs[i].hi, ones)});
     }
 }
 
-/* The same of codes of up to 8 bits and activations of one or two parts, by products of 16 bits. Two of 8-bit codes would
- * not fit an int16 above, and one pass over the codes does for both parts. */
-static inline void dot_words(const v16i *w, int count, const int8_t *q, size_t stride, int parts, int n, v16i *sums) {
+/* sums[i] = Σ (code − 128)·q of codes of 8 bits: two products fit an int16 where |code − 128| is the unsigned operand
+ * and q takes its sign. */
+static SPECIALISED void dot_signed(const v16i *w, int count, const int8_t *q, size_t stride, int n, v16i *sums) {
+    const __m256i ones = _mm256_set1_epi16(1), flip = _mm256_set1_epi8(-128);
+    for (int i = 0; i < n; i++, q += stride) {
+        sums[i] = v16i_all(0);
+        for (int v = 0; v < count; v++) {
+            __m256i four = _mm256_set1_epi32(load_i32(q + 4 * v));
+            __m256i lo = _mm256_xor_si256(w[v].lo, flip), hi = _mm256_xor_si256(w[v].hi, flip);
+            v16i pairs = {_mm256_maddubs_epi16(_mm256_abs_epi8(lo), _mm256_sign_epi8(four, lo)),
+                          _mm256_maddubs_epi16(_mm256_abs_epi8(hi), _mm256_sign_epi8(four, hi))};
+            sums[i] = v16i_add(sums[i], (v16i){_mm256_madd_epi16(pairs.lo, ones), _mm256_madd_epi16(pairs.hi, ones)});
+        }
+    }
+}
+
+/* sums[i] += Σ code·q of codes of 8 bits and activations of two parts, joined to words: one pass instead of two. */
+static SPECIALISED void dot_words(const v16i *w, int count, const int8_t *q, size_t stride, int n, v16i *sums) {
     int32_t pairs[AT_ONCE][16]; /* of each row's values, two words each */
     for (int i = 0; i < n; i++)
         for (int v = 0; v < count; v += 4) {
             const __m128i *bytes = (const void *)(q + stride * (size_t)i + 4 * v);
-            __m256i words = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes));
-            if (parts == 2)
-                words = _mm256_add_epi16(_mm256_slli_epi16(words, PEN_FINE_SHIFT),
-                                         _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes + 2)));
+            __m256i upper = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes));
+            __m256i lower = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes + 2));
+            __m256i words = _mm256_add_epi16(_mm256_slli_epi16(upper, PEN_FINE_SHIFT), lower);
             _mm256_storeu_si256((void *)(pairs[i] + 2 * v), words);
         }
     const __m128i first_two = _mm_setr_epi8(0, -128, 1, -128, 4, -128, 5, -128, 8, -128, 9, -128, 12, -128, 13, -128);
@@ -112,11 +139,14 @@ static inline void dot_bytes(const v16i *w, int count, int bits, const int8_t *q
 #endif
 
 /* sums[i] += Σ code·q of activation rows of one or two parts, whose products are exact in an int32. */
-static inline void dot(const v16i *w, int count, int bits, const int8_t *q, size_t stride, int parts, int n,
-                       v16i *sums) {
+static SPECIALISED void dot(const v16i *w, int count, int bits, const int8_t *q, size_t stride, int parts, int n,
+                            v16i *sums) {
 #if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
-    if (bits == 8 || (parts == 2 && bits > 4)) {
-        dot_words(w, count, q, stride, parts, n, sums);
+    if (bits == 8) {
+        if (parts == 1)
+            dot_signed(w, count, q, stride, n, sums);
+        else
+            dot_words(w, count, q, stride, n, sums);
         return;
     }
 #endif
