@@ -419,15 +419,20 @@ static const struct {
     [PEN_CPU_REFERENCE] = {"reference", "reference"},
     [PEN_CPU_PORTABLE] = {"portable", "portable"},
     [PEN_CPU_AVX2] = {"avx2", "avx2"},
+    [PEN_CPU_AVXVNNI] = {"avxvnni", "avxvnni"},
     [PEN_CPU_AVX512] = {"avx512", "avx512vnni"},
 };
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 
 #if defined(PEN_CPU_X86)
-/* clang's check by name knows all but this one. */
+/* clang's check by name knows all but these two. */
 static bool has_f16c(void) {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+static bool has_avxvnni(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVXVNNI);
 }
 #endif
 
@@ -435,6 +440,7 @@ static bool has_f16c(void) {
 static bool isa_present(pen_cpu_isa isa) {
 #if defined(PEN_CPU_X86)
     if (isa == PEN_CPU_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    if (isa == PEN_CPU_AVXVNNI) return has_avxvnni() && isa_present(PEN_CPU_AVX2);
     if (isa == PEN_CPU_AVX512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&

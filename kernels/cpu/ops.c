@@ -11,7 +11,8 @@ const pen_cpu_op_kernels *pen_cpu_op_kernels_get(pen_cpu_isa isa) {
     switch (isa) {
     case PEN_CPU_PORTABLE: return &pen_cpu_op_kernels_portable;
 #if defined(PEN_CPU_X86)
-    case PEN_CPU_AVX2: return &pen_cpu_op_kernels_avx2;
+    case PEN_CPU_AVX2:
+    case PEN_CPU_AVXVNNI: return &pen_cpu_op_kernels_avx2;
     case PEN_CPU_AVX512: return &pen_cpu_op_kernels_avx512;
 #endif
     default: return NULL; /* the reference has no inner kernels */

@@ -25,7 +25,7 @@ from job import Launcher
 
 STAGES, THREADS, CHUNKS = (1, 2, 3, 4), (1, 2), (1, 3, 16, 17, 64, 512)
 RANKS_MOST = 4
-ISAS = ("avx512", "avx2", "portable")
+ISAS = ("avx512", "avxvnni", "avx2", "portable")
 TEXT = ("The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs; how vexingly quick daft "
         "zebras jump! Sphinx of black quartz, judge my vow.")
 LOGPROBS = ["--logprobs", "5", "--ignore-eos"]

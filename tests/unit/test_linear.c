@@ -10,10 +10,9 @@
 
 #include <cmocka.h>
 
-#include "cpu_device.h"
+#include "linear.h"
 #include "matrix.h"
 #include "pack.h"
-#include "quantize.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -26,6 +25,16 @@ enum { TYPES = PEN_TYPE_COUNT };
 
 /* ---- Devices --------------------------------------------------------------------------------------------------- */
 
+/* Those of AVX-VNNI with the other encoding of its instruction (evex.h), for machines that have AVX-512's. */
+static const pen_cpu_linear_kernels *evex_kernels(void) {
+#if defined(__x86_64__)
+    extern const pen_cpu_linear_kernels pen_cpu_linear_kernels_evex;
+    const char *names = pen_cpu_isa_names();
+    if (strstr(names, "avx512") && !strstr(names, "avxvnni")) return &pen_cpu_linear_kernels_evex;
+#endif
+    return NULL;
+}
+
 /* The ones to compare: the reference first, then what this machine can run, with various numbers of threads. */
 typedef struct variant {
     pen_cpu_isa isa;
@@ -33,17 +42,20 @@ typedef struct variant {
 } variant;
 
 static const variant variants[] = {{PEN_CPU_REFERENCE, 1}, {PEN_CPU_PORTABLE, 1}, {PEN_CPU_PORTABLE, 3},
-                                   {PEN_CPU_AVX2, 1},      {PEN_CPU_AVX2, 2},     {PEN_CPU_AVX512, 1},
-                                   {PEN_CPU_AVX512, 3}};
+                                   {PEN_CPU_AVX2, 1},      {PEN_CPU_AVX2, 2},     {PEN_CPU_AVXVNNI, 2},
+                                   {PEN_CPU_AVX512, 1},    {PEN_CPU_AVX512, 3}};
 enum { VARIANTS = sizeof variants / sizeof *variants };
 
 /* NULL where this machine lacks the instruction set. */
 static pen_device *open_device(variant v, pen_activations activations) {
     pen_cpu_options options = {.isa = v.isa, .activations = activations, .threads = v.threads};
+    const pen_cpu_linear_kernels *kernels = v.isa == PEN_CPU_AVXVNNI ? evex_kernels() : NULL;
+    if (kernels) options.isa = PEN_CPU_AVX2;
     pen_device *device;
     pen_status status = pen_cpu_device_create(&options, &device);
     if (status == PEN_UNSUPPORTED && v.isa > PEN_CPU_PORTABLE) return NULL;
     assert_int_equal(status, PEN_OK);
+    if (kernels) ((pen_cpu_device *)device)->linear = kernels;
     pen_limits limits = {.rows = ROWS_MAX,
                          .logit_rows = ROWS_MAX,
                          .hidden = COLS_MAX,

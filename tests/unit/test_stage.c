@@ -166,7 +166,10 @@ static void test_instruction_sets_agree(void **state) {
     static const struct {
         const char *name;
         pen_cpu_isa isa;
-    } sets[] = {{"portable", PEN_CPU_PORTABLE}, {"avx2", PEN_CPU_AVX2}, {"avx512", PEN_CPU_AVX512}};
+    } sets[] = {{"portable", PEN_CPU_PORTABLE},
+                {"avx2", PEN_CPU_AVX2},
+                {"avxvnni", PEN_CPU_AVXVNNI},
+                {"avx512", PEN_CPU_AVX512}};
     for (size_t m = 0; m < sizeof models / sizeof *models; m++)
         for (int f32 = 0; f32 < 2; f32++) {
             static outcome oracle, first, actual;
