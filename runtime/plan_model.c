@@ -84,6 +84,11 @@ pen_steady pen_plan_steady(const pen_plan_workload *workload, int stages, int ro
 
 pen_status pen_plan_from_model(const pen_model *model, const pen_plan_model_options *options, pen_plan **plan) {
     int units = pen_model_unit_count(model);
+    int head = pen_model_hparams(model)->head_size;
+    pen_type kv_type = options->device    ? pen_device_kv_type(options->device)
+                       : options->kv_q8_0 ? PEN_TYPE_Q8_0
+                                          : PEN_TYPE_F16;
+    PEN_TRY(pen_kv_check(kv_type, head));
     PEN_TRY(pen_plan_create(units, 1, plan));
     pen_plan *made = *plan;
     const pen_profile *profile = options->profile;
@@ -95,7 +100,8 @@ pen_status pen_plan_from_model(const pen_model *model, const pen_plan_model_opti
         pen_plan_unit *to = &made->units[u];
         memcpy(to->name, unit->name, strlen(unit->name) + 1);
         to->weight_bytes = unit->weight_bytes;
-        to->kv_bytes_per_token = unit->kv_bytes_per_token;
+        to->kv_bytes_per_token =
+            unit->kv_bytes_per_token / pen_type_row_bytes(PEN_TYPE_F16, head) * pen_type_row_bytes(kv_type, head);
         to->workspace_bytes = pen_plan_activation_bytes(pen_model_hparams(model)->hidden, steady.rows);
         if (options->device) fill_on_device(model, options, u, to);
         fill_window(model, options, u, to);
