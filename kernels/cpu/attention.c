@@ -124,6 +124,12 @@ static const float *query_at(const attention_job *job, const query_tile *tile, i
     return (const float *)pen_cpu_data(op->qkv) + (row + (size_t)head) * (size_t)op->head_size;
 }
 
+/* Rows of a batch are too far apart for the processor to see what comes next. */
+static void fetch_queries(const attention_job *job, const query_tile *tile, int kv_head) {
+    for (int n = 0; n < tile->rows * job->at.group; n++)
+        for (int d = 0; d < job->op->head_size; d += 16) __builtin_prefetch(query_at(job, tile, kv_head, n) + d);
+}
+
 static float score_scale(const pen_attention_op *op) {
     return op->softcap > 0 ? op->scale / op->softcap : op->scale;
 }
@@ -146,6 +152,7 @@ static void quantize_queries(const attention_job *job, const query_tile *tile, i
 
 /* Queries are stored one per column, times the scale; four at a time, the last one repeated where they end. */
 static void load_queries(const attention_job *job, const query_tile *tile, int kv_head, workspace *work) {
+    fetch_queries(job, tile, kv_head);
     if (job->kv->type == PEN_TYPE_Q8_0) {
         quantize_queries(job, tile, kv_head, work->rounded);
         return;
@@ -169,13 +176,20 @@ static pen_attention_blocks blocks_of(const attention_job *job, const pen_run *r
     for (; first < end && blocks.count < PEN_ATTENTION_BLOCKS; first++) {
         int32_t page = run->tables[job->op->group][first];
         assert(page >= 0 && page < kv->blocks);
-        blocks.at[blocks.count++] = half_of_kv + pen_cpu_kv_page(kv, (size_t)page, kv_head);
+        blocks.at[blocks.count] = half_of_kv + pen_cpu_kv_page(kv, (size_t)page, kv_head);
+        blocks.ahead[blocks.count] = blocks.at[blocks.count];
+        blocks.count++;
     }
     return blocks;
 }
 
-/* Decode reads each block once and waits for memory: ask for it early. */
-static void prefetch(const attention_job *job, const pen_attention_blocks *blocks) {
+/* Decode reads each block once and waits for memory: the kernels ask for the next blocks while they read these … */
+static void look_ahead(pen_attention_blocks *blocks, const pen_attention_blocks *next) {
+    for (int b = 0; b < next->count; b++) blocks->ahead[b] = next->at[b];
+}
+
+/* … and nobody has asked for the first ones. */
+static void fetch(const attention_job *job, const pen_attention_blocks *blocks) {
     for (int b = 0; b < blocks->count; b++)
         for (size_t at = 0; at < job->kv->page; at += 64) __builtin_prefetch((const char *)blocks->at[b] + at, 0, 2);
 }
@@ -193,20 +207,18 @@ static void attend_span(const attention_job *job, const query_tile *tile, int kv
     if (first > begin) begin = first;
     if (last < end) end = last;
     int blocks_begin = begin / PEN_KV_BLOCK, blocks_end = (end - 1) / PEN_KV_BLOCK + 1;
-    pen_attention_blocks keys = blocks_of(job, run, job->kv->k, kv_head, blocks_begin, blocks_end);
-    for (int block = blocks_begin; block < blocks_end; block += PEN_ATTENTION_BLOCKS) {
-        pen_attention_blocks next = blocks_of(job, run, job->kv->k, kv_head, block + PEN_ATTENTION_BLOCKS, blocks_end);
-        if (tile->rows == 1) {
-            pen_attention_blocks values = blocks_of(job, run, job->kv->v, kv_head, block, blocks_end);
-            prefetch(job, &next);
-            prefetch(job, &values);
-        }
+    pen_attention_blocks first_values = blocks_of(job, run, job->kv->v, kv_head, blocks_begin, blocks_end);
+    pen_attention_blocks blocks = blocks_of(job, run, job->kv->k, kv_head, blocks_begin, blocks_end), next;
+    if (tile->rows == 1) fetch(job, &blocks);
+    for (int block = blocks_begin; block < blocks_end; block += PEN_ATTENTION_BLOCKS, blocks = next) {
+        int behind = block + PEN_ATTENTION_BLOCKS;
+        next = behind < blocks_end ? blocks_of(job, run, job->kv->k, kv_head, behind, blocks_end) : first_values;
+        if (tile->rows == 1) look_ahead(&blocks, &next);
         float *scores = work->scores + block * PEN_KV_BLOCK - begin;
-        if (keys.type == PEN_TYPE_Q8_0)
-            ops->scores_q8_0(work->rounded, n, job->op->head_size, &keys, scores);
+        if (blocks.type == PEN_TYPE_Q8_0)
+            ops->scores_q8_0(work->rounded, n, job->op->head_size, &blocks, scores);
         else
-            ops->scores(work->queries, job->at.query_stride, n, job->op->head_size, &keys, scores);
-        keys = next;
+            ops->scores(work->queries, job->at.query_stride, n, job->op->head_size, &blocks, scores);
     }
 
     for (int q = 0; q < n; q++) {
@@ -218,10 +230,11 @@ static void attend_span(const attention_job *job, const query_tile *tile, int kv
                                   to - begin, job->op->softcap, &out->max[q]);
     }
     memset(out->values, 0, (size_t)(n * width) * sizeof *out->values);
-    for (int block = blocks_begin; block < blocks_end; block += PEN_ATTENTION_BLOCKS) {
-        pen_attention_blocks values = blocks_of(job, run, job->kv->v, kv_head, block, blocks_end);
+    for (int block = blocks_begin; block < blocks_end; block += PEN_ATTENTION_BLOCKS, blocks = next) {
         int at = block * PEN_KV_BLOCK - begin, left = end - begin - at, most = PEN_ATTENTION_BLOCKS * PEN_KV_BLOCK;
-        ops->weigh(work->scores + at, n, &values, left < most ? left : most, job->op->head_size, width, out->values);
+        next = blocks_of(job, run, job->kv->v, kv_head, block + PEN_ATTENTION_BLOCKS, blocks_end);
+        if (tile->rows == 1) look_ahead(&blocks, &next);
+        ops->weigh(work->scores + at, n, &blocks, left < most ? left : most, job->op->head_size, width, out->values);
     }
 }
 

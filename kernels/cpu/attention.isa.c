@@ -40,6 +40,16 @@ TILE v16 load_elements(const pen_type type, const void *block, int index) {
                                 : v16_load((const float *)block + index);
 }
 
+/* Asks for byte `at` of the block that comes after this one. Decode waits for memory; a burst of such requests between
+ * blocks would wait, too, so each read of a block brings one. */
+TILE void fetch_ahead(const void *ahead, int at) {
+    __builtin_prefetch((const char *)ahead + at, 0, 2);
+}
+
+TILE int element_bytes(const pen_type type) {
+    return type == PEN_TYPE_Q8_0 ? 1 : type == PEN_TYPE_F16 ? 2 : 4;
+}
+
 /* The 16 positions' scales of values [32·b, 32·b + 32) of a q8_0 block. */
 TILE v16 load_scales(const void *block, int head_size, int b) {
     return v16_load_f16((const uint16_t *)block + PEN_KV_BLOCK * (head_size / 2 + b));
@@ -48,7 +58,7 @@ TILE v16 load_scales(const void *block, int head_size, int b) {
 /* ---- Scores ---------------------------------------------------------------------------------------------------- */
 
 TILE void score_tile(const int q_count, const int k_count, const pen_type type, const float *queries, int query_stride,
-                     int head_size, const void *const *blocks, float *scores) {
+                     int head_size, const void *const *blocks, const void *const *ahead, float *scores) {
     v16 sums[12][2], k[2];
 #pragma GCC unroll 12
     for (int q = 0; q < q_count; q++)
@@ -56,7 +66,10 @@ TILE void score_tile(const int q_count, const int k_count, const pen_type type, 
         for (int b = 0; b < k_count; b++) sums[q][b] = v16_all(0);
     for (int d = 0; d < head_size; d++, queries += query_stride) {
 #pragma GCC unroll 2
-        for (int b = 0; b < k_count; b++) k[b] = load_elements(type, blocks[b], d * PEN_KV_BLOCK);
+        for (int b = 0; b < k_count; b++) {
+            k[b] = load_elements(type, blocks[b], d * PEN_KV_BLOCK);
+            fetch_ahead(ahead[b], d * PEN_KV_BLOCK * element_bytes(type));
+        }
 #pragma GCC unroll 12
         for (int q = 0; q < q_count; q++) {
             v16 x = v16_all(queries[q]);
@@ -72,10 +85,10 @@ TILE void score_tile(const int q_count, const int k_count, const pen_type type, 
 
 /* All queries against one or two K blocks. */
 TILE void score_blocks(const int k_count, const pen_type type, const float *queries, int query_stride, int n,
-                       int head_size, const void *const *blocks, float *scores){
+                       int head_size, const void *const *blocks, const void *const *ahead, float *scores){
 #define SCORE_TILES(size)                                                                                              \
     TAKE(n, size, SCORE_QUERIES) {                                                                                     \
-        score_tile(size, k_count, type, queries, query_stride, head_size, blocks, scores);                             \
+        score_tile(size, k_count, type, queries, query_stride, head_size, blocks, ahead, scores);                      \
         queries += size;                                                                                               \
         scores += size * PEN_SCORE_STRIDE;                                                                             \
     }
@@ -85,12 +98,13 @@ TILE void score_blocks(const int k_count, const pen_type type, const float *quer
 
 TILE void score_all(const pen_type type, const float *queries, int query_stride, int n, int head_size,
                     const pen_attention_blocks *keys, float *scores) {
-    const void *const *blocks = keys->at;
+    const void *const *blocks = keys->at, *const *ahead = keys->ahead;
     int count = keys->count;
 #define SCORE_BLOCK_TILES(size)                                                                                        \
     TAKE(count, size, SCORE_BLOCKS) {                                                                                  \
-        score_blocks(size, type, queries, query_stride, n, head_size, blocks, scores);                                 \
+        score_blocks(size, type, queries, query_stride, n, head_size, blocks, ahead, scores);                          \
         blocks += size;                                                                                                \
+        ahead += size;                                                                                                 \
         scores += size * PEN_KV_BLOCK;                                                                                 \
     }
     SCORE_BLOCK_TILES(2)
@@ -107,7 +121,8 @@ void PEN_ISA_NAME(pen_attention_scores)(const float *queries, int query_stride, 
 }
 
 /* Some queries [count][head_size/32] against one K block of q8_0. */
-TILE void dot_tile(const int count, const pen_query_block *queries, int head_size, const void *block, float *scores) {
+TILE void dot_tile(const int count, const pen_query_block *queries, int head_size, const void *block, const void *ahead,
+                   float *scores) {
     enum { VECTORS = PEN_QUANT_BLOCK / 4 };
     int blocks = head_size / PEN_QUANT_BLOCK;
     v16 sums[DOT_QUERIES];
@@ -117,7 +132,11 @@ TILE void dot_tile(const int count, const pen_query_block *queries, int head_siz
     for (int b = 0; b < blocks; b++, queries++) {
         const int32_t *codes = (const int32_t *)block + PEN_KV_BLOCK * VECTORS * b;
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) w[v] = v16i_load(codes + PEN_KV_BLOCK * v);
+        for (int v = 0; v < VECTORS; v++) {
+            w[v] = v16i_load(codes + PEN_KV_BLOCK * v);
+            fetch_ahead(ahead, 64 * (VECTORS * b + v));
+        }
+        fetch_ahead(ahead, PEN_KV_BLOCK * (head_size + 2 * b)); /* scales */
 #pragma GCC unroll 12
         for (int q = 0; q < count; q++) products[q] = v16i_all(queries[q * blocks].bias);
         dot(w, VECTORS, 8, queries->q, (size_t)blocks * sizeof *queries, count, products);
@@ -140,7 +159,7 @@ void PEN_ISA_NAME(pen_attention_scores_q8_0)(const pen_query_block *queries, int
         int left = n;
 #define DOT_TILES(size)                                                                                                \
     TAKE(left, size, DOT_QUERIES) {                                                                                    \
-        dot_tile(size, from, head_size, keys->at[b], to);                                                              \
+        dot_tile(size, from, head_size, keys->at[b], keys->ahead[b], to);                                              \
         from += size * head_size / PEN_QUANT_BLOCK;                                                                    \
         to += size * PEN_SCORE_STRIDE;                                                                                 \
     }
@@ -206,11 +225,12 @@ TILE void value_tile(const int q_count, const int v_count, const pen_type type, 
 #pragma GCC unroll 4
         for (int i = 0; i < v_count; i++) sum[q][i] = v16_load(sums + q * width + 16 * i);
     for (int b = 0, left = job->positions; left > 0; b++, left -= PEN_KV_BLOCK) {
-        const void *block = job->values->at[b];
+        const void *block = job->values->at[b], *ahead = job->values->ahead[b];
         int rows = left < PEN_KV_BLOCK ? left : PEN_KV_BLOCK, at = job->column;
         for (int j = 0; j < rows; j++, at += job->head_size, weights++) {
 #pragma GCC unroll 4
             for (int i = 0; i < v_count; i++) v[i] = load_elements(type, block, at + 16 * i);
+            fetch_ahead(ahead, at * element_bytes(type));
 #pragma GCC unroll 12
             for (int q = 0; q < q_count; q++) {
                 v16 weight = v16_all(weights[q * stride]);
@@ -228,7 +248,9 @@ TILE void value_tile(const int q_count, const int v_count, const pen_type type, 
 /* Of q8_0 the scales go into the weights, once for 32 columns: scaled[q_count][VALUE_POSITIONS]. */
 TILE void scale_weights(const int q_count, const value_job *job, const float *weights, float *scaled) {
     for (int b = 0; b < job->values->count; b++) {
-        v16 scales = load_scales(job->values->at[b], job->head_size, job->column / PEN_QUANT_BLOCK);
+        int of_columns = job->column / PEN_QUANT_BLOCK;
+        v16 scales = load_scales(job->values->at[b], job->head_size, of_columns);
+        fetch_ahead(job->values->ahead[b], PEN_KV_BLOCK * (job->head_size + 2 * of_columns));
 #pragma GCC unroll 12
         for (int q = 0; q < q_count; q++) {
             int at = PEN_KV_BLOCK * b;

@@ -25,6 +25,7 @@ enum { PEN_ATTENTION_SPAN = 256, PEN_SCORE_STRIDE = PEN_ATTENTION_SPAN + 16 };
 enum { PEN_ATTENTION_BLOCKS = 4 };
 typedef struct pen_attention_blocks {
     const void *at[PEN_ATTENTION_BLOCKS];
+    const void *ahead[PEN_ATTENTION_BLOCKS]; /* of what is read next, to be fetched meanwhile; or the same as `at` */
     int count;
     pen_type type; /* F32, F16 or Q8_0 */
 } pen_attention_blocks;
