@@ -74,6 +74,7 @@ static pen_status plan_model(const pen_options *given, pen_plan **plan) {
                                                    .output_tokens = config->workload_output,
                                                    .max_num_seqs = config->max_num_seqs},
                                       .stages = config->pipeline_parallel > 0 ? config->pipeline_parallel : 1,
+                                      .kv_q8_0 = config->kv_q8_0,
                                       .rows = rows,
                                       .context = pen_config_max_len(config, pen_model_hparams(model)->context),
                                       .positions = config->workload_prompt + config->workload_output,

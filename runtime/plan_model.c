@@ -82,11 +82,18 @@ pen_steady pen_plan_steady(const pen_plan_workload *workload, int stages, int ro
     return steady;
 }
 
+static pen_type kv_type_of(const pen_plan_model_options *options) {
+    if (options->device) return pen_device_kv_type(options->device);
+    return options->kv_q8_0 ? PEN_TYPE_Q8_0 : PEN_TYPE_F16;
+}
+
 void pen_plan_model_sizes(const pen_model *model, const pen_plan_model_options *options, pen_plan_unit *sizes) {
     pen_steady steady = pen_plan_steady(&options->workload, options->stages, options->rows);
+    int head = pen_model_hparams(model)->head_size;
+    uint64_t f16_row = pen_type_row_bytes(PEN_TYPE_F16, head), row = pen_type_row_bytes(kv_type_of(options), head);
     for (int u = 0; u < pen_model_unit_count(model); u++) {
         sizes[u].weight_bytes = pen_model_unit(model, u)->weight_bytes;
-        sizes[u].kv_bytes_per_token = pen_model_unit(model, u)->kv_bytes_per_token;
+        sizes[u].kv_bytes_per_token = pen_model_unit(model, u)->kv_bytes_per_token / f16_row * row;
         sizes[u].workspace_bytes = pen_plan_activation_bytes(pen_model_hparams(model)->hidden, steady.rows);
         if (options->device) size_on_device(model, options, u, &sizes[u]);
         size_window(model, options, u, &sizes[u]);
@@ -95,6 +102,7 @@ void pen_plan_model_sizes(const pen_model *model, const pen_plan_model_options *
 
 pen_status pen_plan_from_model(const pen_model *model, const pen_plan_model_options *options, pen_plan **plan) {
     int units = pen_model_unit_count(model);
+    PEN_TRY(pen_kv_check(kv_type_of(options), pen_model_hparams(model)->head_size));
     PEN_TRY(pen_plan_create(units, 1, plan));
     pen_plan *made = *plan;
     const pen_profile *profile = options->profile;

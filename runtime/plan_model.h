@@ -11,7 +11,8 @@ typedef struct pen_plan_model_options {
     int stages;                    /* that the workload's microbatch is divided for */
     const pen_profile *profile;    /* covers the model; NULL: times are estimated from bytes and operations */
     const pen_plan_unit *sizes;    /* what each unit takes, of pen_plan_model_sizes; NULL: that is asked here */
-    const pen_device *device;      /* says what things take on it; NULL: the file's bytes, 16-bit activations */
+    const pen_device *device;      /* says what things take on it; NULL: the file's bytes, 16-bit activations … */
+    bool kv_q8_0;                  /* … and K and V in q8_0, not f16 */
     int rows, logit_rows, context; /* largest microbatch and sequence that memory is planned for; with a device */
     int sequences, positions;      /* that run at a time, and the longest of them: what windows hold KV for */
     int slots;                     /* residual buffers of a stage; with a device */

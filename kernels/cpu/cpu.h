@@ -21,6 +21,7 @@ typedef enum pen_cpu_isa {
 typedef struct pen_cpu_options {
     pen_cpu_isa isa;
     pen_activations activations;
+    bool kv_q8_0;    /* K and V in q8_0, not f16; not with PEN_ACTIVATIONS_F32 */
     int threads;     /* ≥ 1, the calling thread included */
     const int *cpus; /* [threads] logical CPUs to pin to, or NULL: no pinning */
     bool may_spin;   /* threads wait by spinning between operations (they have cores of their own) */

@@ -152,13 +152,9 @@ static size_t fine_bytes(const pen_device *device, int rows, int cols) {
 
 enum { KV_WIDTH = PEN_CUDA_HEAD_WIDTH };
 
-static size_t kv_element(const pen_device *device) {
-    return device->activations == PEN_ACTIVATIONS_FAST ? sizeof(uint16_t) : sizeof(float);
-}
-
 static size_t kv_block_bytes(const pen_device *device, int kv_heads, int head_size) {
     size_t width = (size_t)(head_size + KV_WIDTH - 1) / KV_WIDTH * KV_WIDTH;
-    return kv_element(device) * PEN_KV_BLOCK * (size_t)kv_heads * width;
+    return pen_type_row_bytes(device->kv_type, (int64_t)width) * PEN_KV_BLOCK * (size_t)kv_heads;
 }
 
 static size_t kv_bytes(const pen_device *device, int kv_heads, int head_size, int blocks) {
@@ -176,7 +172,7 @@ static pen_status kv_create(pen_device *device, int kv_heads, int head_size, int
     made->pages = (pen_cuda_pages){.kv_heads = kv_heads,
                                    .head_size = head_size,
                                    .width = (head_size + KV_WIDTH - 1) / KV_WIDTH * KV_WIDTH,
-                                   .half = device->activations == PEN_ACTIVATIONS_FAST};
+                                   .half = device->kv_type == PEN_TYPE_F16};
     pen_status status =
         pen_cuda_allocate(pen_cuda(device), kv_bytes(device, kv_heads, head_size, blocks), &made->pages.k);
     if (status != PEN_OK) {
@@ -443,7 +439,9 @@ pen_status pen_cuda_device_create(const pen_cuda_options *options, pen_device **
     assert(options->gpu >= 0 && options->gpu < count);
     pen_cuda_device *device = calloc(1, sizeof *device);
     if (!device) return no_memory("a CUDA device");
-    device->base = (pen_device){.class = &cuda_class, .activations = options->activations};
+    bool fast = options->activations == PEN_ACTIVATIONS_FAST;
+    device->base = (pen_device){
+        .class = &cuda_class, .activations = options->activations, .kv_type = fast ? PEN_TYPE_F16 : PEN_TYPE_F32};
     pen_status status = pen_pool_create(options->threads > 0 ? options->threads : 1, NULL, false, &device->pool);
     if (status == PEN_OK) status = open_gpu(device, options->gpu);
     if (status == PEN_OK) open_blas(device, options);

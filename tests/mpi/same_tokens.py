@@ -2,7 +2,8 @@
 """The same tokens, always: same_tokens.py PROGRAM MPIRUN [--expect-difference] [--model FILE] [--device NAME]
 
 Token ids and log-probabilities must be equal bit for bit however the work is divided: over replicas, stages, splits,
-threads, chunks of the prompt and instruction sets, for every weight type; greedy, sampled with a seed, with penalties, and
+threads, chunks of the prompt and instruction sets, for every weight type and for K and
+V in q8_0; greedy, sampled with a seed, with penalties, and
 scoring a given text.
 Every case is compared with the first of its model. The cases are drawn by a fixed seed so that each value of each
 choice meets many values of the others, but not all of them.
@@ -77,6 +78,7 @@ SYNTHETIC = [
     synthetic("q4_0", "hidden=64,ffn=96,heads=4,kv_heads=1,vocab=300,window=33", 7, arch="gemma3"),
     synthetic("q8_0", "hidden=96,ffn=128,heads=3,vocab=280", 3, arch="gpt2"),
     synthetic("q4_1", "hidden=64,ffn=96,heads=4,kv_heads=2,vocab=271,window=48", 3, arch="phi3"),
+    synthetic("q8_0", "hidden=192,ffn=96/160,heads=6,kv_heads=2,vocab=273,window=37", 3, "--kv-type", "q8_0"),
 ]
 
 
