@@ -139,7 +139,7 @@ TILE void dot_tile(const int count, const pen_query_block *queries, int head_siz
         fetch_ahead(ahead, PEN_KV_BLOCK * (head_size + 2 * b)); /* scales */
 #pragma GCC unroll 12
         for (int q = 0; q < count; q++) products[q] = v16i_all(queries[q * blocks].bias);
-        dot(w, VECTORS, 8, queries->q, (size_t)blocks * sizeof *queries, count, products);
+        dot(w, VECTORS, 8, queries->q, (size_t)blocks * sizeof *queries, 1, count, products);
         v16 scales = load_scales(block, head_size, b);
 #pragma GCC unroll 12
         for (int q = 0; q < count; q++) {
