@@ -23,7 +23,7 @@
 /* Largest tiles that stay in registers: queries × K blocks and queries × vectors of values. Portable code has no
  * registers to fill, and compilers take minutes over unrolled tiles of it. */
 #if defined(__AVX512F__)
-enum { SCORE_QUERIES = 12, SCORE_BLOCKS = 2, VALUE_QUERIES = 12, VALUE_VECTORS = 2, DOT_QUERIES = 6 };
+enum { SCORE_QUERIES = 12, SCORE_BLOCKS = 2, VALUE_QUERIES = 6, VALUE_VECTORS = 4, DOT_QUERIES = 6 };
 #elif defined(__AVX2__)
 enum { SCORE_QUERIES = 2, SCORE_BLOCKS = 2, VALUE_QUERIES = 2, VALUE_VECTORS = 2, DOT_QUERIES = 2 };
 #else
@@ -230,7 +230,8 @@ TILE void value_tile(const int q_count, const int v_count, const pen_type type, 
         for (int j = 0; j < rows; j++, at += job->head_size, weights++) {
 #pragma GCC unroll 4
             for (int i = 0; i < v_count; i++) v[i] = load_elements(type, block, at + 16 * i);
-            fetch_ahead(ahead, at * element_bytes(type));
+#pragma GCC unroll 2
+            for (int i = 0; i < v_count; i += 2) fetch_ahead(ahead, (at + 16 * i) * element_bytes(type));
 #pragma GCC unroll 12
             for (int q = 0; q < q_count; q++) {
                 v16 weight = v16_all(weights[q * stride]);
@@ -275,8 +276,7 @@ TILE void value_columns(const int v_count, const pen_type type, const value_job 
         weights += size * PEN_SCORE_STRIDE;                                                                            \
         sums += size * job->width;                                                                                     \
     }
-    VALUE_TILES(12)
-    VALUE_TILES(8)
+    VALUE_TILES(6)
     VALUE_TILES(4)
     VALUE_TILES(3)
     VALUE_TILES(2)
@@ -290,6 +290,10 @@ TILE void value_all(const pen_type type, value_job job, int n, const float *weig
     TAKE(left, size, VALUE_VECTORS) {                                                                                  \
         value_columns(size, type, &job, n, weights, sums);                                                             \
         job.column += 16 * size;                                                                                       \
+    }
+    if (type != PEN_TYPE_Q8_0) { /* of which 32 columns have one scale */
+        VALUE_COLUMNS(4)
+        VALUE_COLUMNS(3)
     }
     VALUE_COLUMNS(2)
     VALUE_COLUMNS(1)

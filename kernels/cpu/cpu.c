@@ -206,7 +206,7 @@ static pen_status kv_create(pen_device *device, int kv_heads, int head_size, int
         return status;
     }
     made->k = data;
-    made->v = made->k + pen_cpu_kv_page(made, (size_t)blocks, 0);
+    made->v = made->k + pen_cpu_kv_page(made, 0, kv_heads);
     *kv = &made->base;
     return PEN_OK;
 }
@@ -252,9 +252,11 @@ static void kv_copy(pen_device *device, pen_kv *base, int from, int to) {
     (void)device;
     const pen_cpu_kv *kv = (const pen_cpu_kv *)base;
     assert(from >= 0 && from < kv->blocks && to >= 0 && to < kv->blocks && from != to);
-    size_t bytes = kv->page * (size_t)kv->kv_heads;
-    memcpy(kv->k + bytes * (size_t)to, kv->k + bytes * (size_t)from, bytes);
-    memcpy(kv->v + bytes * (size_t)to, kv->v + bytes * (size_t)from, bytes);
+    for (int h = 0; h < kv->kv_heads; h++) {
+        size_t source = pen_cpu_kv_page(kv, (size_t)from, h), target = pen_cpu_kv_page(kv, (size_t)to, h);
+        memcpy(kv->k + target, kv->k + source, kv->page);
+        memcpy(kv->v + target, kv->v + source, kv->page);
+    }
 }
 
 /* ---- Events and markers: everything enqueued is already done --------------------------------------------------- */
