@@ -15,7 +15,7 @@ typedef enum pen_cpu_isa {
     PEN_CPU_PORTABLE,
     PEN_CPU_AVX2,    /* with FMA and F16C */
     PEN_CPU_AVXVNNI, /* and vpdpbusd on registers of 256 bits; differs from AVX2 in linear.isa.c only */
-    PEN_CPU_AVX512, /* AVX-512 F, BW, VL, DQ, VNNI */
+    PEN_CPU_AVX512,  /* AVX-512 F, BW, VL, DQ, VNNI */
 } pen_cpu_isa;
 
 typedef struct pen_cpu_options {

@@ -397,8 +397,8 @@ const pen_cpu_linear_kernels PEN_ISA_NAME(pen_cpu_linear_kernels) = {
     .quantize_fine_row = quantize_fine_row,
     .block_ns =
         {
-            [PEN_ROW_INT8] = BLOCK_NS(4, 12, 400),
-            [PEN_ROW_FINE] = BLOCK_NS(7, 24, 800),
+            [PEN_ROW_INT8] = BLOCK_NS(4, 6, 400),
+            [PEN_ROW_FINE] = BLOCK_NS(7, 11, 800),
             [PEN_ROW_F32] = BLOCK_NS(12, 20, 1000),
         },
 };
