@@ -90,7 +90,8 @@ void pen_cuda_launch_rope_kv(cudaStream_t stream, const pen_cuda_rope_kv_args *a
 /* ---- Attention, plainly ---------------------------------------------------------------------------------------- */
 
 template <int SLOTS> struct plain_memory {
-    float q[QUERIES][SLOTS * SPAN], weights[QUERIES][SPAN], max[QUERIES], sum[QUERIES];
+    alignas(16) float q[QUERIES][SLOTS * SPAN]; /* read four at a time */
+    float weights[QUERIES][SPAN], max[QUERIES], sum[QUERIES];
 };
 
 /* Softmax-weighted sums of the queries, relative to exp(max); every thread has the sums and SLOTS dimensions of the
