@@ -3,11 +3,13 @@
  *
  * Numeric contract, per query, whatever the tile, the other queries and the thread:
  *   score of a position  fma over d in order, positions in lanes
- *         of q8_0        i = exact int32 Σ q_q·q_k (15 bits × 8), s = fma((float)i, scale_q·scale_k, s) over each 32
- * values in order weight               exp(s − max), max over the visible positions of the span; exactly 0 where not
- * visible sum of weights       16 partials by position mod 16 in order, then the tree of v16_sum value d fma over the
- * span's positions in order, values in lanes of q8_0        fma(weight·scale_v, (float)q_v, …) spans merged in order by
- * pen_attention_merge Tiles below only decide how many independent results are in registers at a time.
+ *         of q8_0        i = exact int32 Σ q_q·q_k of 32 values; s = fma((float)i, scale_q·scale_k, s), in order
+ *   weight               exp(s − max), max over the visible positions of the span; exactly 0 where not visible
+ *   sum of weights       16 partials by position mod 16 in order, then the tree of v16_sum
+ *   value d              fma over the span's positions in order, values in lanes
+ *         of q8_0        fma(weight·scale_v, (float)q_v, …)
+ *   spans                merged in order by pen_attention_merge
+ * Tiles below only decide how many independent results are in registers at a time.
  *
  * Why q8_0 is multiplied like this: scores as int8 products, two for a query of 15 bits, are half of the work in f32.
  * With queries of 8 bits they are a quarter, which decode, waiting for memory, does not notice; the largest error of a
