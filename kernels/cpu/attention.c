@@ -134,18 +134,19 @@ static float score_scale(const pen_attention_op *op) {
     return op->softcap > 0 ? op->scale / op->softcap : op->scale;
 }
 
-/* For q8_0, queries are rounded as activation rows are, and the scale goes into theirs. */
+/* For q8_0, queries are rounded as fine activation rows are, and the scale goes into theirs. */
 static void quantize_queries(const attention_job *job, const query_tile *tile, int kv_head, pen_query_block *out) {
     int size = job->op->head_size;
     float scale = score_scale(job->op);
-    pen_activation_block block;
+    pen_fine_block block;
     for (int n = 0; n < tile->rows * job->at.group; n++) {
         const float *query = query_at(job, tile, kv_head, n);
         for (int d = 0; d < size; d += PEN_QUANT_BLOCK, out++) {
-            pen_cpu_activation_store(job->device, PEN_ROW_INT8, query + d, PEN_QUANT_BLOCK, &block);
-            memcpy(out->q, block.q, sizeof out->q);
-            out->scale = block.factors.scale * scale;
-            out->bias = 128 * (block.factors.minus[0] + block.factors.minus[1]);
+            pen_cpu_activation_store(job->device, PEN_ROW_FINE, query + d, PEN_QUANT_BLOCK, &block);
+            *out = (pen_query_block){.scale = block.factors.scale * scale};
+            memcpy(out->parts, block.parts, sizeof out->parts);
+            for (int part = 0; part < 2; part++)
+                for (int i = 0; i < PEN_QUANT_BLOCK; i++) out->bias[part] -= 128 * block.parts[part][i];
         }
     }
 }

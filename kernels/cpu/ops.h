@@ -30,11 +30,12 @@ typedef struct pen_attention_blocks {
     pen_type type; /* F32, F16 or Q8_0 */
 } pen_attention_blocks;
 
-/* 32 values of a query as int8, x ≈ scale·q, and what takes back the 128 that is on each q of K: −128·Σq. */
+/* 32 values of a query as in a fine activation row, and what takes back the 128 that is on each value of K: −128·Σ of
+ * either part. */
 typedef struct pen_query_block {
-    int8_t q[PEN_QUANT_BLOCK];
+    int8_t parts[2][PEN_QUANT_BLOCK];
     float scale;
-    int32_t bias;
+    int32_t bias[2];
 } pen_query_block;
 
 /* Softmax-weighted sums of some queries: weights are relative to exp(max); max is −inf where nothing was visible. */

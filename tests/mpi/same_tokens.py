@@ -78,7 +78,7 @@ SYNTHETIC = [
     synthetic("q4_0", "hidden=64,ffn=96,heads=4,kv_heads=1,vocab=300,window=33", 7, arch="gemma3"),
     synthetic("q8_0", "hidden=96,ffn=128,heads=3,vocab=280", 3, arch="gpt2"),
     synthetic("q4_1", "hidden=64,ffn=96,heads=4,kv_heads=2,vocab=271,window=48", 3, arch="phi3"),
-    synthetic("q8_0", "hidden=192,ffn=96/160,heads=6,kv_heads=2,vocab=273,window=37", 3, "--kv-type", "q8_0"),
+    synthetic("q8_0", "hidden=192,ffn=96/160/64,heads=6,kv_heads=2,vocab=273,window=37", 3, "--kv-type", "q8_0"),
 ]
 
 
