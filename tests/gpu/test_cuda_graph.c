@@ -16,7 +16,7 @@
 #include "pipeline.h"
 #include "profile.h"
 
-enum { SEQUENCES = 11, VOCAB = 203, CONTEXT = 192, SLOTS = 2, BLOCKS = CONTEXT / PEN_KV_BLOCK, STEPS = 28 };
+enum { SEQUENCES = 11, VOCAB = 203, CONTEXT = 192, SLOTS = 2, BLOCKS = CONTEXT / PEN_KV_BLOCK, STEPS = 40 };
 #define SHAPE "layers=2,hidden=96,ffn=160/96,heads=6,kv_heads=2,vocab=203,context=192"
 
 static const char *const models[] = {
