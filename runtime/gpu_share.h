@@ -25,8 +25,8 @@ typedef struct pen_memory {
 
 /* How many of the ranks compute in rank r's memory, itself among them. */
 int pen_memory_sharers(const pen_memory *memories, int ranks, int r);
-/* Bytes that rank r may fill: of a GPU its part of `utilization` of what is free or held by these ranks, of a machine its
- * part of what is free. */
+/* Bytes that rank r may fill: of a GPU its part of `utilization` of what is free or held by these ranks, of a machine
+ * its part of what is free. */
 uint64_t pen_memory_limit(const pen_memory *memories, int ranks, int r, double utilization);
 
 #endif

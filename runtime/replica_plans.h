@@ -34,9 +34,9 @@ typedef struct pen_replica_plans_options {
     const pen_model *model;
     const pen_config *config;
     int replicas, stages;
-    const pen_rank_report *ranks;  /* [replicas · stages] */
-    int rows;          /* of a microbatch at most */
-    int64_t kv_tokens; /* of a replica */
+    const pen_rank_report *ranks; /* [replicas · stages] */
+    int rows;                     /* of a microbatch at most */
+    int64_t kv_tokens;            /* of a replica */
 } pen_replica_plans_options;
 
 pen_status pen_replica_plans_solve(const pen_replica_plans_options *options, pen_replica_plans **plans);
