@@ -30,6 +30,10 @@ pen_activations pen_device_activations(const pen_device *device) {
     return device->activations;
 }
 
+pen_type pen_device_kv_type(const pen_device *device) {
+    return device->kv_type;
+}
+
 pen_status pen_device_own_memory(pen_device *device, pen_own_memory *memory) {
     *memory = (pen_own_memory){0};
     return device->class->own_memory ? device->class->own_memory(device, memory) : PEN_OK;
@@ -117,6 +121,13 @@ void pen_weight_write(pen_weight *weight, int first, int rows, const void *sourc
     weight->device->class->weight_write(weight, first, rows, source);
 }
 
+pen_status pen_kv_check(pen_type type, int head_size) {
+    int block = pen_type_get(type)->block_values;
+    if (head_size % block == 0) return PEN_OK;
+    return pen_fail(PEN_UNSUPPORTED, "the model's heads have %d values: --kv-type q8_0 needs a multiple of %d",
+                    head_size, block);
+}
+
 size_t pen_kv_bytes(const pen_device *device, int kv_heads, int head_size, int blocks) {
     assert(kv_heads > 0 && head_size > 0 && blocks >= 0);
     return device->class->kv_bytes(device, kv_heads, head_size, blocks);
@@ -198,6 +209,10 @@ bool pen_device_graph_begin(pen_device *device, const void *owner, int variant) 
 
 bool pen_device_graph_end(pen_device *device) {
     return device->class->graph_end && device->class->graph_end(device);
+}
+
+bool pen_device_keeps_graphs(const pen_device *device) {
+    return device->class->graph_begin;
 }
 
 /* ---- The batch and its operations ------------------------------------------------------------------------------ */

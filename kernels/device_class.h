@@ -69,6 +69,7 @@ typedef struct pen_device_class {
 struct pen_device {
     const pen_device_class *class;
     pen_activations activations;
+    pen_type kv_type; /* F32 in PEN_ACTIVATIONS_F32, else F16 or Q8_0 */
 };
 struct pen_buffer {
     pen_device *device;

@@ -65,6 +65,7 @@ const char *pen_device_name(const pen_device *device); /* "cpu avx512vnni, 2 thr
 /* Bytes that the cache before its memory holds: what is to be cold must be more. 0: as the machine's own. */
 size_t pen_device_cache_bytes(const pen_device *device);
 pen_activations pen_device_activations(const pen_device *device);
+pen_type pen_device_kv_type(const pen_device *device); /* what K and V are stored as: F32, F16 or Q8_0 */
 
 /* Memory of the device's own: what nobody has taken yet, all of it, and where it is. For a device that computes in the
  * machine's memory everything is 0 here. */
@@ -111,8 +112,10 @@ void pen_weight_destroy(pen_weight *weight);
  * matrix, `rows` are multiples of 64. The source may be released when the call returns. */
 void pen_weight_write(pen_weight *weight, int first, int rows, const void *source);
 
-/* Paged KV of one layer: `blocks` blocks of PEN_KV_BLOCK positions × kv_heads × head_size, K and V, stored as f16
- * in PEN_ACTIVATIONS_FAST and f32 in PEN_ACTIVATIONS_F32. */
+/* Paged KV of one layer: `blocks` blocks of PEN_KV_BLOCK positions × kv_heads × head_size, K and V, stored as the
+ * device's KV type: F16, or Q8_0 if it was made so, in PEN_ACTIVATIONS_FAST, F32 in PEN_ACTIVATIONS_F32.
+ * PEN_UNSUPPORTED where a head is no multiple of the type's block. */
+pen_status pen_kv_check(pen_type type, int head_size);
 size_t pen_kv_bytes(const pen_device *device, int kv_heads, int head_size, int blocks);
 pen_status pen_kv_create(pen_device *device, int kv_heads, int head_size, int blocks, pen_kv **kv);
 void pen_kv_destroy(pen_kv *kv);
@@ -198,9 +201,12 @@ void pen_device_set_batch(pen_device *device, const pen_batch *batch);
  * on; a batch has been set, and what they read and write has room for the limits' rows.
  *     for (bool go = pen_device_graph_begin(…); go; go = pen_device_graph_end(device)) { enqueue them }
  * Where there is a graph already, begin launches it and is false; end is true where they must be enqueued once more.
- * In between only operations and markers of units are allowed; those units' times are not taken. */
+ * In between only operations and markers of units are allowed. A launched graph's time is taken where all of it is one
+ * unit's. */
 bool pen_device_graph_begin(pen_device *device, const void *owner, int variant);
 bool pen_device_graph_end(pen_device *device);
+/* Whether there may be graphs. Each is made when its operations are enqueued for the second time. */
+bool pen_device_keeps_graphs(const pen_device *device);
 
 /* ---- Operations ------------------------------------------------------------------------------------------------ */
 

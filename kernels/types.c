@@ -98,7 +98,7 @@ static uint16_t read_u16(const unsigned char *bytes) {
 }
 
 /* Fields of `width` bits of `count` bytes: field f of byte j, moved to bit `to`, becomes part of q[f·count + j]. */
-static void spread(const unsigned char *bytes, int count, int width, int to, uint8_t *q) {
+static inline void spread(const unsigned char *restrict bytes, int count, int width, int to, uint8_t *restrict q) {
     for (int f = 0; f < 8 / width; f++, q += count)
         for (int j = 0; j < count; j++) q[j] |= (uint8_t)((bytes[j] >> f * width & ((1 << width) - 1)) << to);
 }

@@ -325,8 +325,10 @@ static void drain(batch *b) {
 /* The options by which answers differ. */
 static uint64_t hash_settings(const pen_options *options, int max_len) {
     char text[128];
-    int length = snprintf(text, sizeof text, "exact %d, deterministic %d, ignores the end %d, longest %d",
-                          options->config.exact, options->config.deterministic, options->config.ignore_eos, max_len);
+    int length =
+        snprintf(text, sizeof text, "exact %d, KV in q8_0 %d, deterministic %d, ignores the end %d, longest %d",
+                 options->config.exact, options->config.kv_q8_0, options->config.deterministic,
+                 options->config.ignore_eos, max_len);
     return XXH3_64bits(text, (size_t)length);
 }
 

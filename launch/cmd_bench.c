@@ -379,7 +379,7 @@ static pen_status work(void *context, pen_front *front) {
 
 pen_status pen_cmd_bench(const pen_options *options) {
     bench_state bench = {.options = options};
-    pen_job job = {.prepare = prepare, .work = work, .context = &bench, .shows_metrics = true};
+    pen_job job = {.prepare = prepare, .work = work, .context = &bench, .measures = true};
     pen_status status = pen_job_run(options, &job);
     json_decref(bench.runs);
     return status;

@@ -17,14 +17,8 @@
 #include "report.h"
 
 #include <math.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-
-static int allowed_cpus(void) {
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-}
 
 static pen_status measure(const pen_config *config, const pen_model *model, pen_device *device, int context,
                           pen_profile **profile) {
@@ -37,16 +31,22 @@ static pen_status measure(const pen_config *config, const pen_model *model, pen_
     return PEN_OK;
 }
 
-static pen_status plan_measured(const pen_config *config, const pen_model *model, pen_plan_model_options *options,
-                                pen_plan **plan) {
-    pen_share all = {.threads = config->threads > 0 ? config->threads : allowed_cpus(), .may_spin = true};
+/* Every stage has a machine like this one, in which it is alone. */
+static pen_status plan_measured(const pen_config *config, const pen_model *model, const pen_machine *machine,
+                                pen_plan_model_options *options, pen_plan **plan) {
     pen_device *device = NULL;
     pen_profile *profile = NULL;
-    PEN_TRY(pen_device_open(config, &all, 0, 1, &device));
+    pen_share share;
+    pen_machine_divide(&machine, 1, &share);
+    pen_share_set_threads(&share, config->threads);
+    PEN_TRY(pen_device_open(config, &share, 0, 1, &device));
     int context = options->workload.prompt_tokens + options->workload.output_tokens;
     pen_status status = measure(config, model, device, context, &profile);
     options->device = device;
     options->profile = profile;
+    pen_own_memory own;
+    if (status == PEN_OK) status = pen_device_own_memory(device, &own);
+    if (status == PEN_OK && own.total_bytes == 0) options->numa_nodes = pen_share_numa_nodes(&share);
     if (status == PEN_OK) status = pen_plan_from_model(model, options, plan);
     pen_profile_destroy(profile);
     pen_device_destroy(device);
@@ -54,16 +54,14 @@ static pen_status plan_measured(const pen_config *config, const pen_model *model
 }
 
 /* Measuring makes units of the model's sizes, and room to work in, one kind at a time. */
-static bool can_measure(const pen_model *model) {
-    pen_machine machine;
+static bool can_measure(const pen_model *model, const pen_machine *machine) {
     uint64_t largest = 0;
     if (!pen_model_gguf(model)) return false;
     for (int u = 0; u < pen_model_unit_count(model); u++) {
         uint64_t bytes = pen_model_unit(model, u)->weight_bytes;
         if (bytes > largest) largest = bytes;
     }
-    pen_machine_look(&machine);
-    return largest <= machine.memory / 4;
+    return largest <= machine->memory / 4;
 }
 
 static pen_status plan_model(const pen_options *given, pen_plan **plan) {
@@ -76,14 +74,17 @@ static pen_status plan_model(const pen_options *given, pen_plan **plan) {
                                                    .output_tokens = config->workload_output,
                                                    .max_num_seqs = config->max_num_seqs},
                                       .stages = config->pipeline_parallel > 0 ? config->pipeline_parallel : 1,
+                                      .kv_q8_0 = config->kv_q8_0,
                                       .rows = rows,
                                       .context = pen_config_max_len(config, pen_model_hparams(model)->context),
                                       .positions = config->workload_prompt + config->workload_output,
                                       .slots = 1};
     options.sequences = pen_plan_sequences(&options.workload, options.stages);
     options.logit_rows = (int)ceil(pen_plan_steady(&options.workload, options.stages, rows).logit_rows);
-    pen_status status =
-        can_measure(model) ? plan_measured(config, model, &options, plan) : pen_plan_from_model(model, &options, plan);
+    pen_machine machine;
+    pen_machine_look(&machine);
+    pen_status status = can_measure(model, &machine) ? plan_measured(config, model, &machine, &options, plan)
+                                                     : pen_plan_from_model(model, &options, plan);
     pen_model_close(model);
     return status;
 }

@@ -155,7 +155,7 @@ static pen_status lead(const pen_session *session, const pen_job *job, pen_front
     PEN_TRY(show_stages(session, front));
     PEN_TRY(pen_front_lap(front)); /* what came before does not count */
     PEN_TRY(job->work(job->context, front));
-    if (!job->shows_metrics) PEN_TRY(show_metrics(front));
+    if (!job->measures) PEN_TRY(show_metrics(front));
     return pen_front_stop(front);
 }
 
@@ -185,12 +185,13 @@ static pen_status make_front(pen_world *world, const pen_session *session, pen_m
 }
 
 /* A leader: measures its stages, makes its replica. */
-static pen_status make_replica(pen_world *world, pen_session *session, pen_mail *mail, pen_replica **replica) {
+static pen_status make_replica(pen_world *world, pen_session *session, const pen_job *job, pen_mail *mail,
+                               pen_replica **replica) {
     const pen_plan *plan = pen_session_solved(session);
     const pen_config *config = pen_session_config(session);
     double *ms = calloc((size_t)plan->stage_count, sizeof *ms);
     if (!ms) return pen_fail(PEN_NO_MEMORY, "no memory for %d stages", plan->stage_count);
-    pen_status status = pen_session_measure(session, ms);
+    pen_status status = pen_session_measure(session, job->measures, ms);
     double first_ms = plan->stages[0].time_ms;
     pen_replica_options options = {.self = pen_world_replica(world),
                                    .replicas = pen_world_replicas(world),
@@ -210,7 +211,7 @@ static pen_status take_part_as_leader(pen_world *world, pen_session *session, co
     pen_replica *replica = NULL;
     pen_front *front = NULL;
     pen_status status = pen_mail_create(world, &mail);
-    if (status == PEN_OK) status = make_replica(world, session, mail, &replica);
+    if (status == PEN_OK) status = make_replica(world, session, job, mail, &replica);
     if (status == PEN_OK && pen_world_rank(world) > 0) {
         status = pen_replica_serve(replica);
         if (status != PEN_OK) pen_replica_give_up(replica);

@@ -22,7 +22,7 @@ typedef struct pen_job {
     /* Submits to the front end, runs it, writes the result. */
     pen_status (*work)(void *context, pen_front *front);
     void *context;
-    bool shows_metrics; /* itself */
+    bool measures; /* is about speed: shows metrics itself, and has the stages timed with patience */
 } pen_job;
 
 /* Runs the job; the same status on all ranks, or the process has ended (a lost peer). */

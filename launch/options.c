@@ -401,6 +401,8 @@ static pen_status check(parser *p) {
                             pen_option_table[i].excludes);
     }
     PEN_TRY(check_device(options));
+    if (config->kv_q8_0 && config->exact)
+        return pen_fail(PEN_USAGE, "--activations f32 keeps K and V in f32, so --kv-type q8_0 contradicts it");
     bool simulated = strncmp(config->device, "sim:", 4) == 0;
     if (config->model[0] == '\0' && options->command != PEN_COMMAND_plan && !simulated)
         return pen_fail(PEN_USAGE, "%s needs a MODEL", command);

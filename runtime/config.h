@@ -16,6 +16,7 @@ typedef struct pen_config {
     double time_scale;         /* of a simulated device: what takes a second takes so many */
     char isa[16];              /* auto, or a CPU instruction set */
     bool exact;                /* --activations f32 */
+    bool kv_q8_0;              /* --kv-type q8_0 */
     bool deterministic;        /* on a GPU: the same bits for any number of rows */
     bool enforce_eager;        /* on a GPU: no CUDA graphs */
     int threads;               /* per rank; 0: this rank's share of the allowed cores */

@@ -17,6 +17,7 @@ static pen_status open_cpu(const pen_config *config, const pen_share *share, pen
     for (int i = 0; i < share->threads && i < PEN_CORES_MAX; i++) cpus[i] = share->cpu[i];
     pen_cpu_options options = {
         .activations = activations_of(config),
+        .kv_q8_0 = config->kv_q8_0,
         .threads = share->threads,
         .cpus = share->own_cores ? cpus : NULL,
         .may_spin = share->may_spin,
@@ -27,6 +28,7 @@ static pen_status open_cpu(const pen_config *config, const pen_share *share, pen
 
 static pen_status open_gpu(const pen_config *config, const pen_share *share, int gpu, pen_device **device) {
     pen_own_memory memory;
+    if (config->kv_q8_0) return pen_fail(PEN_UNSUPPORTED, "--kv-type q8_0: a GPU keeps K and V in f16");
     pen_cuda_options options = {
         .activations = activations_of(config),
         .gpu = gpu,

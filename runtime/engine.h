@@ -118,15 +118,16 @@ void pen_engine_stir(pen_engine *engine);
  * from a callback at the latest, or the run does not end. */
 void pen_engine_hold(pen_engine *engine, bool hold);
 
-/* Times a step of this shape on every stage at once, `repeats` times after a warm-up, while nothing else runs (the KV
- * pool's contents are lost); ms[stages] are the medians. */
+/* Times a step of this shape on every stage at once after a warm-up, `repeats` times or, from the second on, as long as
+ * `patience_ms` are not over, while nothing else runs (the KV pool's contents are lost); ms[stages] are the medians. */
 typedef struct pen_engine_shape {
     int32_t decode_rows; /* sequences of one row, at `position` */
     int32_t prompt_rows; /* rows of one more sequence, from `position` on; or 0 */
     int32_t position;
     int32_t logit_rows; /* of the first rows */
 } pen_engine_shape;
-pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape, int repeats, double *ms);
+pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape, int repeats, double patience_ms,
+                              double *ms);
 
 /* What the leader has done since it was made. */
 typedef struct pen_engine_counts {

@@ -10,15 +10,23 @@ int pen_gpu_for(int local, int ranks, int gpus) {
     return ranks <= gpus ? local : (int)((int64_t)local * gpus / ranks);
 }
 
+static bool share(const pen_memory *a, const pen_memory *b) {
+    return a->node == b->node && strcmp(a->bus, b->bus) == 0;
+}
+
 int pen_memory_sharers(const pen_memory *memories, int ranks, int r) {
     int sharers = 0;
-    for (int i = 0; i < ranks; i++)
-        sharers += memories[i].node == memories[r].node && strcmp(memories[i].bus, memories[r].bus) == 0;
+    for (int i = 0; i < ranks; i++) sharers += share(&memories[i], &memories[r]);
     return sharers;
 }
 
 uint64_t pen_memory_limit(const pen_memory *memories, int ranks, int r, double utilization) {
-    uint64_t part = memories[r].free / (uint64_t)pen_memory_sharers(memories, ranks, r);
-    if (memories[r].bus[0]) return (uint64_t)((double)part * utilization);
-    return part > 2 * machine_reserve ? part - machine_reserve : part;
+    uint64_t all = memories[r].free, sharers = (uint64_t)pen_memory_sharers(memories, ranks, r);
+    if (!memories[r].bus[0]) {
+        uint64_t part = all / sharers;
+        return part > 2 * machine_reserve ? part - machine_reserve : part;
+    }
+    for (int i = 0; i < ranks; i++)
+        if (share(&memories[i], &memories[r])) all += memories[i].held;
+    return (uint64_t)((double)(all / sharers) * utilization);
 }

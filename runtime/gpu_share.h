@@ -19,12 +19,14 @@ int pen_gpu_for(int local, int ranks, int gpus);
 typedef struct pen_memory {
     int node;
     char bus[PEN_BUS_MAX]; /* of the GPU whose memory it is; "": the machine's */
-    uint64_t free;         /* bytes, before any rank took some */
+    uint64_t free;         /* bytes; of a machine before any rank took some */
+    uint64_t held;         /* of a GPU besides, by this rank's device, which a plan may use anew */
 } pen_memory;
 
 /* How many of the ranks compute in rank r's memory, itself among them. */
 int pen_memory_sharers(const pen_memory *memories, int ranks, int r);
-/* Bytes that rank r may fill: of a GPU its part of `utilization` of what is free, of a machine its part of that. */
+/* Bytes that rank r may fill: of a GPU its part of `utilization` of what is free or held by these ranks, of a machine
+ * its part of what is free. */
 uint64_t pen_memory_limit(const pen_memory *memories, int ranks, int r, double utilization);
 
 #endif

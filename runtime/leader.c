@@ -653,24 +653,30 @@ static int compare_doubles(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape, int repeats, double *ms) {
-    size_t stages = (size_t)engine->stages;
+pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape, int repeats, double patience_ms,
+                              double *ms) {
+    size_t stages = (size_t)engine->stages, done = 0;
     double *rounds = calloc((size_t)repeats * stages, sizeof *rounds); /* [stage][repeats] */
     if (!rounds) return pen_fail(PEN_NO_MEMORY, "no memory for %d measurements", repeats);
     pen_status status = PEN_OK;
     pen_kvcache_forget(engine->leader->cache);
+    int64_t begin_ns = pen_clock_ns();
+    bool warm = false;
     /* A command for each round, so that nobody is silent for longer than a step takes. The first one warms up. */
-    for (int round = -1; round < repeats && status == PEN_OK; round++) {
+    while (status == PEN_OK && done < (size_t)repeats) {
+        if (done > 0 && (double)(pen_clock_ns() - begin_ns) > patience_ms * 1e6) break;
         status = ask(engine, PEN_MESSAGE_MEASURE, shape, sizeof *shape);
         if (status == PEN_OK) status = pen_engine_time_stage(engine, shape, &ms[0]);
         if (status == PEN_OK) status = await_answers(engine);
         if (status == PEN_OK) status = take_answers(engine, PEN_MESSAGE_MEASURED, ms, sizeof *ms);
-        for (size_t s = 0; s < stages && round >= 0; s++) rounds[s * (size_t)repeats + (size_t)round] = ms[s];
+        for (size_t s = 0; s < stages && warm; s++) rounds[s * (size_t)repeats + done] = ms[s];
+        done += warm;
+        warm = true;
     }
     for (size_t s = 0; s < stages; s++) {
         double *own = rounds + s * (size_t)repeats;
-        qsort(own, (size_t)repeats, sizeof *own, compare_doubles);
-        ms[s] = own[repeats / 2];
+        qsort(own, done, sizeof *own, compare_doubles);
+        ms[s] = own[done / 2];
     }
     free(rounds);
     return status;

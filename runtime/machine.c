@@ -110,7 +110,9 @@ static void look_at_cores(pen_machine *machine) {
             /* One thread per core: its other hardware threads share the vector units that are the bottleneck. */
             for (int cpu = hwloc_bitmap_first(core->cpuset); cpu >= 0; cpu = hwloc_bitmap_next(core->cpuset, cpu)) {
                 if (!hwloc_bitmap_isset(mask, (unsigned)cpu)) continue;
-                if (machine->core_count < PEN_CORES_MAX) machine->cpu[machine->core_count++] = (int16_t)cpu;
+                if (machine->core_count == PEN_CORES_MAX) break;
+                machine->numa[machine->core_count] = (int16_t)hwloc_bitmap_first(core->nodeset);
+                machine->cpu[machine->core_count++] = (int16_t)cpu;
                 break;
             }
         }
@@ -180,8 +182,10 @@ static bool same_mask(const pen_machine *a, const pen_machine *b) {
     return a->core_count == b->core_count && memcmp(a->cpu, b->cpu, (size_t)a->core_count * sizeof a->cpu[0]) == 0;
 }
 
-static void give(pen_share *share, int cpu) {
-    share->cpu[share->threads++] = (int16_t)cpu;
+/* Gives a rank the i-th core of a machine. */
+static void give(pen_share *share, const pen_machine *machine, int i) {
+    share->numa[share->threads] = machine->numa[i];
+    share->cpu[share->threads++] = machine->cpu[i];
 }
 
 /* Ranks that all see the same cores get runs of neighbours; the first ones one more where it does not come out even. */
@@ -189,7 +193,7 @@ static void deal_runs(const pen_machine *machine, int ranks, pen_share *shares) 
     for (int r = 0; r < ranks; r++) {
         int from = (int)((int64_t)machine->core_count * r / ranks);
         int to = (int)((int64_t)machine->core_count * (r + 1) / ranks);
-        for (int i = from; i < to; i++) give(&shares[r], machine->cpu[i]);
+        for (int i = from; i < to; i++) give(&shares[r], machine, i);
     }
 }
 
@@ -200,7 +204,7 @@ static void deal_singly(const pen_machine *const *machines, int ranks, pen_share
             int cpu = machines[r]->cpu[i];
             if (cpu >= (int)(sizeof dealt / sizeof *dealt) || dealt[cpu]) continue;
             dealt[cpu] = true;
-            give(&shares[rank_for(machines, ranks, shares, cpu)], cpu);
+            give(&shares[rank_for(machines, ranks, shares, cpu)], machines[r], i);
         }
     }
 }
@@ -236,4 +240,14 @@ void pen_share_set_threads(pen_share *share, int threads) {
     if (threads <= 0) return;
     if (threads > share->threads) share->own_cores = share->may_spin = false;
     share->threads = threads;
+}
+
+int pen_share_numa_nodes(const pen_share *share) {
+    int nodes = 0;
+    for (int i = 0; share->own_cores && i < share->threads; i++) {
+        int before = 0;
+        while (before < i && share->numa[before] != share->numa[i]) before++;
+        nodes += before == i;
+    }
+    return nodes;
 }

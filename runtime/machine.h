@@ -15,12 +15,13 @@ enum { PEN_CORES_MAX = 512, PEN_HOST_MAX = 64 };
 /* Plain data: it travels between ranks as bytes. */
 typedef struct pen_machine {
     char host[PEN_HOST_MAX];
-    uint64_t id;                /* equal for ranks that share one machine (host name and boot) */
-    uint64_t memory;            /* bytes that are free for us: of the machine, or of the control group if less */
-    double quota;               /* CPUs that the control group may use at a time; 0: no limit */
-    int cores_installed;        /* physical cores of the machine that our control group may use */
-    int core_count;             /* physical cores in this process's affinity mask */
-    int16_t cpu[PEN_CORES_MAX]; /* [core_count] one logical CPU of each, in the machine's own (NUMA) order */
+    uint64_t id;                 /* equal for ranks that share one machine (host name and boot) */
+    uint64_t memory;             /* bytes that are free for us: of the machine, or of the control group if less */
+    double quota;                /* CPUs that the control group may use at a time; 0: no limit */
+    int cores_installed;         /* physical cores of the machine that our control group may use */
+    int core_count;              /* physical cores in this process's affinity mask */
+    int16_t cpu[PEN_CORES_MAX];  /* [core_count] one logical CPU of each, in the machine's own (NUMA) order */
+    int16_t numa[PEN_CORES_MAX]; /* [core_count] the NUMA node of each */
 } pen_machine;
 
 void pen_machine_look(pen_machine *machine);
@@ -32,6 +33,7 @@ typedef struct pen_share {
     bool may_spin;   /* waiting by spinning takes nothing away from another rank */
     uint64_t memory; /* bytes that are free for all of the machine's ranks together: gpu_share.h divides them */
     int16_t cpu[PEN_CORES_MAX];
+    int16_t numa[PEN_CORES_MAX]; /* the NUMA node of each */
 } pen_share;
 
 /* Divides one machine between the ranks on it; machines[i] is what rank i of them sees. Cores that several may use
@@ -40,6 +42,9 @@ void pen_machine_divide(const pen_machine *const *machines, int ranks, pen_share
 
 /* `share` for a rank that was told to use `threads` threads (0: what the share says). */
 void pen_share_set_threads(pen_share *share, int threads);
+
+/* How many NUMA nodes the rank's threads are pinned to; 0: they are not. */
+int pen_share_numa_nodes(const pen_share *share);
 
 /* Keeps this thread, and those that it will make, on the cores next to the device at this address of the PCI bus, of
  * those that the process may use; false where there is no such device, or no such core. */

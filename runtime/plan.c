@@ -335,6 +335,21 @@ static void remark_on_ends(pen_plan *plan) {
                plan->units[n - 1].name, last, held, each);
 }
 
+/* Weights lie where the thread is that packed them, and any thread may multiply them. */
+static void remark_on_numa(pen_plan *plan) {
+    int processes = 0, split = -1;
+    for (int s = plan->stage_count - 1; s >= 0; s--) {
+        int nodes = plan->devices[plan->stages[s].device].numa_nodes;
+        processes += nodes > 1 ? nodes : 1;
+        if (nodes > 1) split = s;
+    }
+    if (split >= 0)
+        remark(plan, false,
+               "the cores of stage %d lie on %d NUMA nodes, and so do its weights: start one process on each node"
+               " (mpirun -np %d --map-by numa --bind-to numa)",
+               split, plan->devices[plan->stages[split].device].numa_nodes, processes);
+}
+
 /* ---- Solving ----------------------------------------------------------------------------------------------------- */
 
 static pen_status solve(pen_plan *plan, const pen_plan_options *options, task *t) {
@@ -353,6 +368,7 @@ static pen_status solve(pen_plan *plan, const pen_plan_options *options, task *t
     compare_methods(plan, t);
     remark_on_memory(plan, t);
     remark_on_ends(plan);
+    remark_on_numa(plan);
     return PEN_OK;
 }
 

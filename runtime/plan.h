@@ -47,6 +47,7 @@ typedef struct pen_plan_device {
     char name[PEN_PLAN_NAME];
     uint64_t memory_bytes; /* 0: no limit */
     double speed;          /* a unit takes time_ms ÷ speed here */
+    int numa_nodes;        /* that its cores lie on, where that is known: on more than one, memory is partly far away */
     double *unit_ms;       /* [unit_count] measured here, instead of time_ms ÷ speed; or NULL */
     double send_ms;        /* to hand a microbatch on: the stage's own time (nothing for the last stage) … */
     double wire_ms;        /* … and the time on the wire */

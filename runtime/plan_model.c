@@ -51,7 +51,7 @@ static uint64_t workspace_bytes(const pen_model *model, const pen_plan_model_opt
            (unit->kind == PEN_UNIT_BLOCK ? rotation_bytes(model, device, options->context) : 0);
 }
 
-static void fill_on_device(const pen_model *model, const pen_plan_model_options *options, int u, pen_plan_unit *made) {
+static void size_on_device(const pen_model *model, const pen_plan_model_options *options, int u, pen_plan_unit *made) {
     const pen_unit *unit = pen_model_unit(model, u);
     const pen_hparams *h = pen_model_hparams(model);
     const pen_shard_options shard = {.first = u, .last = u, .context = 0}; /* without rotation tables */
@@ -62,7 +62,7 @@ static void fill_on_device(const pen_model *model, const pen_plan_model_options 
 }
 
 /* Bytes per token become bytes where a layer sees a window: they do not grow with the tokens. */
-static void fill_window(const pen_model *model, const pen_plan_model_options *options, int u, pen_plan_unit *made) {
+static void size_window(const pen_model *model, const pen_plan_model_options *options, int u, pen_plan_unit *made) {
     const pen_hparams *h = pen_model_hparams(model);
     int window = h->kv_windows[pen_model_unit(model, u)->kv_group];
     if (window == 0) return;
@@ -82,26 +82,45 @@ pen_steady pen_plan_steady(const pen_plan_workload *workload, int stages, int ro
     return steady;
 }
 
+static pen_type kv_type_of(const pen_plan_model_options *options) {
+    if (options->device) return pen_device_kv_type(options->device);
+    return options->kv_q8_0 ? PEN_TYPE_Q8_0 : PEN_TYPE_F16;
+}
+
+void pen_plan_model_sizes(const pen_model *model, const pen_plan_model_options *options, pen_plan_unit *sizes) {
+    pen_steady steady = pen_plan_steady(&options->workload, options->stages, options->rows);
+    int head = pen_model_hparams(model)->head_size;
+    uint64_t f16_row = pen_type_row_bytes(PEN_TYPE_F16, head), row = pen_type_row_bytes(kv_type_of(options), head);
+    for (int u = 0; u < pen_model_unit_count(model); u++) {
+        sizes[u].weight_bytes = pen_model_unit(model, u)->weight_bytes;
+        sizes[u].kv_bytes_per_token = pen_model_unit(model, u)->kv_bytes_per_token / f16_row * row;
+        sizes[u].workspace_bytes = pen_plan_activation_bytes(pen_model_hparams(model)->hidden, steady.rows);
+        if (options->device) size_on_device(model, options, u, &sizes[u]);
+        size_window(model, options, u, &sizes[u]);
+    }
+}
+
 pen_status pen_plan_from_model(const pen_model *model, const pen_plan_model_options *options, pen_plan **plan) {
     int units = pen_model_unit_count(model);
+    PEN_TRY(pen_kv_check(kv_type_of(options), pen_model_hparams(model)->head_size));
     PEN_TRY(pen_plan_create(units, 1, plan));
     pen_plan *made = *plan;
     const pen_profile *profile = options->profile;
     made->workload = options->workload;
     pen_steady steady = pen_plan_steady(&made->workload, options->stages, options->rows);
     pen_step_shape shape = pen_profile_shape(&steady);
+    if (options->sizes)
+        memcpy(made->units, options->sizes, (size_t)units * sizeof *made->units);
+    else
+        pen_plan_model_sizes(model, options, made->units);
     for (int u = 0; u < units; u++) {
         const pen_unit *unit = pen_model_unit(model, u);
         pen_plan_unit *to = &made->units[u];
         memcpy(to->name, unit->name, strlen(unit->name) + 1);
-        to->weight_bytes = unit->weight_bytes;
-        to->kv_bytes_per_token = unit->kv_bytes_per_token;
-        to->workspace_bytes = pen_plan_activation_bytes(pen_model_hparams(model)->hidden, steady.rows);
-        if (options->device) fill_on_device(model, options, u, to);
-        fill_window(model, options, u, to);
         to->time_ms = profile ? pen_profile_unit_ms(profile, model, u, &shape) : estimate_ms(model, unit, &steady);
     }
     uint64_t first = made->units[0].weight_bytes, last = made->units[units - 1].weight_bytes;
+    made->devices[0].numa_nodes = options->numa_nodes;
     made->tied_bytes = pen_model_unit(model, 0)->tied_bytes;
     if (made->tied_bytes > first) made->tied_bytes = first;
     if (made->tied_bytes > last) made->tied_bytes = last;

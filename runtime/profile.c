@@ -3,7 +3,8 @@
  *
  * A measurement must find the caches as a run leaves them: with the weights and the KV of other layers in them. So a
  * class is measured on several copies of its weights, one after the other, that together are more than twice the
- * last-level cache, and every repetition attends over other pages of a KV pool of that size.
+ * last-level cache, and every repetition attends over other pages of a KV pool of that size. Decodes are launched as a
+ * run launches them: as graphs, on a device that keeps any.
  */
 #include "profile.h"
 
@@ -20,6 +21,7 @@ enum {
     LOGIT_ROWS_MOST = 64, /* the grid's end for the head */
     DECODES_MOST = PEN_PROFILE_DECODES,
     COPIES_MOST = 512, /* copies of a unit */
+    GRAPHS_MOST = 64,  /* copies of one of which each gets a graph */
     PASSES = 2,
     REPEATS_LEAST = 3,
     REPEATS_MOST = 25,
@@ -192,11 +194,18 @@ static pen_batch next_batch(bench *b, int rows, int logit_rows, int context, pen
                        .greedy = true};
 }
 
-static double run_once(bench *b, pen_shard *shard, const pen_batch *batch) {
+static void run_unit(bench *b, pen_shard *shard, bool graph) {
+    int unit = pen_shard_first(shard);
+    for (bool go = !graph || pen_device_graph_begin(b->device, shard, 0); go;
+         go = graph && pen_device_graph_end(b->device))
+        pen_shard_run(shard, unit, &b->workspace, b->kv);
+}
+
+static double run_once(bench *b, pen_shard *shard, const pen_batch *batch, bool graph) {
     int unit = pen_shard_first(shard);
     pen_device_set_batch(b->device, batch);
     pen_device_unit_reset(b->device);
-    pen_shard_run(shard, unit, &b->workspace, b->kv);
+    run_unit(b, shard, graph);
     if (batch->logit_count > 0) {
         pen_device_unit_begin(b->device, unit);
         pen_op_pick(b->device, b->workspace.logits, pen_model_hparams(b->model)->vocab, b->picks, b->choices);
@@ -229,18 +238,20 @@ static pen_profile_point measure_point(bench *b, pen_shard **copies, int copy_co
     pen_run runs[DECODES_MOST];
     double samples[REPEATS_MOST], spent = 0;
     int count = 0, least = REPEATS_LEAST, next = 0;
+    bool graph = pen_device_keeps_graphs(b->device) && rows <= DECODES_MOST && copy_count <= GRAPHS_MOST;
     size_t bytes = (size_t)rows * (size_t)pen_model_hparams(b->model)->hidden * sizeof(float);
     pen_buffer_write(b->workspace.x, 0, b->residual, bytes);
 
     pen_batch batch = next_batch(b, rows, logit_rows, context, runs);
-    double warm_up = run_once(b, copies[next++ % copy_count], &batch);
+    double warm_up = run_once(b, copies[next++ % copy_count], &batch, graph);
+    while (graph && next < 2 * copy_count) run_once(b, copies[next++ % copy_count], &batch, graph);
     if (warm_up >= SLOW_MS) { /* what a warm-up is for is lost in such a time */
         samples[count++] = warm_up;
         least = 2;
     }
     while (count < least || (count < REPEATS_MOST && spent < b->point_ms)) {
         batch = next_batch(b, rows, logit_rows, context, runs);
-        samples[count] = run_once(b, copies[next++ % copy_count], &batch);
+        samples[count] = run_once(b, copies[next++ % copy_count], &batch, graph);
         spent += samples[count++];
     }
     return summary(samples, count);

@@ -26,8 +26,8 @@ static uint64_t hash_program(void) {
 
 static uint64_t hash_key(const pen_profile_key *key) {
     const char *device = pen_device_name(key->device);
-    const int fields[] = {(int)pen_device_activations(key->device), key->ranks, key->context,
-                          pen_model_hparams(key->model)->context};
+    const int fields[] = {(int)pen_device_activations(key->device), (int)pen_device_kv_type(key->device), key->ranks,
+                          key->context, pen_model_hparams(key->model)->context};
     uint64_t hash = XXH64(device, strlen(device), hash_program());
     hash = XXH64(fields, sizeof fields, hash);
     for (int u = 0; u < pen_model_unit_count(key->model); u++) {

@@ -93,6 +93,7 @@ static pen_status describe(const task *t, const pen_plan_workload *workload, int
         average_times(options, rank, &steady, device->unit_ms);
     }
     memcpy(device->name, from->device, sizeof device->name);
+    device->numa_nodes = from->numa_nodes;
     if (device->memory_bytes == 0) device->memory_bytes = from->memory;
     return PEN_OK;
 }
@@ -164,28 +165,47 @@ static pen_status merge(const task *t, const pen_plan_workload *workload, int k,
 
 /* ---- One kind's plan --------------------------------------------------------------------------------------------- */
 
+static uint64_t larger(uint64_t a, uint64_t b) {
+    return a > b ? a : b;
+}
+
 static const pen_profile *profile_of(const task *t, int k) {
     int r = 0;
     while (t->kind_of[r] != k) r++;
     return t->options->ranks[r * t->options->stages].profile;
 }
 
-/* The model's bytes on our device, and the times of the kind's. */
+/* The bytes of units on the device where they take most: the solver knows one size of a unit. Devices of one sort
+ * agree; between a CPU and a GPU the scratch differs, of which a GPU, whose memory is scarce, needs more. */
+static void take_largest(const task *t, int k, pen_plan_unit *sizes) {
+    const pen_replica_plans_options *options = t->options;
+    for (int r = 0; r < options->replicas * options->stages; r++)
+        for (int u = 0; t->kind_of[r / options->stages] == k && u < pen_model_unit_count(options->model); u++) {
+            const pen_plan_unit *own = &options->ranks[r].sizes[u];
+            pen_plan_unit *most = &sizes[u];
+            most->weight_bytes = larger(most->weight_bytes, own->weight_bytes);
+            most->kv_bytes_per_token = larger(most->kv_bytes_per_token, own->kv_bytes_per_token);
+            most->kv_window_bytes = larger(most->kv_window_bytes, own->kv_window_bytes);
+            most->workspace_bytes = larger(most->workspace_bytes, own->workspace_bytes);
+        }
+}
+
+/* The model's bytes and the times on the kind's devices. */
 static pen_status make_plan(const task *t, const pen_plan_workload *workload, int k, pen_plan **plan) {
     const pen_replica_plans_options *options = t->options;
+    pen_plan_unit *sizes = calloc((size_t)pen_model_unit_count(options->model), sizeof *sizes);
     pen_plan_model_options from = {
         .workload = *workload,
         .stages = options->stages,
         .profile = profile_of(t, k),
-        .device = options->device,
+        .sizes = sizes,
         .rows = options->rows,
-        .logit_rows = options->logit_rows,
-        .context = options->context,
-        .sequences = options->sequences,
-        .positions = options->positions,
-        .slots = options->slots,
     };
-    PEN_TRY(pen_plan_from_model(options->model, &from, plan));
+    pen_status status = sizes ? PEN_OK : pen_fail(PEN_NO_MEMORY, "no memory for the plans");
+    if (status == PEN_OK) take_largest(t, k, sizes);
+    if (status == PEN_OK) status = pen_plan_from_model(options->model, &from, plan);
+    free(sizes);
+    PEN_TRY(status);
     pen_plan *made = *plan;
     PEN_TRY(pen_plan_set_devices(made, options->stages));
     for (int s = 0; s < options->stages; s++) PEN_TRY(merge(t, workload, k, s, &made->devices[s]));

@@ -24,20 +24,19 @@ typedef struct pen_rank_report {
     int node;
     char device[PEN_PLAN_NAME];
     uint64_t memory;            /* bytes; 0: no limit */
+    int numa_nodes;             /* as in pen_plan_device */
     double send_ms, wire_ms;    /* to the next stage, as in pen_plan_device, for the steady microbatch of the config */
     const pen_profile *profile; /* NULL, for all ranks: the times are the config's file's */
+    const pen_plan_unit *sizes; /* [units] what they take on its device */
 } pen_rank_report;
 
 typedef struct pen_replica_plans_options {
     const pen_model *model;
-    const pen_device *device; /* says what things take in memory */
     const pen_config *config;
     int replicas, stages;
-    const pen_rank_report *ranks;  /* [replicas · stages] */
-    int rows, logit_rows, context; /* of a microbatch at most, and of the longest sequence that a stage has room for */
-    int sequences, positions;      /* of a replica at a time, and the longest of them */
-    int64_t kv_tokens;             /* of a replica */
-    int slots;                     /* residual buffers of a stage */
+    const pen_rank_report *ranks; /* [replicas · stages] */
+    int rows;                     /* of a microbatch at most */
+    int64_t kv_tokens;            /* of a replica */
 } pen_replica_plans_options;
 
 pen_status pen_replica_plans_solve(const pen_replica_plans_options *options, pen_replica_plans **plans);

@@ -22,6 +22,7 @@
 
 enum {
     MEASURE_REPEATS = 10,
+    MEASURE_PATIENCE_MS = 100,
     TRACE_RECORDS = 1 << 17, /* 5 MiB of steps a rank */
     LINK_PATIENCE_S = 30,
 };
@@ -44,7 +45,7 @@ struct pen_session {
     pen_model *own_model; /* NULL where it is the simulation's */
     const pen_model *model;
     pen_device *device;
-    pen_memory *memories;      /* [size] that the ranks compute in, as they were before any rank took some */
+    pen_memory *memories;      /* [size] that the ranks compute in, see share_memories() */
     pen_profile *profile;      /* this rank's own; NULL where the times come from a file */
     pen_replica_plans *plans;  /* rank 0's, of all replicas */
     pen_plan *own_plan;        /* NULL on rank 0 */
@@ -116,6 +117,7 @@ static pen_status agree(pen_session *session, const char *what, pen_status statu
                           pen_last_error());
     status = pen_world_agree(session->world, what, status);
     session->settled = status != PEN_OK;
+    if (status == PEN_OK) PEN_DEBUG("done: %s", what);
     return status;
 }
 
@@ -146,19 +148,21 @@ static pen_status open_device(pen_session *session) {
 }
 
 /* Everybody's memory, to everybody: a profile is one of so many ranks on a device, and a plan divides what they share.
- */
+ * Done at first, and again when links are open, which on a GPU take memory of their own, as do kernels once they are
+ * loaded. */
 static pen_status share_memories(pen_session *session) {
     static const char what[] = "comparing memories";
     pen_world *world = session->world;
     size_t size = (size_t)pen_world_size(world);
     pen_own_memory own;
     pen_blob *blobs = calloc(size, sizeof *blobs);
-    session->memories = calloc(size, sizeof *session->memories);
+    if (!session->memories) session->memories = calloc(size, sizeof *session->memories);
     pen_status status = blobs && session->memories ? pen_device_own_memory(session->device, &own)
                                                    : pen_fail(PEN_NO_MEMORY, "no memory for %zu ranks", size);
     if (status == PEN_OK) {
         pen_memory mine = {.node = pen_world_place(world, pen_world_rank(world))->node,
-                           .free = own.total_bytes > 0 ? own.free_bytes : pen_world_share(world)->memory};
+                           .free = own.total_bytes > 0 ? own.free_bytes : pen_world_share(world)->memory,
+                           .held = pen_device_bytes_used(session->device)};
         memcpy(mine.bus, own.bus, sizeof own.bus);
         status = pen_world_gather(world, what, &mine, sizeof mine, blobs);
     }
@@ -359,18 +363,12 @@ static pen_status solve(pen_session *session, const pen_rank_report *ranks) {
     const stage_layout *layout = &session->layout;
     pen_replica_plans_options options = {
         .model = session->model,
-        .device = session->device,
         .config = &session->config,
         .replicas = pen_world_replicas(session->world),
         .stages = pen_world_stages(session->world),
         .ranks = ranks,
         .rows = layout->rows,
-        .logit_rows = layout->logit_rows,
-        .context = layout->context,
-        .sequences = layout->sequences,
-        .positions = layout->positions,
         .kv_tokens = (int64_t)layout->kv_blocks * PEN_KV_BLOCK,
-        .slots = PEN_ENGINE_SLOTS,
     };
     PEN_TRY(pen_replica_plans_solve(&options, &session->plans));
     session->plan = pen_replica_plans_plan(session->plans, 0);
@@ -396,9 +394,14 @@ static uint64_t memory_limit(const pen_session *session, int rank) {
     return pen_memory_limit(session->memories, pen_world_size(session->world), rank, config->gpu_memory_utilization);
 }
 
-/* Rank 0: the plans that follow from what the ranks sent, [size] each. */
-static pen_status solve_reports(pen_session *session, const pen_blob *reports, const pen_blob *texts) {
+/* What every rank sends rank 0 of itself. */
+enum { REPORT, PROFILE, SIZES, PARTS };
+
+/* Rank 0: the plans that follow from what the ranks sent, of each part [size]. */
+static pen_status solve_reports(pen_session *session, const pen_blob *parts) {
     int size = pen_world_size(session->world);
+    const pen_blob *reports = parts + REPORT * size, *texts = parts + PROFILE * size, *sizes = parts + SIZES * size;
+    size_t sizes_bytes = (size_t)pen_model_unit_count(session->model) * sizeof(pen_plan_unit);
     pen_rank_report *ranks = calloc((size_t)size, sizeof *ranks);
     pen_profile **profiles = calloc((size_t)size, sizeof(pen_profile *));
     pen_status status =
@@ -406,11 +409,12 @@ static pen_status solve_reports(pen_session *session, const pen_blob *reports, c
     for (int r = 0; r < size && status == PEN_OK; r++) {
         if (session->profile) status = pen_profile_decode(texts[r].data, texts[r].bytes, &profiles[r]);
         bool covers = !profiles[r] || pen_profile_covers(profiles[r], session->model);
-        if (status == PEN_OK && (reports[r].bytes != sizeof *ranks || !covers))
+        if (status == PEN_OK && (reports[r].bytes != sizeof *ranks || sizes[r].bytes != sizes_bytes || !covers))
             status = pen_fail(PEN_BAD_INPUT, "rank %d runs another build than rank 0", r);
         if (status != PEN_OK) break;
         memcpy(&ranks[r], reports[r].data, sizeof *ranks);
         ranks[r].profile = profiles[r];
+        ranks[r].sizes = sizes[r].data;
     }
     if (status == PEN_OK) {
         warn_if_shared(session);
@@ -427,30 +431,60 @@ static void free_blobs(pen_blob *blobs, int count) {
     free(blobs);
 }
 
-/* Everyone's device, memory and profile come to rank 0, which solves them. */
+/* What units take on this rank's device; the caller frees it. NULL: no memory. */
+static pen_plan_unit *size_units(const pen_session *session) {
+    const stage_layout *layout = &session->layout;
+    pen_plan_model_options options = {
+        .workload = pen_replica_plans_workload(&session->config),
+        .stages = pen_world_stages(session->world),
+        .device = session->device,
+        .rows = layout->rows,
+        .logit_rows = layout->logit_rows,
+        .context = layout->context,
+        .sequences = layout->sequences,
+        .positions = layout->positions,
+        .slots = PEN_ENGINE_SLOTS,
+    };
+    pen_plan_unit *sizes = calloc((size_t)pen_model_unit_count(session->model), sizeof *sizes);
+    if (sizes) pen_plan_model_sizes(session->model, &options, sizes);
+    return sizes;
+}
+
+/* Everyone's device, memory, profile and sizes come to rank 0, which solves them. */
 static pen_status collect_and_solve(pen_session *session) {
     pen_world *world = session->world;
-    int size = pen_world_size(world);
-    pen_blob *reports = calloc((size_t)size, sizeof *reports);
-    pen_blob *texts = calloc((size_t)size, sizeof *texts);
-    char *own = session->profile ? pen_profile_encode(session->profile) : NULL;
+    int size = pen_world_size(world), rank = pen_world_rank(world);
+    pen_blob *parts = calloc((size_t)(PARTS * size), sizeof *parts);
+    char *text = session->profile ? pen_profile_encode(session->profile) : NULL;
+    pen_plan_unit *sizes = size_units(session);
     pen_status status = PEN_OK;
-    if (!reports || !texts || (session->profile && !own))
+    if (!parts || !sizes || (session->profile && !text))
         status = pen_fail(PEN_NO_MEMORY, "no memory for the profiles of %d ranks", size);
     status = agree(session, "collecting the profiles", status);
 
-    int rank = pen_world_rank(world);
-    pen_rank_report mine = {.node = session->memories[rank].node, .memory = memory_limit(session, rank)};
+    pen_rank_report mine = {.node = session->memories[rank].node};
     if (status == PEN_OK && !session->config.profile[0]) status = time_link(session, &mine);
     status = agree(session, "timing the links", status);
+    if (status == PEN_OK) status = agree(session, "comparing memories", share_memories(session));
+    mine.memory = memory_limit(session, rank);
+    if (!session->sim && !session->memories[rank].bus[0])
+        mine.numa_nodes = pen_share_numa_nodes(pen_world_share(world));
     snprintf(mine.device, sizeof mine.device, "%s", pen_device_name(session->device));
-    if (status == PEN_OK) status = pen_world_gather(world, "collecting the devices", &mine, sizeof mine, reports);
-    if (status == PEN_OK)
-        status = pen_world_gather(world, "collecting the profiles", own ? own : "", own ? strlen(own) : 0, texts);
-    if (status == PEN_OK && is_first(session)) status = solve_reports(session, reports, texts);
-    free_blobs(reports, size);
-    free_blobs(texts, size);
-    free(own);
+    const struct {
+        const char *what;
+        const void *data;
+        size_t bytes;
+    } own[PARTS] = {
+        [REPORT] = {"collecting the devices", &mine, sizeof mine},
+        [PROFILE] = {"collecting the profiles", text ? text : "", text ? strlen(text) : 0},
+        [SIZES] = {"collecting sizes", sizes, (size_t)pen_model_unit_count(session->model) * sizeof *sizes},
+    };
+    for (int i = 0; i < PARTS && status == PEN_OK; i++)
+        status = pen_world_gather(world, own[i].what, own[i].data, own[i].bytes, parts + i * size);
+    if (status == PEN_OK && is_first(session)) status = solve_reports(session, parts);
+    free_blobs(parts, PARTS * size);
+    free(sizes);
+    free(text);
     return status;
 }
 
@@ -561,14 +595,17 @@ static double step_timeout(const pen_session *session) {
 pen_status pen_session_plan(pen_session *session, pen_status request, const pen_session_need *need) {
     if (is_first(session) && request == PEN_OK) request = lay_out(session, need);
     PEN_TRY(agree(session, "preparing the request", request));
+    stage_layout *layout = &session->layout;
+    PEN_TRY(agree(session, "sharing the layout",
+                  broadcast_plain(session->world, "sharing the layout", layout, sizeof *layout)));
     int stages = pen_world_stages(session->world), units = pen_model_unit_count(session->model);
     if (stages > units) return pen_fail(PEN_USAGE, "%d stages are more than the model's %d units", stages, units);
     if (!session->config.profile[0]) PEN_TRY(agree(session, "profiling", profile_device(session)));
     PEN_TRY(agree(session, "opening the links", open_link(session)));
     PEN_TRY(agree(session, "planning", collect_and_solve(session)));
-    if (is_first(session)) session->layout.step_timeout_s = step_timeout(session);
-    PEN_TRY(agree(session, "sharing the layout",
-                  broadcast_plain(session->world, "sharing the layout", &session->layout, sizeof session->layout)));
+    if (is_first(session)) layout->step_timeout_s = step_timeout(session);
+    pen_status shared = broadcast_plain(session->world, "sharing the plan", &layout->step_timeout_s, sizeof(double));
+    PEN_TRY(agree(session, "sharing the plan", shared));
     return agree(session, "sharing the plan", share_plans(session));
 }
 
@@ -676,11 +713,12 @@ pen_status pen_session_load(pen_session *session) {
     return agree(session, "loading the model", make_stage(session));
 }
 
-pen_status pen_session_measure(pen_session *session, double *ms) {
+pen_status pen_session_measure(pen_session *session, bool exactly, double *ms) {
     const pen_plan *plan = session->plan;
     pen_engine_shape shape = steady_shape(session, &plan->workload, plan->stage_count);
-    bool exact = !session->sim && plan->stage_count > 1; /* where stages are compared; one alone need not wait for it */
-    PEN_TRY(pen_engine_measure(session->engine, &shape, exact ? MEASURE_REPEATS : 1, ms));
+    bool compared = !session->sim && plan->stage_count > 1;
+    PEN_TRY(pen_engine_measure(session->engine, &shape, compared ? MEASURE_REPEATS : 1,
+                               exactly ? INFINITY : MEASURE_PATIENCE_MS, ms));
     for (int s = 0; s < plan->stage_count; s++) ms[s] /= session->config.time_scale;
     return PEN_OK;
 }

@@ -71,8 +71,9 @@ pen_status pen_session_load(pen_session *session);
 pen_engine *pen_session_engine(pen_session *session);
 
 /* A leader, after load: times the plan's microbatch on all stages of its replica at once, ten times, or once where
- * there is nothing to compare; ms[stages] are the medians. */
-pen_status pen_session_measure(pen_session *session, double *ms);
+ * there is nothing to compare; ms[stages] are the medians. Unless it is to be exact it keeps nobody waiting: then only
+ * as many times as are done at once. */
+pen_status pen_session_measure(pen_session *session, bool exactly, double *ms);
 
 /* Rank 0, after load: what the profile says of these requests on its own replica, beside which a run's measurements can
  * be put. simulation->stages: [stages of the plan]; `watch` may be NULL. Times are before --time-scale. */

@@ -3,7 +3,10 @@
  */
 #include "stage.h"
 
+#include "log.h"
+
 #include <assert.h>
+#include <inttypes.h>
 #include <stdlib.h>
 
 typedef struct stage_slot {
@@ -60,20 +63,32 @@ pen_kv_pools pen_stage_kv_pools(const pen_model *model, int sequences, int rows,
     return pools;
 }
 
-uint64_t pen_stage_bytes(const pen_model *model, const pen_device *device, const pen_stage_options *options) {
+/* What a stage takes, in bytes: the first for as long as it lives, the second as requests fill it, the last where
+ * batches are as large as they may be. */
+typedef struct stage_parts {
+    uint64_t weights, kv, scratch;
+} stage_parts;
+
+static stage_parts parts_of(const pen_model *model, const pen_device *device, const pen_stage_options *options) {
     const pen_hparams *h = pen_model_hparams(model);
     pen_limits limits;
     pen_model_limits(model, options->rows, options->logit_rows, options->context, &limits);
     pen_shard_options shard = shard_options(options);
     bool head = is_head(model, options->last);
-    uint64_t bytes = pen_device_scratch_bytes(device, &limits) + pen_shard_bytes(model, device, &shard) +
-                     pen_workspace_bytes(model, device, options->rows, options->logit_rows, head) +
-                     (uint64_t)(options->slots - 1) * residual_bytes(model, options);
+    stage_parts parts = {.weights = pen_shard_bytes(model, device, &shard)};
     for (int unit = options->first; unit <= options->last; unit++)
         if (is_block(model, unit))
-            bytes += pen_kv_bytes(device, h->kv_heads, h->head_size, kv_blocks(model, options, unit));
-    if (head) bytes += (uint64_t)options->logit_rows * sizeof(pen_choice);
-    return bytes;
+            parts.kv += pen_kv_bytes(device, h->kv_heads, h->head_size, kv_blocks(model, options, unit));
+    parts.scratch = pen_device_scratch_bytes(device, &limits) +
+                    pen_workspace_bytes(model, device, options->rows, options->logit_rows, head) +
+                    (uint64_t)(options->slots - 1) * residual_bytes(model, options);
+    if (head) parts.scratch += (uint64_t)options->logit_rows * sizeof(pen_choice);
+    return parts;
+}
+
+uint64_t pen_stage_bytes(const pen_model *model, const pen_device *device, const pen_stage_options *options) {
+    stage_parts parts = parts_of(model, device, options);
+    return parts.weights + parts.kv + parts.scratch;
 }
 
 static pen_status make_slots(pen_stage *stage, const pen_stage_options *options) {
@@ -108,7 +123,11 @@ static pen_status fill(pen_stage *stage, const pen_stage_options *options) {
                                   &stage->kv[unit - stage->first]));
     /* The weights last: they take the longest, and everything that can fail has been tried by then. */
     pen_shard_options shard = shard_options(options);
-    return pen_shard_load(model, stage->device, &shard, &stage->shard);
+    PEN_TRY(pen_shard_load(model, stage->device, &shard, &stage->shard));
+    stage_parts parts = parts_of(model, stage->device, options);
+    PEN_DEBUG("bytes of the stage: weights %" PRIu64 ", KV %" PRIu64 ", scratch %" PRIu64, parts.weights, parts.kv,
+              parts.scratch);
+    return PEN_OK;
 }
 
 pen_status pen_stage_create(const pen_model *model, pen_device *device, const pen_stage_options *options,

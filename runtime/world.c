@@ -126,6 +126,7 @@ static pen_status start_mpi(pen_world *world) {
     PEN_TRY(mpi_status(MPI_Comm_dup(MPI_COMM_WORLD, &world->links), "starting"));
     PEN_TRY(mpi_status(MPI_Comm_dup(MPI_COMM_WORLD, &world->mail), "starting"));
     alarm(0);
+    PEN_DEBUG("done: MPI_Init");
     MPI_Comm_set_errhandler(world->talk, MPI_ERRORS_RETURN);
     MPI_Comm_set_errhandler(world->links, MPI_ERRORS_RETURN);
     MPI_Comm_set_errhandler(world->mail, MPI_ERRORS_RETURN);

@@ -12,6 +12,9 @@ import tempfile
 import unittest
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent / "mpi"))
+from gguf_file import model as tiny_model  # noqa: E402
+
 USAGE, BAD_INPUT, UNSUPPORTED, IO = 2, 3, 4, 6
 SYNTHETIC = "synthetic:llama:layers=4,hidden=256,ffn=512/512/1024/512,heads=4,kv_heads=2,vocab=1000,type=q4_0"
 MODEL = os.environ.get("PENSTOCK_TEST_MODEL")
@@ -108,6 +111,18 @@ class Program(unittest.TestCase):
                 self.assertEqual(result.returncode, 0)
                 self.assertIn("cut.gguf is cut short", result.stderr)
                 self.refused(BAD_INPUT, f"{len(data) - length} are missing", "run", str(file), "-p", "x")
+
+    @unittest.skipIf(len(os.sched_getaffinity(0)) < 2, "two cores are needed")
+    def test_plan_on_two_numa_nodes(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.gguf"
+            file.write_bytes(tiny_model())
+            for topology, advised in (("numa:2 core:1 pu:1", True), ("numa:1 core:2 pu:1", False)):
+                line = ["plan", str(file), "--device", "cpu", "--cache", "-", "--json"]
+                result = run(*line, HWLOC_SYNTHETIC=topology, **NO_MPI)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                notes = " ".join(json.loads(result.stdout)["notes"])
+                self.assertEqual("mpirun -np 2 --map-by numa" in notes, advised, notes)
 
     def test_full_disk(self):
         with open("/dev/full", "w") as full:

@@ -25,8 +25,9 @@ typedef struct query_tile {
 
 /* Scratch of one thread, in floats. */
 typedef struct workspace {
-    float *queries; /* [head_size][query_stride] scaled */
-    float *scores;  /* [query_stride][PEN_SCORE_STRIDE] */
+    float *queries;           /* [head_size][query_stride] scaled */
+    pen_query_block *rounded; /* [query][head_size/32] instead, where K is q8_0 */
+    float *scores;            /* [query_stride][PEN_SCORE_STRIDE] */
     pen_attention_state span, state;
 } workspace;
 
@@ -88,6 +89,7 @@ static workspace workspace_of(const attention_job *job, int thread) {
     size_t padded = (size_t)at->query_stride, size = (size_t)job->op->head_size;
     workspace work;
     work.queries = (float *)job->device->op_scratch + (size_t)thread * at->thread_floats;
+    work.rounded = (pen_query_block *)work.queries;
     work.scores = work.queries + padded * size;
     float *states = work.scores + padded * PEN_SCORE_STRIDE;
     work.span = state_at(at, states);
@@ -122,11 +124,43 @@ static const float *query_at(const attention_job *job, const query_tile *tile, i
     return (const float *)pen_cpu_data(op->qkv) + (row + (size_t)head) * (size_t)op->head_size;
 }
 
+/* Rows of a batch are too far apart for the processor to see what comes next. */
+static void fetch_queries(const attention_job *job, const query_tile *tile, int kv_head) {
+    for (int n = 0; n < tile->rows * job->at.group; n++)
+        for (int d = 0; d < job->op->head_size; d += 16) __builtin_prefetch(query_at(job, tile, kv_head, n) + d);
+}
+
+static float score_scale(const pen_attention_op *op) {
+    return op->softcap > 0 ? op->scale / op->softcap : op->scale;
+}
+
+/* For q8_0, queries are rounded as fine activation rows are, and the scale goes into theirs. */
+static void quantize_queries(const attention_job *job, const query_tile *tile, int kv_head, pen_query_block *out) {
+    int size = job->op->head_size;
+    float scale = score_scale(job->op);
+    pen_fine_block block;
+    for (int n = 0; n < tile->rows * job->at.group; n++) {
+        const float *query = query_at(job, tile, kv_head, n);
+        for (int d = 0; d < size; d += PEN_QUANT_BLOCK, out++) {
+            pen_cpu_activation_store(job->device, PEN_ROW_FINE, query + d, PEN_QUANT_BLOCK, &block);
+            *out = (pen_query_block){.scale = block.factors.scale * scale};
+            memcpy(out->parts, block.parts, sizeof out->parts);
+            for (int part = 0; part < 2; part++)
+                for (int i = 0; i < PEN_QUANT_BLOCK; i++) out->bias[part] -= 128 * block.parts[part][i];
+        }
+    }
+}
+
 /* Queries are stored one per column, times the scale; four at a time, the last one repeated where they end. */
-static void load_queries(const attention_job *job, const query_tile *tile, int kv_head, float *queries) {
+static void load_queries(const attention_job *job, const query_tile *tile, int kv_head, workspace *work) {
+    fetch_queries(job, tile, kv_head);
+    if (job->kv->type == PEN_TYPE_Q8_0) {
+        quantize_queries(job, tile, kv_head, work->rounded);
+        return;
+    }
     const pen_attention_op *op = job->op;
+    float *queries = work->queries, scale = score_scale(op);
     int stride = job->at.query_stride, last = tile->rows * job->at.group - 1;
-    float scale = op->softcap > 0 ? op->scale / op->softcap : op->scale;
     for (int n = 0; n <= last; n += 4) {
         const float *q[4];
         for (int i = 0; i < 4; i++) q[i] = query_at(job, tile, kv_head, n + i < last ? n + i : last);
@@ -139,21 +173,26 @@ static void load_queries(const attention_job *job, const query_tile *tile, int k
 static pen_attention_blocks blocks_of(const attention_job *job, const pen_run *run, const unsigned char *half_of_kv,
                                       int kv_head, int first, int end) {
     const pen_cpu_kv *kv = job->kv;
-    size_t bytes = kv->element * PEN_KV_BLOCK * (size_t)kv->head_size;
-    pen_attention_blocks blocks = {.half = kv->element == sizeof(uint16_t)};
+    pen_attention_blocks blocks = {.type = kv->type};
     for (; first < end && blocks.count < PEN_ATTENTION_BLOCKS; first++) {
         int32_t page = run->tables[job->op->group][first];
         assert(page >= 0 && page < kv->blocks);
-        blocks.at[blocks.count++] = half_of_kv + ((size_t)page * (size_t)kv->kv_heads + (size_t)kv_head) * bytes;
+        blocks.at[blocks.count] = half_of_kv + pen_cpu_kv_page(kv, (size_t)page, kv_head);
+        blocks.ahead[blocks.count] = blocks.at[blocks.count];
+        blocks.count++;
     }
     return blocks;
 }
 
-/* Decode reads each block once and waits for memory: ask for it early. */
-static void prefetch(const attention_job *job, const pen_attention_blocks *blocks) {
-    size_t bytes = job->kv->element * PEN_KV_BLOCK * (size_t)job->kv->head_size;
+/* Decode reads each block once and waits for memory: the kernels ask for the next blocks while they read these … */
+static void look_ahead(pen_attention_blocks *blocks, const pen_attention_blocks *next) {
+    for (int b = 0; b < next->count; b++) blocks->ahead[b] = next->at[b];
+}
+
+/* … and nobody has asked for the first ones. */
+static void fetch(const attention_job *job, const pen_attention_blocks *blocks) {
     for (int b = 0; b < blocks->count; b++)
-        for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)blocks->at[b] + at, 0, 2);
+        for (size_t at = 0; at < job->kv->page; at += 64) __builtin_prefetch((const char *)blocks->at[b] + at, 0, 2);
 }
 
 /* The softmax of a tile over one span. Positions that no row sees are not touched: their pages may be gone, or not
@@ -169,17 +208,18 @@ static void attend_span(const attention_job *job, const query_tile *tile, int kv
     if (first > begin) begin = first;
     if (last < end) end = last;
     int blocks_begin = begin / PEN_KV_BLOCK, blocks_end = (end - 1) / PEN_KV_BLOCK + 1;
-    pen_attention_blocks keys = blocks_of(job, run, job->kv->k, kv_head, blocks_begin, blocks_end);
-    for (int block = blocks_begin; block < blocks_end; block += PEN_ATTENTION_BLOCKS) {
-        pen_attention_blocks next = blocks_of(job, run, job->kv->k, kv_head, block + PEN_ATTENTION_BLOCKS, blocks_end);
-        if (tile->rows == 1) {
-            pen_attention_blocks values = blocks_of(job, run, job->kv->v, kv_head, block, blocks_end);
-            prefetch(job, &next);
-            prefetch(job, &values);
-        }
-        ops->scores(work->queries, job->at.query_stride, n, job->op->head_size, &keys,
-                    work->scores + block * PEN_KV_BLOCK - begin);
-        keys = next;
+    pen_attention_blocks first_values = blocks_of(job, run, job->kv->v, kv_head, blocks_begin, blocks_end);
+    pen_attention_blocks blocks = blocks_of(job, run, job->kv->k, kv_head, blocks_begin, blocks_end), next;
+    if (tile->rows == 1) fetch(job, &blocks);
+    for (int block = blocks_begin; block < blocks_end; block += PEN_ATTENTION_BLOCKS, blocks = next) {
+        int behind = block + PEN_ATTENTION_BLOCKS;
+        next = behind < blocks_end ? blocks_of(job, run, job->kv->k, kv_head, behind, blocks_end) : first_values;
+        if (tile->rows == 1) look_ahead(&blocks, &next);
+        float *scores = work->scores + block * PEN_KV_BLOCK - begin;
+        if (blocks.type == PEN_TYPE_Q8_0)
+            ops->scores_q8_0(work->rounded, n, job->op->head_size, &blocks, scores);
+        else
+            ops->scores(work->queries, job->at.query_stride, n, job->op->head_size, &blocks, scores);
     }
 
     for (int q = 0; q < n; q++) {
@@ -191,10 +231,11 @@ static void attend_span(const attention_job *job, const query_tile *tile, int kv
                                   to - begin, job->op->softcap, &out->max[q]);
     }
     memset(out->values, 0, (size_t)(n * width) * sizeof *out->values);
-    for (int block = blocks_begin; block < blocks_end; block += PEN_ATTENTION_BLOCKS) {
-        pen_attention_blocks values = blocks_of(job, run, job->kv->v, kv_head, block, blocks_end);
+    for (int block = blocks_begin; block < blocks_end; block += PEN_ATTENTION_BLOCKS, blocks = next) {
         int at = block * PEN_KV_BLOCK - begin, left = end - begin - at, most = PEN_ATTENTION_BLOCKS * PEN_KV_BLOCK;
-        ops->weigh(work->scores + at, n, &values, left < most ? left : most, job->op->head_size, width, out->values);
+        next = blocks_of(job, run, job->kv->v, kv_head, block + PEN_ATTENTION_BLOCKS, blocks_end);
+        if (tile->rows == 1) look_ahead(&blocks, &next);
+        ops->weigh(work->scores + at, n, &blocks, left < most ? left : most, job->op->head_size, width, out->values);
     }
 }
 
@@ -223,7 +264,7 @@ static void tile_task(void *context, int task, int thread) {
     const query_tile *tile = &job->tiles[task / job->op->kv_heads];
     int kv_head = task % job->op->kv_heads, n = tile->rows * job->at.group;
     workspace work = workspace_of(job, thread);
-    load_queries(job, tile, kv_head, work.queries);
+    load_queries(job, tile, kv_head, &work);
     start_state(job, &work.state);
     int span, end = tile_spans(job, tile, &span);
     for (; span < end; span++) {
@@ -247,7 +288,7 @@ static void span_task(void *context, int task, int thread) {
     if (span >= end) return;
     workspace work = workspace_of(job, thread);
     pen_attention_state out = partial(job, item, task % job->spans);
-    load_queries(job, tile, item % job->op->kv_heads, work.queries);
+    load_queries(job, tile, item % job->op->kv_heads, &work);
     attend_span(job, tile, item % job->op->kv_heads, span, &work, &out);
 }
 

@@ -178,29 +178,27 @@ static void weight_destroy(pen_weight *base) {
     free(weight);
 }
 
-static size_t kv_element(const pen_device *device) {
-    return device->activations == PEN_ACTIVATIONS_FAST ? sizeof(uint16_t) : sizeof(float);
-}
-
 enum { KV_SLACK = CACHE_LINE }; /* vectors may read past the last row */
 
-/* Bytes of K, or of V. */
-static size_t kv_half(const pen_device *device, int kv_heads, int head_size, int blocks) {
-    return kv_element(device) * PEN_KV_BLOCK * (size_t)kv_heads * (size_t)head_size * (size_t)blocks;
+/* Of one head and block, K or V. */
+static size_t kv_page(const pen_device *device, int head_size) {
+    return PEN_KV_BLOCK * pen_type_row_bytes(device->kv_type, head_size);
 }
 
 static size_t kv_bytes(const pen_device *device, int kv_heads, int head_size, int blocks) {
-    return 2 * kv_half(device, kv_heads, head_size, blocks) + KV_SLACK;
+    return 2 * kv_page(device, head_size) * (size_t)kv_heads * (size_t)blocks + KV_SLACK;
 }
 
 static pen_status kv_create(pen_device *device, int kv_heads, int head_size, int blocks, pen_kv **kv) {
+    PEN_TRY(pen_kv_check(device->kv_type, head_size));
     pen_cpu_kv *made = calloc(1, sizeof *made);
     if (!made) return no_memory("a KV cache");
     *made = (pen_cpu_kv){.base.device = device,
                          .kv_heads = kv_heads,
                          .head_size = head_size,
                          .blocks = blocks,
-                         .element = kv_element(device)};
+                         .type = device->kv_type,
+                         .page = kv_page(device, head_size)};
     void *data;
     pen_status status = allocate(cpu(device), kv_bytes(device, kv_heads, head_size, blocks), &data);
     if (status != PEN_OK) {
@@ -208,7 +206,7 @@ static pen_status kv_create(pen_device *device, int kv_heads, int head_size, int
         return status;
     }
     made->k = data;
-    made->v = made->k + kv_half(device, kv_heads, head_size, blocks);
+    made->v = made->k + pen_cpu_kv_page(made, 0, kv_heads);
     *kv = &made->base;
     return PEN_OK;
 }
@@ -251,11 +249,14 @@ static void rope_destroy(pen_rope *base) {
 }
 
 static void kv_copy(pen_device *device, pen_kv *base, int from, int to) {
+    (void)device;
     const pen_cpu_kv *kv = (const pen_cpu_kv *)base;
     assert(from >= 0 && from < kv->blocks && to >= 0 && to < kv->blocks && from != to);
-    size_t bytes = kv_half(device, kv->kv_heads, kv->head_size, 1);
-    memcpy(kv->k + bytes * (size_t)to, kv->k + bytes * (size_t)from, bytes);
-    memcpy(kv->v + bytes * (size_t)to, kv->v + bytes * (size_t)from, bytes);
+    for (int h = 0; h < kv->kv_heads; h++) {
+        size_t source = pen_cpu_kv_page(kv, (size_t)from, h), target = pen_cpu_kv_page(kv, (size_t)to, h);
+        memcpy(kv->k + target, kv->k + source, kv->page);
+        memcpy(kv->v + target, kv->v + source, kv->page);
+    }
 }
 
 /* ---- Events and markers: everything enqueued is already done --------------------------------------------------- */
@@ -420,15 +421,20 @@ static const struct {
     [PEN_CPU_REFERENCE] = {"reference", "reference"},
     [PEN_CPU_PORTABLE] = {"portable", "portable"},
     [PEN_CPU_AVX2] = {"avx2", "avx2"},
+    [PEN_CPU_AVXVNNI] = {"avxvnni", "avxvnni"},
     [PEN_CPU_AVX512] = {"avx512", "avx512vnni"},
 };
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 
 #if defined(PEN_CPU_X86)
-/* clang's check by name knows all but this one. */
+/* clang's check by name knows all but these two. */
 static bool has_f16c(void) {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+static bool has_avxvnni(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bit_AVXVNNI);
 }
 #endif
 
@@ -436,6 +442,7 @@ static bool has_f16c(void) {
 static bool isa_present(pen_cpu_isa isa) {
 #if defined(PEN_CPU_X86)
     if (isa == PEN_CPU_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    if (isa == PEN_CPU_AVXVNNI) return has_avxvnni() && isa_present(PEN_CPU_AVX2);
     if (isa == PEN_CPU_AVX512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
@@ -469,7 +476,11 @@ pen_status pen_cpu_device_create(const pen_cpu_options *options, pen_device **de
                         pen_cpu_isa_names());
     pen_cpu_device *made = calloc(1, sizeof *made);
     if (!made) return no_memory("a CPU device");
-    made->base = (pen_device){.class = &cpu_class, .activations = options->activations};
+    made->base = (pen_device){.class = &cpu_class,
+                              .activations = options->activations,
+                              .kv_type = options->activations == PEN_ACTIVATIONS_F32 ? PEN_TYPE_F32
+                                         : options->kv_q8_0                          ? PEN_TYPE_Q8_0
+                                                                                     : PEN_TYPE_F16};
     made->isa = isa;
     made->unit = -1;
     made->linear = pen_cpu_linear_kernels_get(isa);

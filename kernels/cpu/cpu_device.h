@@ -77,14 +77,23 @@ static inline void *pen_cpu_data(const pen_buffer *buffer) {
     return ((const pen_cpu_buffer *)buffer)->data;
 }
 
-/* Pages of one layer. K of a block: [kv_head][head_size][PEN_KV_BLOCK] (positions in lanes); V of a block:
- * [kv_head][PEN_KV_BLOCK][head_size]. Elements are f16 or f32. */
+/*
+ * Pages of one layer, [kv_head][block], so that a head's blocks in a row are one stream. Of a head's 16 positions K is
+ * [head_size][16], with positions in lanes, and V [16][head_size], of f32 or f16. Of q8_0, x ≈ scale·q with q and scale
+ * as in an INT8 activation row and the scale then rounded to f16, they are K: uint8 q + 128 [head_size/4][16][4]   V:
+ * int8 q [16][head_size]   and behind either: f16 scale [head_size/32][16]
+ */
 typedef struct pen_cpu_kv {
     pen_kv base;
     int kv_heads, head_size, blocks;
-    size_t element; /* bytes: 2 or 4 */
+    pen_type type;
+    size_t page; /* bytes of a head's 16 positions of K, or of V */
     unsigned char *k, *v;
 } pen_cpu_kv;
+
+static inline size_t pen_cpu_kv_page(const pen_cpu_kv *kv, size_t block, int kv_head) {
+    return ((size_t)kv_head * (size_t)kv->blocks + block) * kv->page;
+}
 
 typedef struct pen_cpu_rope {
     pen_rope base;

@@ -28,6 +28,7 @@ const pen_cpu_linear_kernels *pen_cpu_linear_kernels_get(pen_cpu_isa isa) {
     case PEN_CPU_PORTABLE: return &pen_cpu_linear_kernels_portable;
 #if defined(__x86_64__)
     case PEN_CPU_AVX2: return &pen_cpu_linear_kernels_avx2;
+    case PEN_CPU_AVXVNNI: return &pen_cpu_linear_kernels_avxvnni;
     case PEN_CPU_AVX512: return &pen_cpu_linear_kernels_avx512;
 #endif
     default: return NULL;

@@ -53,7 +53,7 @@ struct pen_cpu_linear_kernels {
 };
 
 extern const pen_cpu_linear_kernels pen_cpu_linear_kernels_portable, pen_cpu_linear_kernels_avx2,
-    pen_cpu_linear_kernels_avx512;
+    pen_cpu_linear_kernels_avxvnni, pen_cpu_linear_kernels_avx512;
 
 /* One of the matrices that an operation multiplies the same rows with; its results begin at `out`. */
 typedef struct pen_product {

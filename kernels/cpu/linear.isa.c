@@ -12,22 +12,6 @@
 
 enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, PREFETCH = 8192 };
 
-/* A copy for each use has its constants folded and its sums in registers. The portable vectors are slow to compile, and
- * to run either way. */
-#if defined(__AVX2__)
-#define SPECIALISED inline __attribute__((always_inline))
-#else
-#define SPECIALISED __attribute__((noinline, noclone))
-#endif
-
-/* Tokens whose sums of products are formed side by side: enough that none waits for the last multiplication of its own,
- * few enough for the registers, of which 8 hold the codes. */
-#if defined(__AVX512F__)
-enum { AT_ONCE = 4 };
-#else
-enum { AT_ONCE = 1 };
-#endif
-
 /* ---- Blocks of 32 quantised weights ---------------------------------------------------------------------------- */
 
 /* 32 weights of 16 rows, ready to be multiplied: d and m of each half, or of all in d[0] and m[0]; m only where the
@@ -42,7 +26,7 @@ static inline v16 f16_at(const unsigned char *p) {
 }
 
 /* The field of vector v in planes of `width` bits, moved to bit `to` of each byte. */
-static inline v16i field(const unsigned char *planes, int width, int v, int to) {
+static SPECIALISED v16i field(const unsigned char *planes, int width, int v, int to) {
     v16i a = v16i_load((const int32_t *)(const void *)(planes + 64 * (v % width)));
     int shift = width * (v / width) - to;
     uint32_t mask = (((1U << width) - 1) << to) * 0x01010101U;
@@ -50,7 +34,7 @@ static inline v16i field(const unsigned char *planes, int width, int v, int to) 
     return width == 8 ? a : v16i_and(a, v16i_all((int32_t)mask));
 }
 
-static inline void unpack_codes(const pen_quant *quant, const unsigned char *planes, v16i *codes) {
+static SPECIALISED void unpack_codes(const pen_quant *quant, const unsigned char *planes, v16i *codes) {
     int low = pen_packed_low_bits(quant);
     for (int v = 0; v < 8; v++) {
         codes[v] = field(planes, low, v, 0);
@@ -60,13 +44,13 @@ static inline void unpack_codes(const pen_quant *quant, const unsigned char *pla
 }
 
 /* pen_e8m0_to_f32 of 16 bytes: the subnormal numbers of e < 2 are the larger, as bits. */
-static inline v16 e8m0_at(const unsigned char *p) {
+static SPECIALISED v16 e8m0_at(const unsigned char *p) {
     v16i e = v16i_and(v16i_load_i8(p), v16i_all(255)), one = v16i_all(1);
     return v16_from_bits(v16i_max(v16i_shift_left(v16i_sub(e, one), 23), v16i_shift_left(v16i_add(e, one), 21)));
 }
 
 /* The factors of 32 values of a block of 256, from those of the block and small integers. */
-static inline void scale_factors(const pen_quant *quant, const unsigned char *scales, weight_block *w) {
+static SPECIALISED void scale_factors(const pen_quant *quant, const unsigned char *scales, weight_block *w) {
     v16 d = w->d[0], m = w->m[0];
     for (int half = 0; half < (quant->share == BLOCK ? 1 : 2); half++) {
         v16i scale = v16i_load_i8(scales + ROWS * half), min = v16i_load_i8(scales + ROWS);
@@ -122,14 +106,8 @@ static SPECIALISED void multiply(const pen_quant *quant, const weight_block *w, 
                                  const unsigned char *x, size_t stride, int parts, int n, const v16i *minus,
                                  v16i *sums) {
     int bits = quant->zero ? __builtin_ctz((unsigned)quant->zero) + 1 : quant->bits; /* behind the table of codes */
-    const int8_t *q = (const int8_t *)x + 4 * first;
     for (int i = 0; i < n; i++) sums[i] = quant->zero ? v16i_shift_left(minus[i], bits - 1) : v16i_all(0);
-    dot(w->codes + first, count, bits, q + BLOCK * (parts - 1), stride, n, sums);
-    if (parts == 1) return;
-    v16i upper[AT_ONCE];
-    for (int i = 0; i < n; i++) upper[i] = v16i_all(0);
-    dot(w->codes + first, count, bits, q, stride, n, upper);
-    for (int i = 0; i < n; i++) sums[i] = v16i_add(sums[i], v16i_shift_left(upper[i], PEN_FINE_SHIFT));
+    dot(w->codes + first, count, bits, (const int8_t *)x + 4 * first, stride, parts, n, sums);
 }
 
 /* y[n] += the block's products with n rows, as the numeric contract says. */
@@ -453,8 +431,8 @@ const pen_cpu_linear_kernels PEN_ISA_NAME(pen_cpu_linear_kernels) = {
     .quantize_fine_row = quantize_fine_row,
     .block_ns =
         {
-            [PEN_ROW_INT8] = BLOCK_NS(4, 12, 400),
-            [PEN_ROW_FINE] = BLOCK_NS(7, 24, 800),
+            [PEN_ROW_INT8] = BLOCK_NS(4, 6, 400),
+            [PEN_ROW_FINE] = BLOCK_NS(7, 11, 800),
             [PEN_ROW_F32] = BLOCK_NS(12, 20, 1000),
         },
 };

@@ -115,7 +115,11 @@ static inline v16 v16_select_less(v16 a, v16 b, v16 yes, v16 no) {
 
 #elif defined(__AVX2__)
 
+#if defined(__AVXVNNI__)
+#define PEN_ISA_NAME(x) x##_avxvnni
+#else
 #define PEN_ISA_NAME(x) x##_avx2
+#endif
 
 typedef struct v16 {
     __m256 lo, hi;

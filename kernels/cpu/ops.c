@@ -11,7 +11,8 @@ const pen_cpu_op_kernels *pen_cpu_op_kernels_get(pen_cpu_isa isa) {
     switch (isa) {
     case PEN_CPU_PORTABLE: return &pen_cpu_op_kernels_portable;
 #if defined(PEN_CPU_X86)
-    case PEN_CPU_AVX2: return &pen_cpu_op_kernels_avx2;
+    case PEN_CPU_AVX2:
+    case PEN_CPU_AVXVNNI: return &pen_cpu_op_kernels_avx2;
     case PEN_CPU_AVX512: return &pen_cpu_op_kernels_avx512;
 #endif
     default: return NULL; /* the reference has no inner kernels */
@@ -116,28 +117,36 @@ static void turn_heads(const pen_cpu_device *device, const pen_rope_kv_op *op, c
     }
 }
 
-/* Stores one position's K, head by head into [head_size][16], and V, into [16][head_size]. */
-static void store_f16(const pen_cpu_device *device, const pen_cpu_kv *kv, size_t block, int slot, const float *k,
-                      const float *v, uint16_t *narrow) {
-    int size = kv->head_size;
-    size_t page = (size_t)PEN_KV_BLOCK * (size_t)size;
-    for (int h = 0; h < kv->kv_heads; h++, k += size, v += size) {
-        uint16_t *k_page = (uint16_t *)kv->k + (block * (size_t)kv->kv_heads + (size_t)h) * page;
-        uint16_t *v_page = (uint16_t *)kv->v + (block * (size_t)kv->kv_heads + (size_t)h) * page;
-        device->ops->narrow(k, size, narrow);
-        for (int d = 0; d < size; d++) k_page[d * PEN_KV_BLOCK + slot] = narrow[d];
-        device->ops->narrow(v, size, v_page + slot * size);
-    }
+/* Each stores one position's K and V of a head in their pages; cpu_device.h has the layouts. */
+static void store_f32(const pen_cpu_kv *kv, size_t page, int slot, const float *k, const float *v) {
+    float *k_page = (float *)(kv->k + page), *v_page = (float *)(kv->v + page);
+    for (int d = 0; d < kv->head_size; d++) k_page[d * PEN_KV_BLOCK + slot] = k[d];
+    memcpy(v_page + slot * kv->head_size, v, (size_t)kv->head_size * sizeof *v);
 }
 
-static void store_f32(const pen_cpu_kv *kv, size_t block, int slot, const float *k, const float *v) {
+static void store_f16(const pen_cpu_device *device, const pen_cpu_kv *kv, size_t page, int slot, const float *k,
+                      const float *v, uint16_t *narrow) {
+    uint16_t *k_page = (uint16_t *)(kv->k + page), *v_page = (uint16_t *)(kv->v + page);
+    device->ops->narrow(k, kv->head_size, narrow);
+    for (int d = 0; d < kv->head_size; d++) k_page[d * PEN_KV_BLOCK + slot] = narrow[d];
+    device->ops->narrow(v, kv->head_size, v_page + slot * kv->head_size);
+}
+
+void pen_cpu_store_q8_0(const pen_cpu_device *device, const pen_cpu_kv *kv, size_t page, int slot, const float *k,
+                        const float *v) {
     int size = kv->head_size;
-    size_t page = (size_t)PEN_KV_BLOCK * (size_t)size;
-    for (int h = 0; h < kv->kv_heads; h++, k += size, v += size) {
-        float *k_page = (float *)kv->k + (block * (size_t)kv->kv_heads + (size_t)h) * page;
-        float *v_page = (float *)kv->v + (block * (size_t)kv->kv_heads + (size_t)h) * page;
-        for (int d = 0; d < size; d++) k_page[d * PEN_KV_BLOCK + slot] = k[d];
-        memcpy(v_page + slot * size, v, (size_t)size * sizeof *v);
+    unsigned char *k_codes = kv->k + page + 4 * slot, *v_codes = kv->v + page + slot * size;
+    uint16_t *k_scales = (uint16_t *)(kv->k + page + PEN_KV_BLOCK * size) + slot;
+    uint16_t *v_scales = (uint16_t *)(kv->v + page + PEN_KV_BLOCK * size) + slot;
+    pen_activation_block block;
+    for (int d = 0; d < size; d += PEN_QUANT_BLOCK, k_scales += PEN_KV_BLOCK, v_scales += PEN_KV_BLOCK) {
+        pen_cpu_activation_store(device, PEN_ROW_INT8, k + d, PEN_QUANT_BLOCK, &block);
+        for (int i = 0; i < PEN_QUANT_BLOCK; i++)
+            k_codes[PEN_KV_BLOCK * (d + i / 4 * 4) + i % 4] = (unsigned char)(block.q[i] + 128);
+        *k_scales = pen_f32_to_f16(block.factors.scale);
+        pen_cpu_activation_store(device, PEN_ROW_INT8, v + d, PEN_QUANT_BLOCK, &block);
+        memcpy(v_codes + d, block.q, PEN_QUANT_BLOCK);
+        *v_scales = pen_f32_to_f16(block.factors.scale);
     }
 }
 
@@ -153,10 +162,15 @@ static void rope_kv_row(pen_cpu_device *device, const void *context, int row, fl
 
     int32_t block = run->tables[op->group][position / PEN_KV_BLOCK];
     assert(block >= 0 && block < kv->blocks);
-    if (kv->element == sizeof(float))
-        store_f32(kv, (size_t)block, position % PEN_KV_BLOCK, k, v);
-    else
-        store_f16(device, kv, (size_t)block, position % PEN_KV_BLOCK, k, v, (uint16_t *)scratch);
+    int slot = position % PEN_KV_BLOCK;
+    for (int h = 0; h < op->kv_heads; h++, k += op->head_size, v += op->head_size) {
+        size_t page = pen_cpu_kv_page(kv, (size_t)block, h);
+        switch (kv->type) {
+        case PEN_TYPE_Q8_0: pen_cpu_store_q8_0(device, kv, page, slot, k, v); break;
+        case PEN_TYPE_F16: store_f16(device, kv, page, slot, k, v, (uint16_t *)scratch); break;
+        default: store_f32(kv, page, slot, k, v); break;
+        }
+    }
 }
 
 void pen_cpu_rope_kv(pen_device *base, const pen_rope_kv_op *op) {

@@ -9,6 +9,7 @@
 #define PEN_CPU_OPS_H
 
 #include "cpu_device.h"
+#include "quantize.h"
 
 /* What a slice of consecutive logits contributes to a row's softmax. */
 typedef struct pen_logit_slice {
@@ -24,9 +25,18 @@ enum { PEN_ATTENTION_SPAN = 256, PEN_SCORE_STRIDE = PEN_ATTENTION_SPAN + 16 };
 enum { PEN_ATTENTION_BLOCKS = 4 };
 typedef struct pen_attention_blocks {
     const void *at[PEN_ATTENTION_BLOCKS];
+    const void *ahead[PEN_ATTENTION_BLOCKS]; /* of what is read next, to be fetched meanwhile; or the same as `at` */
     int count;
-    bool half; /* f16 elements, or f32 */
+    pen_type type; /* F32, F16 or Q8_0 */
 } pen_attention_blocks;
+
+/* 32 values of a query as in a fine activation row, and what takes back the 128 that is on each value of K: −128·Σ of
+ * either part. */
+typedef struct pen_query_block {
+    int8_t parts[2][PEN_QUANT_BLOCK];
+    float scale;
+    int32_t bias[2];
+} pen_query_block;
 
 /* Softmax-weighted sums of some queries: weights are relative to exp(max); max is −inf where nothing was visible. */
 typedef struct pen_attention_state {
@@ -42,15 +52,17 @@ struct pen_cpu_op_kernels {
     /* Pair i of a head, (2i, 2i + 1) or (i, i + pairs), by turns[i] = cosine, sine. */
     void (*rotate)(const float *turns, int pairs, bool interleaved, float *head);
 
-    /* Attention of n queries over a span of positions; shapes and order in attention.isa.c. K and V blocks are f16 or
-     * f32. scores[n][PEN_SCORE_STRIDE] = queries[head_size][query_stride], one per column, × K [head_size][16]. */
+    /* Attention of n queries over a span of positions; shapes and order in attention.isa.c, layout of blocks in
+     * cpu_device.h. scores[n][PEN_SCORE_STRIDE] = queries × K: [head_size][query_stride], one per column, for numbers;
+     * [n][head_size/32] for q8_0. */
     void (*scores)(const float *queries, int query_stride, int n, int head_size, const pen_attention_blocks *keys,
                    float *scores);
+    void (*scores_q8_0)(const pen_query_block *queries, int n, int head_size, const pen_attention_blocks *keys,
+                        float *scores);
     /* In place: scores [from, to) of a query become exp(s − max), the others of [0, count) 0. Returns the sum. */
     float (*soften)(float *scores, int count, int from, int to, float softcap, float *max);
-    /* sums[n][width] += Σ_j scores[n][j]·V[j], in the order of j; V blocks are [16][head_size]. Columns from
-     * head_size to width are undefined. */
-    void (*weigh)(const float *scores, int n, const pen_attention_blocks *values, int positions, int head_size,
+    /* sums[n][width] += Σ_j weights[n][j]·V[j], in the order of j. Columns from head_size to width are undefined. */
+    void (*weigh)(const float *weights, int n, const pen_attention_blocks *values, int positions, int head_size,
                   int width, float *sums);
     /* Takes the softmax over a next span into that over the spans before: max[n], sum[n], values[n][width]. */
     void (*merge)(const pen_attention_state *next, int n, int width, pen_attention_state *state);
@@ -61,6 +73,10 @@ struct pen_cpu_op_kernels {
     /* out[i] = exp((x[i] − max)·scale) */
     void (*weights)(const float *x, int count, float max, float scale, float *out);
 };
+
+/* Stores one position's K and V of a head in q8_0, `page` being that head's in both. */
+void pen_cpu_store_q8_0(const pen_cpu_device *device, const pen_cpu_kv *kv, size_t page, int slot, const float *k,
+                        const float *v);
 
 extern const pen_cpu_op_kernels pen_cpu_op_kernels_portable, pen_cpu_op_kernels_avx2, pen_cpu_op_kernels_avx512;
 

@@ -93,6 +93,7 @@ const pen_cpu_op_kernels PEN_ISA_NAME(pen_cpu_op_kernels) = {
     .rotate = rotate,
     .narrow = narrow,
     .scores = PEN_ISA_NAME(pen_attention_scores),
+    .scores_q8_0 = PEN_ISA_NAME(pen_attention_scores_q8_0),
     .soften = PEN_ISA_NAME(pen_attention_soften),
     .weigh = PEN_ISA_NAME(pen_attention_weigh),
     .merge = PEN_ISA_NAME(pen_attention_merge),

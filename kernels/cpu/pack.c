@@ -21,7 +21,7 @@ static void gather_numbers(const unsigned char *packed, size_t size, int row, un
 /* ---- Codes ----------------------------------------------------------------------------------------------------- */
 
 /* Bits [from, from + width) of 32 codes of one row, to and from their planes; 4 codes, a vector's, at a time. */
-static void pack_planes(const uint8_t *q, int from, int width, int row, unsigned char *planes) {
+static inline void pack_planes(const uint8_t *q, int from, int width, int row, unsigned char *planes) {
     const uint32_t mask = ((1U << width) - 1) * 0x01010101U;
     uint32_t words[8] = {0};
     for (int shift = 0; shift < 8; shift += width)
@@ -46,9 +46,18 @@ static void add_planes(const unsigned char *planes, int row, int width, int to, 
 }
 
 static void pack_codes(const pen_quant *quant, const uint8_t *q, int row, unsigned char *planes) {
-    int low = pen_packed_low_bits(quant);
-    pack_planes(q, 0, low, row, planes);
-    if (quant->bits > low) pack_planes(q, low, quant->bits - low, row, planes + 64 * low);
+    switch (quant->bits) { /* constants, so that loops unroll: packing is most of what loading takes */
+    case 2: pack_planes(q, 0, 2, row, planes); break;
+    case 3:
+        pack_planes(q, 0, 2, row, planes);
+        pack_planes(q, 2, 1, row, planes + 64 * 2);
+        break;
+    case 8: pack_planes(q, 0, 8, row, planes); break;
+    default:
+        pack_planes(q, 0, 4, row, planes);
+        if (quant->bits == 5) pack_planes(q, 4, 1, row, planes + 64 * 4);
+        if (quant->bits == 6) pack_planes(q, 4, 2, row, planes + 64 * 4);
+    }
 }
 
 static void read_codes(const pen_quant *quant, const unsigned char *planes, int row, uint8_t *q) {
@@ -86,8 +95,10 @@ static void read_scales(const pen_quant *quant, const unsigned char *scales, int
     }
 }
 
-static void put_f16(unsigned char *halves, int index, float value) {
-    uint16_t half = pen_f32_to_f16(value);
+static void put_half(unsigned char *halves, int index, const unsigned char *source, uint16_t flipped) {
+    uint16_t half;
+    memcpy(&half, source, sizeof half);
+    half ^= flipped;
     memcpy(halves + 2 * index, &half, sizeof half);
 }
 
@@ -99,21 +110,38 @@ static float get_f16(const unsigned char *halves, int index) {
 
 /* ---- Blocks ---------------------------------------------------------------------------------------------------- */
 
-static void pack_block(pen_type type, const unsigned char *source, int row, unsigned char *packed) {
+/* Blocks of 32 codes of 4 bits: plane v is bytes 4v … of the file's, the last in a block. */
+static void pack_nibbles(const pen_type_info *info, const unsigned char *source, int row, unsigned char *planes) {
+    source += info->block_bytes - BLOCK / 2;
+    for (int plane = 0; plane < 4; plane++) memcpy(planes + 64 * plane + 4 * row, source + 4 * plane, 4);
+}
+
+static void pack_pieces(pen_type type, const unsigned char *source, int row, unsigned char *packed) {
     const pen_type_info *info = pen_type_get(type);
-    const pen_quant *quant = &info->quant;
     pen_block block;
     pen_type_split(type, source, &block);
     int pieces = pen_packed_pieces(info);
     for (int piece = 0; piece < pieces; piece++) {
-        pack_codes(quant, block.q + BLOCK * piece, row, packed + pen_packed_piece_bytes(info) * (size_t)piece);
-        if (pieces > 1) pack_scales(quant, &block, piece, row, packed + pen_packed_scales(info) + 2 * ROWS * piece);
+        pack_codes(&info->quant, block.q + BLOCK * piece, row, packed + pen_packed_piece_bytes(info) * (size_t)piece);
+        if (pieces > 1)
+            pack_scales(&info->quant, &block, piece, row, packed + pen_packed_scales(info) + 2 * ROWS * piece);
     }
+}
+
+static void pack_block(pen_type type, const unsigned char *source, int row, unsigned char *packed) {
+    const pen_type_info *info = pen_type_get(type);
+    const pen_quant *quant = &info->quant;
+    bool small = info->block_values == BLOCK;
+    if (small && quant->bits == 4)
+        pack_nibbles(info, source, row, packed);
+    else
+        pack_pieces(type, source, row, packed);
     if (quant->d < 0)
         packed[pen_packed_d(info) + (size_t)row] = source[0];
     else
-        put_f16(packed + pen_packed_d(info), row, block.d);
-    if (quant->m >= 0) put_f16(packed + pen_packed_m(info), row, block.m);
+        put_half(packed + pen_packed_d(info), row, source + quant->d, 0);
+    if (quant->m >= 0) /* the K-types' has the other sign */
+        put_half(packed + pen_packed_m(info), row, source + quant->m, small ? 0 : 0x8000);
 }
 
 static void read_piece(const pen_type_info *info, const unsigned char *packed, int piece, int row, float *out) {

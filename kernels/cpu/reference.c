@@ -42,30 +42,47 @@ static void prepare_head(const pen_rope_kv_op *op, const pen_buffer *norm, int p
     if (op->rope) rotate((const pen_cpu_rope *)op->rope, position, head);
 }
 
-/* Element indices of (position, d) in K and V. */
+/* A head's page, and the indices of (position, d) within those of K and V; cpu_device.h has the layouts. */
 static size_t page_of(const pen_cpu_kv *kv, const pen_run *run, int group, int position, int head) {
-    size_t page = (size_t)run->tables[group][position / PEN_KV_BLOCK];
-    return (page * (size_t)kv->kv_heads + (size_t)head) * PEN_KV_BLOCK * (size_t)kv->head_size;
+    return pen_cpu_kv_page(kv, (size_t)run->tables[group][position / PEN_KV_BLOCK], head);
 }
 
-static size_t k_index(const pen_cpu_kv *kv, const pen_run *run, int group, int position, int head, int d) {
-    return page_of(kv, run, group, position, head) + (size_t)(d * PEN_KV_BLOCK + position % PEN_KV_BLOCK);
+static int k_index(const pen_cpu_kv *kv, int position, int d) {
+    int slot = position % PEN_KV_BLOCK;
+    return kv->type == PEN_TYPE_Q8_0 ? d / 4 * 4 * PEN_KV_BLOCK + 4 * slot + d % 4 : d * PEN_KV_BLOCK + slot;
 }
 
-static size_t v_index(const pen_cpu_kv *kv, const pen_run *run, int group, int position, int head, int d) {
-    return page_of(kv, run, group, position, head) + (size_t)(position % PEN_KV_BLOCK * kv->head_size + d);
+static int v_index(const pen_cpu_kv *kv, int position, int d) {
+    return position % PEN_KV_BLOCK * kv->head_size + d;
 }
 
-static void store(const pen_cpu_kv *kv, unsigned char *to, size_t index, float value) {
-    if (kv->element == sizeof(float))
-        ((float *)to)[index] = value;
+/* Of a q8_0 page's scale, in 16-bit numbers. */
+static int scale_index(const pen_cpu_kv *kv, int position, int d) {
+    return PEN_KV_BLOCK * (kv->head_size / 2 + d / PEN_QUANT_BLOCK) + position % PEN_KV_BLOCK;
+}
+
+static void store(const pen_cpu_kv *kv, unsigned char *page, int index, float value) {
+    if (kv->type == PEN_TYPE_F32)
+        ((float *)page)[index] = value;
     else
-        ((uint16_t *)to)[index] = pen_f32_to_f16(value);
+        ((uint16_t *)page)[index] = pen_f32_to_f16(value);
 }
 
-static float load(const pen_cpu_kv *kv, const unsigned char *from, size_t index) {
-    return kv->element == sizeof(float) ? ((const float *)from)[index]
-                                        : pen_f16_to_f32(((const uint16_t *)from)[index]);
+static float load(const pen_cpu_kv *kv, const unsigned char *page, int index, int zero, int scale) {
+    if (kv->type == PEN_TYPE_F32) return ((const float *)page)[index];
+    const uint16_t *halves = (const uint16_t *)page;
+    if (kv->type == PEN_TYPE_F16) return pen_f16_to_f32(halves[index]);
+    return pen_f16_to_f32(halves[scale]) * (float)((zero ? page[index] : ((const int8_t *)page)[index]) - zero);
+}
+
+static float load_k(const pen_cpu_kv *kv, const pen_run *run, int group, int position, int head, int d) {
+    const unsigned char *page = kv->k + page_of(kv, run, group, position, head);
+    return load(kv, page, k_index(kv, position, d), 128, scale_index(kv, position, d));
+}
+
+static float load_v(const pen_cpu_kv *kv, const pen_run *run, int group, int position, int head, int d) {
+    const unsigned char *page = kv->v + page_of(kv, run, group, position, head);
+    return load(kv, page, v_index(kv, position, d), 0, scale_index(kv, position, d));
 }
 
 void pen_reference_rope_kv(const pen_cpu_device *device, const pen_rope_kv_op *op) {
@@ -79,9 +96,14 @@ void pen_reference_rope_kv(const pen_cpu_device *device, const pen_rope_kv_op *o
         for (int h = 0; h < op->heads; h++) prepare_head(op, op->q_norm, position, q + h * size);
         for (int h = 0; h < op->kv_heads; h++) {
             prepare_head(op, op->k_norm, position, k + h * size);
+            size_t page = page_of(kv, run, op->group, position, h);
+            if (kv->type == PEN_TYPE_Q8_0) {
+                pen_cpu_store_q8_0(device, kv, page, position % PEN_KV_BLOCK, k + h * size, v + h * size);
+                continue;
+            }
             for (int d = 0; d < size; d++) {
-                store(kv, kv->k, k_index(kv, run, op->group, position, h, d), k[h * size + d]);
-                store(kv, kv->v, v_index(kv, run, op->group, position, h, d), v[h * size + d]);
+                store(kv, kv->k + page, k_index(kv, position, d), k[h * size + d]);
+                store(kv, kv->v + page, v_index(kv, position, d), v[h * size + d]);
             }
         }
     }
@@ -92,8 +114,7 @@ void pen_reference_rope_kv(const pen_cpu_device *device, const pen_rope_kv_op *o
 static double score(const pen_cpu_kv *kv, const pen_attention_op *op, const pen_run *run, const float *q, int position,
                     int head) {
     double s = 0;
-    for (int d = 0; d < op->head_size; d++)
-        s += (double)q[d] * (double)load(kv, kv->k, k_index(kv, run, op->group, position, head, d));
+    for (int d = 0; d < op->head_size; d++) s += (double)q[d] * (double)load_k(kv, run, op->group, position, head, d);
     s *= (double)op->scale;
     return op->softcap > 0 ? (double)op->softcap * tanh(s / (double)op->softcap) : s;
 }
@@ -108,8 +129,7 @@ static void attend(const pen_cpu_kv *kv, const pen_attention_op *op, const pen_r
     for (int p = first; p <= position; p++) {
         double weight = exp(score(kv, op, run, q, p, head) - max);
         sum += weight;
-        for (int d = 0; d < op->head_size; d++)
-            out[d] += (float)weight * load(kv, kv->v, v_index(kv, run, op->group, p, head, d));
+        for (int d = 0; d < op->head_size; d++) out[d] += (float)weight * load_v(kv, run, op->group, p, head, d);
     }
     for (int d = 0; d < op->head_size; d++) out[d] = (float)((double)out[d] / sum);
 }

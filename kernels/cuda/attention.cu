@@ -55,7 +55,7 @@ template <class Element> static __global__ void __launch_bounds__(WARP) rope_kv_
     follow();
     typedef page_format<Element> format;
     const pen_cuda_pages &pages = args.pages;
-    int size = pages.head_size, lane = threadIdx.x, row = blockIdx.y, index = blockIdx.x;
+    int size = pages.head_size, lane = threadIdx.x, row = blockIdx.x, index = blockIdx.y;
     if (args.rows.first_block[row] < 0) return; /* it fills up a bucket */
     float *x = args.qkv + ((size_t)row * (args.heads + 2 * pages.kv_heads) + index) * size;
     int kind = index < args.heads ? 0 : index < args.heads + pages.kv_heads ? 1 : 2;
@@ -83,14 +83,15 @@ template <class Element> static __global__ void __launch_bounds__(WARP) rope_kv_
 }
 
 void pen_cuda_launch_rope_kv(cudaStream_t stream, const pen_cuda_rope_kv_args *args) {
-    dim3 grid(args->heads + 2 * args->pages.kv_heads, args->rows.count);
+    dim3 grid(args->rows.count, args->heads + 2 * args->pages.kv_heads); /* rows may be more than y can count */
     launch(args->pages.half ? rope_kv_kernel<__half> : rope_kv_kernel<float>, grid, dim3(WARP), stream, *args);
 }
 
 /* ---- Attention, plainly ---------------------------------------------------------------------------------------- */
 
 template <int SLOTS> struct plain_memory {
-    float q[QUERIES][SLOTS * SPAN], weights[QUERIES][SPAN], max[QUERIES], sum[QUERIES];
+    alignas(16) float q[QUERIES][SLOTS * SPAN]; /* read four at a time */
+    float weights[QUERIES][SPAN], max[QUERIES], sum[QUERIES];
 };
 
 /* Softmax-weighted sums of the queries, relative to exp(max); every thread has the sums and SLOTS dimensions of the

@@ -25,9 +25,15 @@ bool pen_cuda_check(pen_cuda_device *device, cudaError_t error, const char *what
     return false;
 }
 
+cudaError_t pen_cuda_query(cudaEvent_t event) {
+    cudaError_t error = cudaEventQuery(event);
+    if (error == cudaErrorNotReady) cudaGetLastError(); /* the runtime keeps it otherwise */
+    return error;
+}
+
 void pen_cuda_wait(pen_cuda_device *device, cudaEvent_t event) {
     while (device->failure == cudaSuccess) {
-        cudaError_t error = cudaEventQuery(event);
+        cudaError_t error = pen_cuda_query(event);
         if (error != cudaErrorNotReady) {
             pen_cuda_check(device, error, "waiting for an event");
             return;
@@ -47,7 +53,7 @@ static pen_status first_failure(pen_device *base) {
 /* Waits for all that is enqueued: for a copy of nothing behind it. */
 pen_status pen_cuda_sync(pen_device *base) {
     pen_cuda_device *device = pen_cuda(base);
-    pen_cuda_check(device, cudaGetLastError(), "a launch");
+    pen_cuda_check(device, pen_cuda_launch_failure(), "a launch");
     uint64_t reads = pen_cuda_staging_reads(device->reads);
     pen_cuda_staging_room(device->writes, 0);
     pen_cuda_staging_sent(device->writes);
@@ -146,13 +152,9 @@ static size_t fine_bytes(const pen_device *device, int rows, int cols) {
 
 enum { KV_WIDTH = PEN_CUDA_HEAD_WIDTH };
 
-static size_t kv_element(const pen_device *device) {
-    return device->activations == PEN_ACTIVATIONS_FAST ? sizeof(uint16_t) : sizeof(float);
-}
-
 static size_t kv_block_bytes(const pen_device *device, int kv_heads, int head_size) {
     size_t width = (size_t)(head_size + KV_WIDTH - 1) / KV_WIDTH * KV_WIDTH;
-    return kv_element(device) * PEN_KV_BLOCK * (size_t)kv_heads * width;
+    return pen_type_row_bytes(device->kv_type, (int64_t)width) * PEN_KV_BLOCK * (size_t)kv_heads;
 }
 
 static size_t kv_bytes(const pen_device *device, int kv_heads, int head_size, int blocks) {
@@ -170,7 +172,7 @@ static pen_status kv_create(pen_device *device, int kv_heads, int head_size, int
     made->pages = (pen_cuda_pages){.kv_heads = kv_heads,
                                    .head_size = head_size,
                                    .width = (head_size + KV_WIDTH - 1) / KV_WIDTH * KV_WIDTH,
-                                   .half = device->activations == PEN_ACTIVATIONS_FAST};
+                                   .half = device->kv_type == PEN_TYPE_F16};
     pen_status status =
         pen_cuda_allocate(pen_cuda(device), kv_bytes(device, kv_heads, head_size, blocks), &made->pages.k);
     if (status != PEN_OK) {
@@ -258,7 +260,7 @@ static void event_record(pen_event *base) {
     pen_cuda_event *event = (pen_cuda_event *)base;
     pen_cuda_device *device = pen_cuda(base->device);
     event->reads = pen_cuda_staging_reads(device->reads);
-    pen_cuda_check(device, cudaGetLastError(), "a launch");
+    pen_cuda_check(device, pen_cuda_launch_failure(), "a launch");
     pen_cuda_check(device, cudaEventRecord(event->event, device->stream), "recording an event");
 }
 
@@ -267,7 +269,7 @@ static bool event_done(const pen_event *base) {
     const pen_cuda_event *event = (const pen_cuda_event *)base;
     pen_cuda_device *device = pen_cuda(base->device);
     if (device->failure != cudaSuccess) return false;
-    cudaError_t error = cudaEventQuery(event->event);
+    cudaError_t error = pen_cuda_query(event->event);
     if (error == cudaErrorNotReady || !pen_cuda_check(device, error, "waiting for an event")) return false;
     pen_cuda_staging_land(device->reads, event->reads);
     return true;
@@ -417,11 +419,16 @@ static pen_status open_gpu(pen_cuda_device *device, int ordinal) {
     return pen_cuda_markers_create(device, &device->markers);
 }
 
-/* Its absence is no failure. The name tells it, since a profile that was measured with it is worth nothing without. */
+/* What a profile depends on: one that was measured with it is worth nothing without. */
+static void add_to_name(pen_cuda_device *device, const char *what) {
+    strncat(device->name, what, sizeof device->name - strlen(device->name) - 1);
+}
+
+/* Its absence is no failure. */
 static void open_blas(pen_cuda_device *device, const pen_cuda_options *options) {
     if (options->deterministic || options->activations != PEN_ACTIVATIONS_FAST) return;
     if (pen_cuda_blas_create(&device->blas) == PEN_OK)
-        strncat(device->name, ", cuBLASLt", sizeof device->name - strlen(device->name) - 1);
+        add_to_name(device, ", cuBLASLt");
     else
         PEN_INFO("%s: long prompts are slower without it: %s", device->name, pen_last_error());
 }
@@ -432,12 +439,15 @@ pen_status pen_cuda_device_create(const pen_cuda_options *options, pen_device **
     assert(options->gpu >= 0 && options->gpu < count);
     pen_cuda_device *device = calloc(1, sizeof *device);
     if (!device) return no_memory("a CUDA device");
-    device->base = (pen_device){.class = &cuda_class, .activations = options->activations};
+    bool fast = options->activations == PEN_ACTIVATIONS_FAST;
+    device->base = (pen_device){
+        .class = &cuda_class, .activations = options->activations, .kv_type = fast ? PEN_TYPE_F16 : PEN_TYPE_F32};
     pen_status status = pen_pool_create(options->threads > 0 ? options->threads : 1, NULL, false, &device->pool);
     if (status == PEN_OK) status = open_gpu(device, options->gpu);
     if (status == PEN_OK) open_blas(device, options);
     if (status == PEN_OK) pen_cuda_launch_early(!options->enforce_eager);
     if (status == PEN_OK && !options->enforce_eager) status = pen_cuda_graphs_create(device, &device->graphs);
+    if (status == PEN_OK && options->enforce_eager) add_to_name(device, ", eager");
     if (status != PEN_OK) {
         destroy(&device->base);
         return status;

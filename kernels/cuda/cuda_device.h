@@ -132,6 +132,9 @@ void pen_cuda_release(pen_cuda_device *device, void *memory, size_t bytes);
 
 /* Keeps a failure; true where there is none. */
 bool pen_cuda_check(pen_cuda_device *device, cudaError_t error, const char *what);
+/* Whether an event is done: cudaErrorNotReady, which does not stay behind as the runtime's last error, where libraries
+ * would find it. */
+cudaError_t pen_cuda_query(cudaEvent_t event);
 /* Polls an event while poking: it is done, or the device has failed. */
 void pen_cuda_wait(pen_cuda_device *device, cudaEvent_t event);
 pen_status pen_cuda_sync(pen_device *device);
@@ -238,8 +241,8 @@ void pen_cuda_graphs_destroy(pen_cuda_graphs *graphs);
 int pen_cuda_graph_bucket(int count, int most);
 /* Memory is freed that graphs may use. */
 void pen_cuda_graphs_forget(pen_cuda_graphs *graphs);
-/* Between pen_device_graph_begin() and _end(), which are these. */
-bool pen_cuda_graph_open(const pen_cuda_device *device);
+/* Whether a unit's operations are being captured: then markers are not part of them. */
+bool pen_cuda_graph_takes(const pen_cuda_device *device, int unit);
 bool pen_cuda_graph_begin(pen_device *device, const void *owner, int variant);
 bool pen_cuda_graph_end(pen_device *device);
 

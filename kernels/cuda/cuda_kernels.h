@@ -67,6 +67,10 @@ bool pen_cuda_kernels_fit(void);
 void pen_cuda_launch_early(bool early);
 bool pen_cuda_launches_early(void);
 
+/* A launch that failed since this was asked for last, or cudaSuccess. The runtime's own last error would not do: what
+ * fails after a launch, if only an event that is not done yet, takes its place there. */
+cudaError_t pen_cuda_launch_failure(void);
+
 /* ---- norm.cu --------------------------------------------------------------------------------------------------- */
 
 /* Row i of the result is the norm of row rows[i] of x, or of row i where rows is NULL. */

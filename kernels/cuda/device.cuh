@@ -20,6 +20,8 @@
 #include <cuda_runtime.h>
 #endif
 
+inline cudaError_t launch_failure = cudaSuccess; /* see pen_cuda_launch_failure() */
+
 #ifdef PEN_CUDA_EMULATED
 template <class Kernel, class Args>
 void launch(Kernel kernel, dim3 grid, dim3 block, cudaStream_t stream, const Args &args) {
@@ -29,7 +31,6 @@ void launch(Kernel kernel, dim3 grid, dim3 block, cudaStream_t stream, const Arg
     });
 }
 #else
-/* A launch that fails leaves its error with the runtime; pen_device_sync() finds it. */
 template <class Kernel, class Args>
 void launch(Kernel kernel, dim3 grid, dim3 block, cudaStream_t stream, const Args &args) {
     cudaLaunchAttribute early = {};
@@ -41,7 +42,8 @@ void launch(Kernel kernel, dim3 grid, dim3 block, cudaStream_t stream, const Arg
     config.stream = stream;
     config.attrs = &early;
     config.numAttrs = pen_cuda_launches_early() ? 1 : 0;
-    cudaLaunchKernelEx(&config, kernel, args);
+    cudaError_t error = cudaLaunchKernelEx(&config, kernel, args);
+    if (error != cudaSuccess) launch_failure = error;
 }
 
 __device__ inline void follow() {

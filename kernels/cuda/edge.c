@@ -153,7 +153,7 @@ pen_status pen_cuda_edge_progress(pen_cuda_edge *edge, pen_cuda_edge_state *stat
     PEN_TRY(finish_call(edge));
     while (edge->connected && !edge->calling && edge->issued < edge->pushed) PEN_TRY(issue(edge));
     while (edge->done < edge->issued) {
-        cudaError_t error = cudaEventQuery(transfer_at(edge, edge->done)->done);
+        cudaError_t error = pen_cuda_query(transfer_at(edge, edge->done)->done);
         if (error == cudaErrorNotReady || !check(edge, error, "waiting for rows")) break;
         edge->done++;
     }

@@ -22,8 +22,10 @@ enum { GRAPHS = 128 }; /* a microbatch slot has a dozen buckets at most */
 typedef struct graph {
     const void *owner;
     int variant, rows, logit_rows;
+    int unit;             /* whose operations all of them are, or one of those below */
     cudaGraphExec_t exec; /* NULL: ran once */
 } graph;
+enum { NO_UNIT = -1, SEVERAL_UNITS = -2 };
 
 struct pen_cuda_graphs {
     pen_cuda_device *device;
@@ -52,7 +54,7 @@ pen_status pen_cuda_graphs_create(pen_cuda_device *device, pen_cuda_graphs **gra
 
 static void drop(graph *one) {
     if (one->exec) cudaGraphExecDestroy(one->exec);
-    *one = (graph){0};
+    *one = (graph){.unit = NO_UNIT};
 }
 
 void pen_cuda_graphs_forget(pen_cuda_graphs *graphs) {
@@ -67,8 +69,20 @@ void pen_cuda_graphs_destroy(pen_cuda_graphs *graphs) {
     free(graphs);
 }
 
-bool pen_cuda_graph_open(const pen_cuda_device *device) {
-    return device->graphs && device->graphs->open;
+bool pen_cuda_graph_takes(const pen_cuda_device *device, int unit) {
+    pen_cuda_graphs *graphs = device->graphs;
+    if (!graphs || !graphs->open || !graphs->capture) return false;
+    graph *one = graphs->open;
+    one->unit = one->unit == NO_UNIT || one->unit == unit ? unit : SEVERAL_UNITS;
+    return true;
+}
+
+/* Where it is one unit's, the markers are around it. */
+static cudaError_t launch(pen_device *device, const graph *one) {
+    if (one->unit >= 0) pen_cuda_unit_begin(device, one->unit);
+    cudaError_t error = cudaGraphLaunch(one->exec, pen_cuda(device)->stream);
+    if (one->unit >= 0) pen_cuda_unit_end(device);
+    return error;
 }
 
 /* The graph of a key, or a place for it: that of the one which is there for the longest time, if all are taken. */
@@ -94,10 +108,10 @@ bool pen_cuda_graph_begin(pen_device *base, const void *owner, int variant) {
     if (!graphs || graphs->off || !batch->graph_rows || (batch->logit_count && !batch->graph_logit_rows)) return true;
     assert(!graphs->open);
     bool known;
-    const graph key = {owner, variant, batch->graph_rows, batch->graph_logit_rows, NULL};
+    const graph key = {owner, variant, batch->graph_rows, batch->graph_logit_rows, NO_UNIT, NULL};
     graph *one = find(graphs, &key, &known);
     if (one->exec) {
-        pen_cuda_check(device, cudaGraphLaunch(one->exec, device->stream), "launching a graph");
+        pen_cuda_check(device, launch(base, one), "launching a graph");
         return false;
     }
     graphs->open = one;
@@ -123,7 +137,7 @@ bool pen_cuda_graph_end(pen_device *base) {
     cudaError_t error = cudaStreamEndCapture(device->stream, &captured);
     if (error == cudaSuccess) error = cudaGraphInstantiateWithFlags(&one->exec, captured, 0);
     if (captured) cudaGraphDestroy(captured);
-    if (error == cudaSuccess) error = cudaGraphLaunch(one->exec, device->stream);
+    if (error == cudaSuccess) error = launch(base, one);
     if (error == cudaSuccess) return false;
     cudaGetLastError(); /* the runtime keeps it otherwise */
     graphs->off = true;

@@ -21,6 +21,17 @@
 enum { SPAN_TILES = PEN_CUDA_SPAN / PEN_CUDA_BLOCK, MIN_WARPS = 4 };
 enum { WIDE_WARPS = 4, WIDE_COLS = 32, WIDE_BLOCKS_ON_SM = 3 };
 
+/* What ptxas can keep in registers differs a little between architectures, as tests/gpu/spills.sh tells. From sm_100 on
+ * it wants more of them, so blocks get the registers of one that is not there. */
+#ifdef __CUDA_ARCH__
+enum { ARCHITECTURE = __CUDA_ARCH__ };
+#else
+enum { ARCHITECTURE = 0 };
+#endif
+static constexpr int blocks_for_registers(int blocks) {
+    return ARCHITECTURE >= 1000 && blocks > 1 ? blocks - 1 : blocks;
+}
+
 /* Whether tensor cores multiply: not where activations or weights are f32. */
 template <int TYPE, bool F32> constexpr bool on_tensor_cores = !F32 && TYPE != PEN_TYPE_F32;
 
@@ -284,9 +295,11 @@ __device__ static void put_activated(const pen_cuda_product_args &args, int grou
 
 /* ---- Few rows -------------------------------------------------------------------------------------------------- */
 
-/* Tiles that there are registers for before the first is used; `cuda.spills` tells where they are too many. */
+/* Tiles that there are registers for before the first is used. */
 static constexpr int tiles_ahead(const weight_traits &t, int cols) {
-    if (cols == 32 && (t.share == 16 || t.bits > 4)) return 1;
+    bool two_scales = t.share == 16 && !t.minima();
+    if (two_scales && (ARCHITECTURE >= 1000 ? cols == 16 : ARCHITECTURE < 900 && cols == 1)) return SPAN_TILES / 2;
+    if (cols == 32 && (t.share == 16 || t.bits > 4 || (ARCHITECTURE < 900 && t.large()))) return 1;
     return cols == 32 || !t.quantised() || (cols == 1 && t.bits > 5) ? SPAN_TILES / 2 : SPAN_TILES;
 }
 
@@ -307,7 +320,7 @@ template <int TYPE, bool F32, int COLS> struct block_shape {
 
 template <int TYPE, bool F32, int COLS>
 static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WARPS),
-                                         block_shape<TYPE, F32, COLS>::ON_SM)
+                                         blocks_for_registers(block_shape<TYPE, F32, COLS>::ON_SM))
     product_kernel(pen_cuda_product_args args) {
     typedef block_shape<TYPE, F32, COLS> shape;
     typedef columns<COLS> cols;
@@ -370,7 +383,8 @@ static __global__ void __launch_bounds__(WARP *(block_shape<TYPE, F32, COLS>::WA
 /* ---- Many rows ------------------------------------------------------------------------------------------------- */
 
 template <int TYPE>
-static __global__ void __launch_bounds__(WARP *WIDE_WARPS, WIDE_BLOCKS_ON_SM) wide_kernel(pen_cuda_product_args args) {
+static __global__ void __launch_bounds__(WARP *WIDE_WARPS, blocks_for_registers(WIDE_BLOCKS_ON_SM))
+    wide_kernel(pen_cuda_product_args args) {
     follow();
     typedef columns<WIDE_COLS> cols;
     int lane = threadIdx.x, first = blockIdx.x * WIDE_COLS;

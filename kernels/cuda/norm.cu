@@ -17,11 +17,15 @@ static __global__ void __launch_bounds__(THREADS) norm_kernel(pen_cuda_norm_args
     int row = blockIdx.x, cols = args.cols;
     const float *x = args.x + (size_t)(args.rows ? args.rows[row] : row) * cols;
     float center = 0, squares = 0;
+    int first = threadIdx.x;
+#ifdef PEN_PLANT_ORDER_DEPENDENT /* a fault for the property tests to find: who adds what depends on the batch */
+    first = (first + gridDim.x - 1) % THREADS;
+#endif
     if (args.mean) {
-        for (int i = threadIdx.x; i < cols; i += THREADS) center += x[i];
+        for (int i = first; i < cols; i += THREADS) center += x[i];
         center = reduce_block<THREADS>(sum(), center) / (float)cols;
     }
-    for (int i = threadIdx.x; i < cols; i += THREADS) squares = fmaf(x[i] - center, x[i] - center, squares);
+    for (int i = first; i < cols; i += THREADS) squares = fmaf(x[i] - center, x[i] - center, squares);
     float scale = 1 / sqrtf(reduce_block<THREADS>(sum(), squares) / (float)cols + args.eps);
     unsigned char *out = args.out + args.stride * args.parts * row;
     each_column(cols, [&](int i) {
@@ -77,6 +81,12 @@ static bool launches_early;
 
 bool pen_cuda_launches_early(void) {
     return launches_early;
+}
+
+cudaError_t pen_cuda_launch_failure(void) {
+    cudaError_t failure = launch_failure;
+    launch_failure = cudaSuccess;
+    return failure;
 }
 
 bool pen_cuda_kernels_fit(void) {

@@ -383,7 +383,7 @@ pen_status pen_sim_device_create(const pen_sim_options *options, pen_device **de
     assert(options->time_scale > 0 && options->unit_ms);
     sim_device *made = calloc(1, sizeof *made);
     if (!made) return no_memory("a simulated device");
-    made->base = (pen_device){.class = &sim_class, .activations = PEN_ACTIVATIONS_FAST};
+    made->base = (pen_device){.class = &sim_class, .activations = PEN_ACTIVATIONS_FAST, .kv_type = PEN_TYPE_F16};
     made->options = *options;
     snprintf(made->name, sizeof made->name, "%s", options->name);
     made->created_ns = made->end_ns = pen_clock_ns();

@@ -5,11 +5,12 @@
  *     bench_schedule [--json] [--stages 2,4,8,…] PROFILE…      (profiles as --device sim: has them; sim_profile.h)
  *
  * Loads, all of them seeded and none with a clock:
- *     steady      closed: STREAMS_EACH sequences for each microbatch in flight, the next when one ends; between the
- * first end and the last beginning poisson     log-normal lengths at random times, 80 % of what the plan can do;
- * between the same two moments decode      as many streams, short prompts; between the last first token and the first
- * end long        one prompt of 4,000 tokens amid 16 decodes: its time to the first token, and what the others notice
- *                 between its arrival and then
+ * - steady: closed, STREAMS_EACH sequences for each microbatch in flight, the next when one ends; counted between the
+ *   first end and the last beginning.
+ * - poisson: log-normal lengths at random times, 80 % of what the plan can do; between the same two moments.
+ * - decode: as many streams, short prompts; between the last first token and the first end.
+ * - long: one prompt of 4,000 tokens amid 16 decodes: its time to the first token, and what the others notice between
+ *   its arrival and then.
  */
 #include "load.h"
 #include "plan_json.h"
@@ -170,7 +171,7 @@ static void make_load(load_kind kind, int streams, run *r) {
     }
     if (kind == LONG)
         r->requests[LONG_AMID] =
-            (pen_simulated_request){.arrival_ms = 50 * token_ms, .prompt = LONG_PROMPT, .output = 4};
+            (pen_simulated_request){.arrival_ms = 20 * token_ms, .prompt = LONG_PROMPT, .output = 4};
     free(arrivals);
 }
 

@@ -7,11 +7,13 @@ cd "$(dirname "$0")/../.."
 architecture=${1:-90}
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 [ -x "$nvcc" ] || { echo "spills.sh: skipped: there is no nvcc"; exit 77; }
+launcher=$(command -v ccache || true)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
+# What ccache has compiled before it tells again.
 for file in kernels/cuda/*.cu; do
-  "$nvcc" -std=c++17 -arch="sm_$architecture" -fmad=false -Werror=all-warnings -Xcompiler=-Wall,-Wextra -Xptxas=-v \
+  ${launcher:+"$launcher"} "$nvcc" -std=c++17 -arch="sm_$architecture" -fmad=false -Werror=all-warnings -Xcompiler=-Wall,-Wextra -Xptxas=-v \
     -Ikernels -Iruntime/base -c "$file" -o "$folder/object" 2>&1 | c++filt >>"$folder/log" ||
     { cat "$folder/log"; exit 1; }
 done

@@ -194,7 +194,7 @@ static void test_bits_do_not_depend_on_the_batch(void **state) {
         float *expected = allocate(values * sizeof(float)), *got = allocate(values * sizeof(float));
         pen_device *device = open_cuda(i % 2 ? PEN_ACTIVATIONS_F32 : PEN_ACTIVATIONS_FAST, NULL);
         attend(device, false, s, WHOLE, inputs, expected);
-        for (int how = 1; how < SPLITS; how++) {
+        for (int how = 1 + i / 2 % 2; how < SPLITS; how += 2) { /* each meets half of the shapes */
             shuffle_threads((unsigned)how);
             attend(device, false, s, (split)how, inputs, got);
             assert_memory_equal(got, expected, values * sizeof(float));

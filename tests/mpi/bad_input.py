@@ -206,6 +206,12 @@ class BadInput(unittest.TestCase):
             self.refused(UNSUPPORTED, ["token_embd.weight", "48 columns", "multiple of 32"], "run", odd, "-p", "x", "-n", "1",
                          "--activations", mode, ranks=[0])
 
+    def test_heads_that_q8_0_cannot_divide(self):
+        odd = "synthetic:llama:layers=1,hidden=96,ffn=64,heads=6,vocab=300"
+        for command, ranks in (["plan"], 0), (["run", "-p", "x", "-n", "1"], 2):
+            self.refused(UNSUPPORTED, ["--kv-type q8_0", "16 values", "multiple of 32"], command[0], odd, *command[1:],
+                         "--kv-type", "q8_0", ranks=[ranks])
+
     # ---- The plan ----
 
     def test_more_stages_than_units(self):

@@ -22,6 +22,7 @@
 
 #include <getopt.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -196,7 +197,7 @@ static pen_status lead(pen_engine *engine, const options *o, int stages, int voc
     }
     if (o->measure) {
         pen_engine_shape shape = {.decode_rows = 2, .prompt_rows = o->rows - 2, .position = 30, .logit_rows = 2};
-        PEN_TRY(pen_engine_measure(engine, &shape, 10, ms));
+        PEN_TRY(pen_engine_measure(engine, &shape, 10, INFINITY, ms));
         for (int s = 0; s < stages; s++) printf("measured stage %d: %s\n", s, ms[s] > 0 ? "yes" : "no");
         for (int s = 0; o->times && s < stages; s++) printf("  %.3f ms\n", ms[s]);
     }

@@ -2,7 +2,8 @@
 """The same tokens, always: same_tokens.py PROGRAM MPIRUN [--expect-difference] [--model FILE] [--device NAME]
 
 Token ids and log-probabilities must be equal bit for bit however the work is divided: over replicas, stages, splits,
-threads, chunks of the prompt and instruction sets, for every weight type; greedy, sampled with a seed, with penalties, and
+threads, chunks of the prompt and instruction sets, for every weight type and for K and
+V in q8_0; greedy, sampled with a seed, with penalties, and
 scoring a given text.
 Every case is compared with the first of its model. The cases are drawn by a fixed seed so that each value of each
 choice meets many values of the others, but not all of them.
@@ -25,7 +26,7 @@ from job import Launcher
 
 STAGES, THREADS, CHUNKS = (1, 2, 3, 4), (1, 2), (1, 3, 16, 17, 64, 512)
 RANKS_MOST = 4
-ISAS = ("avx512", "avx2", "portable")
+ISAS = ("avx512", "avxvnni", "avx2", "portable")
 TEXT = ("The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs; how vexingly quick daft "
         "zebras jump! Sphinx of black quartz, judge my vow.")
 LOGPROBS = ["--logprobs", "5", "--ignore-eos"]
@@ -77,6 +78,7 @@ SYNTHETIC = [
     synthetic("q4_0", "hidden=64,ffn=96,heads=4,kv_heads=1,vocab=300,window=33", 7, arch="gemma3"),
     synthetic("q8_0", "hidden=96,ffn=128,heads=3,vocab=280", 3, arch="gpt2"),
     synthetic("q4_1", "hidden=64,ffn=96,heads=4,kv_heads=2,vocab=271,window=48", 3, arch="phi3"),
+    synthetic("q8_0", "hidden=192,ffn=96/160/64,heads=6,kv_heads=2,vocab=273,window=37", 3, "--kv-type", "q8_0"),
 ]
 
 
@@ -181,7 +183,9 @@ def main():
             units = len(job.run("inspect", arguments.model, "--json").json()["units"])
             models = [Model(arguments.model, units, 2)]
         for model in models:
-            model.options += ["--device", arguments.device] if arguments.device else []
+            if arguments.device:
+                model.options += ["--device", arguments.device]
+                model.cases = 2
             # A profile that is made up serves: it decides who computes what, and --layers decides here.
             profile = Path(folder) / "profile.json"
             profile.write_text(json.dumps({"units": [{"name": f"unit {u}", "time_ms": 1} for u in range(model.units)]}))

@@ -28,8 +28,13 @@ typedef struct tolerance {
     double margin;   /* greedy ids are equal up to the first step below it */
 } tolerance;
 
-static tolerance tolerance_of(pen_activations activations) {
-    return activations == PEN_ACTIVATIONS_F32 ? (tolerance){0.02, 0.001, 0.02} : (tolerance){0.5, 0.014, 0.25};
+/* A mode is what the device's options say of precision. */
+static const pen_cpu_options exact = {.activations = PEN_ACTIVATIONS_F32}, fast = {.activations = PEN_ACTIVATIONS_FAST},
+                             fast_q8_0 = {.activations = PEN_ACTIVATIONS_FAST, .kv_q8_0 = true};
+
+static tolerance tolerance_of(const pen_cpu_options *mode) {
+    if (mode == &exact) return (tolerance){0.02, 0.001, 0.02};
+    return (tolerance){mode == &fast_q8_0 ? 0.6 : 0.5, 0.014, 0.25};
 }
 
 static int integer(json_t *list, size_t i) {
@@ -40,16 +45,17 @@ static double number(json_t *list, size_t i) {
     return json_number_value(json_array_get(list, i));
 }
 
-static void open_model(pipeline *p, pen_activations activations, int stages, int threads) {
+static void open_model(pipeline *p, const pen_cpu_options *mode, int stages, int threads) {
     pipeline_options o = {.model = getenv("PENSTOCK_TEST_MODEL"),
                           .stages = stages,
                           .first = {0, 9, 20},
-                          .cpu = {.activations = activations, .threads = threads},
+                          .cpu = *mode,
                           .stage = {.rows = CHUNK,
                                     .logit_rows = CHUNK,
                                     .context = CONTEXT,
                                     .kv = {.count = 1, .blocks = {KV_BLOCKS}},
                                     .slots = 1}};
+    o.cpu.threads = threads;
     open_pipeline(p, &o);
 }
 
@@ -83,13 +89,13 @@ static void score_text(pipeline *p, int chunk, float *logprobs, int *count) {
     }
 }
 
-static void check_text(pen_activations activations) {
+static void check_text(const pen_cpu_options *mode) {
     static float logprobs[CONTEXT];
-    tolerance t = tolerance_of(activations);
+    tolerance t = tolerance_of(mode);
     json_t *expected = json_object_get(reference, "token_logprobs");
     pipeline p;
     int count;
-    open_model(&p, activations, 1, 2);
+    open_model(&p, mode, 1, 2);
     score_text(&p, CHUNK, logprobs, &count);
     close_pipeline(&p);
     assert_int_equal(count, json_array_size(expected));
@@ -128,12 +134,12 @@ static void check_prompt(pipeline *p, json_t *prompt, const tolerance *t) {
     }
 }
 
-static void check_prompts(pen_activations activations) {
-    tolerance t = tolerance_of(activations);
+static void check_prompts(const pen_cpu_options *mode) {
+    tolerance t = tolerance_of(mode);
     size_t i;
     json_t *prompt;
     pipeline p;
-    open_model(&p, activations, 1, 2);
+    open_model(&p, mode, 1, 2);
     json_array_foreach(json_object_get(reference, "prompts"), i, prompt) check_prompt(&p, prompt, &t);
     close_pipeline(&p);
 }
@@ -141,25 +147,31 @@ static void check_prompts(pen_activations activations) {
 static void test_prompts_f32(void **state) {
     (void)state;
     if (!reference) skip();
-    check_prompts(PEN_ACTIVATIONS_F32);
+    check_prompts(&exact);
 }
 
 static void test_prompts_fast(void **state) {
     (void)state;
     if (!reference) skip();
-    check_prompts(PEN_ACTIVATIONS_FAST);
+    check_prompts(&fast);
 }
 
 static void test_text_f32(void **state) {
     (void)state;
     if (!reference) skip();
-    check_text(PEN_ACTIVATIONS_F32);
+    check_text(&exact);
 }
 
 static void test_text_fast(void **state) {
     (void)state;
     if (!reference) skip();
-    check_text(PEN_ACTIVATIONS_FAST);
+    check_text(&fast);
+}
+
+static void test_text_with_kv_in_q8_0(void **state) {
+    (void)state;
+    if (!reference) skip();
+    check_text(&fast_q8_0);
 }
 
 static void test_split_changes_no_bit(void **state) {
@@ -168,10 +180,10 @@ static void test_split_changes_no_bit(void **state) {
     static float whole[CONTEXT], split[CONTEXT];
     int count;
     pipeline p;
-    open_model(&p, PEN_ACTIVATIONS_FAST, 1, 2);
+    open_model(&p, &fast, 1, 2);
     score_text(&p, CHUNK, whole, &count);
     close_pipeline(&p);
-    open_model(&p, PEN_ACTIVATIONS_FAST, 3, 1);
+    open_model(&p, &fast, 3, 1);
     score_text(&p, 77, split, &count);
     close_pipeline(&p);
     assert_memory_equal(whole, split, (size_t)count * sizeof *whole);
@@ -181,7 +193,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prompts_f32),          cmocka_unit_test(test_text_f32),
         cmocka_unit_test(test_prompts_fast),         cmocka_unit_test(test_text_fast),
-        cmocka_unit_test(test_split_changes_no_bit),
+        cmocka_unit_test(test_text_with_kv_in_q8_0), cmocka_unit_test(test_split_changes_no_bit),
     };
     for (int i = 0; i < KV_BLOCKS; i++) table[i] = KV_BLOCKS - 1 - i;
     if (getenv("PENSTOCK_TEST_MODEL"))

@@ -24,7 +24,7 @@ BYTES_AND_SPECIAL = 17 + 256  # tokens of SmolLM2 before those of the first merg
 TEXT = ("The quick brown fox jumps over the lazy dog. Pack my box with five dozen liquor jugs; how vexingly quick daft "
         "zebras jump! Sphinx of black quartz, judge my vow.") * 2
 FAST_MEAN = 0.2  # mean difference of a log-probability to f32; a wrong scale anywhere makes it several units
-ISAS = {"f32": {"avx512": None, "avx2": None}, "fast": {"avx512": None, "avx2": None, "portable": 8}}  # tokens, if slow
+ISAS = {"f32": {"avx512": None, "avx2": None}, "fast": {"avx512": None, "avxvnni": None, "avx2": None, "portable": 8}}  # tokens, if slow
 
 
 def factors():

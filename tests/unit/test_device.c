@@ -54,7 +54,7 @@ static void test_instruction_sets_are_chosen_by_name(void **state) {
     assert_non_null(strstr(pen_last_error(), "portable"));
     assert_ptr_equal(strstr(pen_cpu_isa_names(), "reference portable"), pen_cpu_isa_names());
     for (isa = PEN_CPU_REFERENCE; isa <= PEN_CPU_AVX512; isa++) {
-        static const char *const names[] = {"", "reference", "portable", "avx2", "avx512"};
+        static const char *const names[] = {"", "reference", "portable", "avx2", "avxvnni", "avx512"};
         pen_device *device;
         pen_cpu_options options = {.isa = isa, .threads = 1};
         pen_status status = pen_cpu_device_create(&options, &device);
@@ -290,7 +290,7 @@ static void test_norm_bits_are_equal_on_every_device(void **state) {
     for (int c = 0; c < NORM_CASES; c++) {
         float *expected = norm_rows(PEN_CPU_AUTO, 1, &norm_cases[c], 11);
         for (pen_cpu_isa isa = PEN_CPU_PORTABLE; isa <= PEN_CPU_AVX512; isa++) {
-            static const char *const names[] = {"", "", "portable", "avx2", "avx512"};
+            static const char *const names[] = {"", "", "portable", "avx2", "avxvnni", "avx512"};
             for (int threads = 1; strstr(pen_cpu_isa_names(), names[isa]) && threads <= 3; threads++) {
                 float *got = norm_rows(isa, threads, &norm_cases[c], 11);
                 assert_memory_equal(got, expected, ROWS * (size_t)norm_cases[c].cols * sizeof *got);

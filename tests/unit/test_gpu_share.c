@@ -34,10 +34,10 @@ static void test_too_few_gpus_are_shared_evenly_by_neighbours(void **state) {
 /* Two machines: three ranks on two GPUs and one on the CPU of the first; a GPU with the same address and two CPU ranks
  * on the second. */
 static const pen_memory memories[] = {
-    {.node = 0, .bus = "0000:3b:00.0", .free = 80 * GIB},
-    {.node = 0, .bus = "0000:3b:00.0", .free = 80 * GIB},
+    {.node = 0, .bus = "0000:3b:00.0", .free = 76 * GIB, .held = GIB},
+    {.node = 0, .bus = "0000:3b:00.0", .free = 76 * GIB, .held = 3 * GIB},
     {.node = 0, .bus = "0000:af:00.0", .free = 40 * GIB},
-    {.node = 0, .free = 64 * GIB},
+    {.node = 0, .free = 64 * GIB, .held = GIB},
     {.node = 1, .bus = "0000:3b:00.0", .free = 24 * GIB},
     {.node = 1, .free = 8 * GIB},
     {.node = 1, .free = 8 * GIB},

@@ -10,10 +10,9 @@
 
 #include <cmocka.h>
 
-#include "cpu_device.h"
+#include "linear.h"
 #include "matrix.h"
 #include "pack.h"
-#include "quantize.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -26,6 +25,16 @@ enum { TYPES = PEN_TYPE_COUNT };
 
 /* ---- Devices --------------------------------------------------------------------------------------------------- */
 
+/* Those of AVX-VNNI with the other encoding of its instruction (evex.h), for machines that have AVX-512's. */
+static const pen_cpu_linear_kernels *evex_kernels(void) {
+#if defined(__x86_64__)
+    extern const pen_cpu_linear_kernels pen_cpu_linear_kernels_evex;
+    const char *names = pen_cpu_isa_names();
+    if (strstr(names, "avx512") && !strstr(names, "avxvnni")) return &pen_cpu_linear_kernels_evex;
+#endif
+    return NULL;
+}
+
 /* The ones to compare: the reference first, then what this machine can run, with various numbers of threads. */
 typedef struct variant {
     pen_cpu_isa isa;
@@ -33,17 +42,20 @@ typedef struct variant {
 } variant;
 
 static const variant variants[] = {{PEN_CPU_REFERENCE, 1}, {PEN_CPU_PORTABLE, 1}, {PEN_CPU_PORTABLE, 3},
-                                   {PEN_CPU_AVX2, 1},      {PEN_CPU_AVX2, 2},     {PEN_CPU_AVX512, 1},
-                                   {PEN_CPU_AVX512, 3}};
+                                   {PEN_CPU_AVX2, 1},      {PEN_CPU_AVX2, 2},     {PEN_CPU_AVXVNNI, 2},
+                                   {PEN_CPU_AVX512, 1},    {PEN_CPU_AVX512, 3}};
 enum { VARIANTS = sizeof variants / sizeof *variants };
 
 /* NULL where this machine lacks the instruction set. */
 static pen_device *open_device(variant v, pen_activations activations) {
     pen_cpu_options options = {.isa = v.isa, .activations = activations, .threads = v.threads};
+    const pen_cpu_linear_kernels *kernels = v.isa == PEN_CPU_AVXVNNI ? evex_kernels() : NULL;
+    if (kernels) options.isa = PEN_CPU_AVX2;
     pen_device *device;
     pen_status status = pen_cpu_device_create(&options, &device);
     if (status == PEN_UNSUPPORTED && v.isa > PEN_CPU_PORTABLE) return NULL;
     assert_int_equal(status, PEN_OK);
+    if (kernels) ((pen_cpu_device *)device)->linear = kernels;
     pen_limits limits = {.rows = ROWS_MAX,
                          .logit_rows = ROWS_MAX,
                          .hidden = COLS_MAX,
@@ -288,12 +300,40 @@ static void test_projections_store_or_add(void **state) {
     }
 }
 
+/* Up to 16 rows of w times fine activation rows, by the kernels themselves. */
+static void check_fine_dot(matrix w, const float *x, int tokens) {
+    float *values = allocate((size_t)tokens * (size_t)w.cols * sizeof(float)), y[ROWS_MAX * PEN_PACK_ROWS];
+    size_t bytes = (size_t)tokens * PEN_PACK_ROWS * sizeof(float);
+    void *first = NULL;
+    for (int v = 1; v < VARIANTS; v++) {
+        pen_device *device = open_device(variants[v], PEN_ACTIVATIONS_FAST);
+        if (!device) continue;
+        pen_weight *weight = weight_of(device, w);
+        pen_buffer *rows = activations_of(device, x, tokens, w.cols, true, values);
+        ((pen_cpu_device *)device)
+            ->linear->dot[PEN_ROW_FINE][w.type](((pen_cpu_weight *)weight)->data, w.cols / PEN_QUANT_BLOCK,
+                                                pen_cpu_data(rows), pen_activation_row_bytes(PEN_ROW_FINE, w.cols),
+                                                tokens, y);
+        assert_same_bits(&first, y, bytes, variants[v]);
+        for (int t = 0; t < tokens; t++)
+            for (int n = 0; n < w.rows; n++) {
+                double size, sum = expected_dot(w, n, values + t * w.cols, &size);
+                assert_near((double)y[t * PEN_PACK_ROWS + n], sum, 1e-5 * (size + 1), "fine rows", variants[v]);
+            }
+        pen_buffer_destroy(rows);
+        pen_weight_destroy(weight);
+        pen_device_destroy(device);
+    }
+    free(values);
+    free(first);
+}
+
 /* The largest products that there are, of either sign, all in one sum: nothing saturates on the way. */
 static void test_the_largest_integers(void **state) {
     (void)state;
     random_state = 9;
     static const unsigned char fillings[] = {0x00, 0xff, 0x7f, 0x80, 0x0f, 0xf0, 0x01, 0xfe};
-    enum { FILLINGS = sizeof fillings, TOKENS = 4 };
+    enum { FILLINGS = sizeof fillings, TOKENS = 5 };
     for (int i = 0; i < TYPES; i++) {
         const pen_type_info *info = pen_type_get((pen_type)i);
         if (!info->quant.bits) continue;
@@ -312,7 +352,9 @@ static void test_the_largest_integers(void **state) {
             x[cols + k] = -1;
             x[2 * cols + k] = k % 32 < 16 ? 1 : -1;
             x[3 * cols + k] = k % 2 ? 1 : -1;
+            x[4 * cols + k] = k % 32 ? 16192.0F / 16256 : 1; /* of a fine row both parts are as large as can be */
         }
+        check_fine_dot(w, x, TOKENS);
         check_project(w, PEN_ACTIVATIONS_FAST, x, TOKENS, true, false, true);
     }
 }

@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -122,6 +123,29 @@ static void test_this_machine_has_cores_and_memory(void **state) {
     assert_true(machine.host[0] != '\0' && machine.id != 0);
 }
 
+static void test_ranks_know_how_many_numa_nodes_they_span(void **state) {
+    (void)state;
+    pen_machine machine;
+    const pen_machine *all[] = {&machine, &machine, &machine};
+    setenv("HWLOC_SYNTHETIC", "numa:2 core:4 pu:1", 1);
+    pen_machine_look(&machine);
+    unsetenv("HWLOC_SYNTHETIC");
+    assert_int_equal(machine.core_count, 8);
+    machine.quota = 0;
+    static const int nodes[][3] = {{2}, {1, 1}, {1, 2, 1}};
+    for (int ranks = 1; ranks <= 3; ranks++) {
+        pen_machine_divide(all, ranks, shares);
+        for (int r = 0; r < ranks; r++) assert_int_equal(pen_share_numa_nodes(&shares[r]), nodes[ranks - 1][r]);
+    }
+    pen_share_set_threads(&shares[1], 2); /* of cores 2, 3 and 4 */
+    assert_int_equal(pen_share_numa_nodes(&shares[1]), 1);
+    pen_share_set_threads(&shares[1], 4); /* more than its own: it is not pinned */
+    assert_int_equal(pen_share_numa_nodes(&shares[1]), 0);
+    machine = (pen_machine){.core_count = 3, .cpu = {0, 2, 1}, .numa = {0, 1, 0}}; /* not in order */
+    pen_machine_divide(all, 1, shares);
+    assert_int_equal(pen_share_numa_nodes(&shares[0]), 2);
+}
+
 static void test_where_there_is_no_device_threads_stay_where_they_are(void **state) {
     (void)state;
     assert_false(pen_machine_stay_near("ffff:1f:1f.7"));
@@ -152,6 +176,7 @@ int main(void) {
         cmocka_unit_test(test_a_quota_limits_threads_and_spinning),
         cmocka_unit_test(test_a_wish_for_more_threads_gives_up_the_cores),
         cmocka_unit_test(test_this_machine_has_cores_and_memory),
+        cmocka_unit_test(test_ranks_know_how_many_numa_nodes_they_span),
         cmocka_unit_test(test_where_there_is_no_device_threads_stay_where_they_are),
         cmocka_unit_test(test_efficiencies_of_a_worked_example),
     };

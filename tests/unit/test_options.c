@@ -55,6 +55,7 @@ static void test_defaults(void **state) {
     assert_string_equal(o.config.method, "dp");
     assert_string_equal(o.config.cache, "");
     assert_false(o.config.exact);
+    assert_false(o.config.kv_q8_0);
     assert_int_equal(o.config.log_level, PEN_LOG_WARN);
     assert_int_equal(o.config.threads, 0);
     assert_true(o.config.memory == 0 && o.config.kv_tokens == 0);
@@ -89,6 +90,10 @@ static void test_values(void **state) {
     assert_int_equal(o.config.log_level, PEN_LOG_DEBUG);
     assert_string_equal(o.svg, "out.svg");
     assert_string_equal(o.config.cache, "-");
+
+    accept("penstock run m -p x --kv-type q8_0", &o);
+    assert_true(o.config.kv_q8_0);
+    refuse("penstock run m -p x --kv-type q8_0 --activations f32", "--kv-type q8_0 contradicts it");
 
     accept("penstock plan m --layers 10,10,12", &o);
     assert_string_equal(o.config.layers, "10,10,12");

@@ -535,6 +535,24 @@ static void test_picture_is_written_whole_or_not_at_all(void **state) {
 
 /* ---- A model's plan ---------------------------------------------------------------------------------------------- */
 
+static void test_stages_on_several_numa_nodes_get_advice(void **state) {
+    (void)state;
+    pen_plan *plan = example("uneven.json");
+    char *text;
+    assert_int_equal(pen_plan_set_devices(plan, 4), PEN_OK);
+    for (int d = 0; d < 4; d++) plan->devices[d].numa_nodes = 1;
+    solve(plan, 4);
+    assert_false(remarked(plan, false, "NUMA"));
+    plan->devices[2].numa_nodes = 2;
+    solve(plan, 4);
+    assert_true(remarked(plan, false, "stage 2 lie on 2 NUMA nodes"));
+    assert_true(remarked(plan, false, "mpirun -np 5 --map-by numa --bind-to numa"));
+    assert_int_equal(pen_plan_to_json(plan, &text), PEN_OK);
+    assert_says(strstr(text, "\"notes\""), "2 NUMA nodes");
+    free(text);
+    pen_plan_destroy(plan);
+}
+
 static void test_synthetic_models_are_estimated_from_their_shape(void **state) {
     (void)state;
     pen_model *model;
@@ -542,7 +560,7 @@ static void test_synthetic_models_are_estimated_from_their_shape(void **state) {
                        "type=q4_0,context=1024";
     if (pen_model_open(spec, &model) != PEN_OK) fail_msg("%s", pen_last_error());
     pen_plan_model_options options = {.workload = {.prompt_tokens = 512, .output_tokens = 128}, .stages = 2};
-    pen_plan *plan, *longer;
+    pen_plan *plan, *longer, *smaller;
     assert_int_equal(pen_plan_from_model(model, &options, &plan), PEN_OK);
     assert_int_equal(plan->unit_count, 6);
     assert_string_equal(plan->units[0].name, "embedding");
@@ -552,12 +570,17 @@ static void test_synthetic_models_are_estimated_from_their_shape(void **state) {
     assert_true(plan->units[4].time_ms > 1.5 * plan->units[3].time_ms); /* the wide layer */
     assert_true(plan->units[0].time_ms < plan->units[1].time_ms);
     assert_says(plan->source, "estimated");
+    options.kv_q8_0 = true;
+    assert_int_equal(pen_plan_from_model(model, &options, &smaller), PEN_OK);
+    assert_int_equal(smaller->units[2].kv_bytes_per_token, 2 * 2 * 64 / 32 * 34);
+    options.kv_q8_0 = false;
     options.workload.prompt_tokens = 8192; /* attention over a longer context takes longer per row */
     assert_int_equal(pen_plan_from_model(model, &options, &longer), PEN_OK);
     double rows = 1 + 512 / 128.0, more_rows = 1 + 8192 / 128.0;
     assert_true(longer->units[1].time_ms / more_rows > 1.5 * plan->units[1].time_ms / rows);
     solve(plan, 2);
     assert_true(plan->stages[0].memory_bytes > plan->units[0].weight_bytes);
+    pen_plan_destroy(smaller);
     pen_plan_destroy(longer);
     pen_plan_destroy(plan);
     pen_model_close(model);
@@ -585,6 +608,7 @@ int main(void) {
         cmocka_unit_test(test_picture_draws_every_unit_and_stage),
         cmocka_unit_test(test_picture_of_nothing_is_no_division_by_zero),
         cmocka_unit_test(test_picture_is_written_whole_or_not_at_all),
+        cmocka_unit_test(test_stages_on_several_numa_nodes_get_advice),
         cmocka_unit_test(test_synthetic_models_are_estimated_from_their_shape),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "kvcache.h"
+#include "plan_model.h"
 #include "replica_plans.h"
 #include "sim_profile.h"
 
@@ -33,9 +34,25 @@ typedef struct cluster {
     pen_sim_profile *sims[RANKS];
     pen_profile *profiles[RANKS];
     pen_rank_report ranks[RANKS];
-    pen_device *device;
+    pen_plan_unit sizes[UNITS];
     pen_replica_plans *plans;
 } cluster;
+
+static void size_units(const pen_sim_profile *sim, pen_plan_unit *sizes) {
+    pen_device *device;
+    assert_int_equal(pen_sim_profile_device(sim, 1, &device), PEN_OK);
+    const pen_plan_model_options options = {.workload = {.prompt_tokens = 64, .output_tokens = 32},
+                                            .stages = STAGES,
+                                            .device = device,
+                                            .rows = 512,
+                                            .logit_rows = 64,
+                                            .context = 640,
+                                            .sequences = 32,
+                                            .positions = 96,
+                                            .slots = 4};
+    pen_plan_model_sizes(pen_sim_profile_model(sim), &options, sizes);
+    pen_device_destroy(device);
+}
 
 static void write_file(char *path, const char *text) {
     strcpy(path, "/tmp/penstock-plans-XXXXXX");
@@ -56,17 +73,20 @@ static cluster *make_cluster(const char *devices) {
         pen_place place = {.rank = r, .replica = r / STAGES, .stage = r % STAGES};
         if (pen_sim_profile_read(c->path, &place, &c->sims[r]) != PEN_OK) fail_msg("%s", pen_last_error());
         assert_int_equal(pen_sim_profile_times(c->sims[r], &c->profiles[r]), PEN_OK);
-        c->ranks[r] = (pen_rank_report){
-            .node = r, .memory = UINT64_C(1) << 40, .wire_ms = 0.1, .send_ms = 0.1, .profile = c->profiles[r]};
+        c->ranks[r] = (pen_rank_report){.node = r,
+                                        .memory = UINT64_C(1) << 40,
+                                        .wire_ms = 0.1,
+                                        .send_ms = 0.1,
+                                        .profile = c->profiles[r],
+                                        .sizes = c->sizes};
         snprintf(c->ranks[r].device, sizeof c->ranks[r].device, "%s", c->profiles[r]->device);
     }
-    assert_int_equal(pen_sim_profile_device(c->sims[0], 1, &c->device), PEN_OK);
+    size_units(c->sims[0], c->sizes);
     return c;
 }
 
 static void free_cluster(cluster *c) {
     pen_replica_plans_destroy(c->plans);
-    pen_device_destroy(c->device);
     for (int r = 0; r < RANKS; r++) {
         pen_profile_destroy(c->profiles[r]);
         pen_sim_profile_destroy(c->sims[r]);
@@ -78,18 +98,12 @@ static void free_cluster(cluster *c) {
 static pen_status solve(cluster *c) {
     pen_replica_plans_options options = {
         .model = pen_sim_profile_model(c->sims[0]),
-        .device = c->device,
         .config = &c->config,
         .replicas = REPLICAS,
         .stages = STAGES,
         .ranks = c->ranks,
         .rows = 512,
-        .logit_rows = 64,
-        .context = 640,
-        .sequences = 32,
-        .positions = 96,
         .kv_tokens = 32 * 96,
-        .slots = 4,
     };
     return pen_replica_plans_solve(&options, &c->plans);
 }
@@ -176,6 +190,26 @@ static void test_less_memory_has_a_plan_of_its_own(void **state) {
     free_cluster(c);
 }
 
+/* A unit takes what it does on the device where it takes most. */
+static void test_devices_with_other_layouts(void **state) {
+    (void)state;
+    cluster *c = make_cluster("{}");
+    pen_plan_unit larger[UNITS];
+    uint64_t before[STAGES];
+    assert_splits(c, "4 4* 4*");
+    for (int s = 0; s < STAGES; s++) before[s] = pen_replica_plans_plan(c->plans, 0)->stages[s].memory_bytes;
+    pen_replica_plans_destroy(c->plans);
+    memcpy(larger, c->sizes, sizeof larger);
+    for (int u = 0; u < UNITS; u++) larger[u].workspace_bytes += 5000, larger[u].weight_bytes += 100;
+    larger[1].weight_bytes -= 200;
+    c->ranks[3].sizes = larger;
+    assert_splits(c, "4 4* 4*");
+    for (int s = 0; s < STAGES; s++)
+        assert_int_equal(pen_replica_plans_plan(c->plans, 0)->stages[s].memory_bytes,
+                         before[s] + 5000 + (s == 0 ? 300 : 400));
+    free_cluster(c);
+}
+
 static void test_a_slow_wire_has_a_plan_of_its_own(void **state) {
     (void)state;
     cluster *c = make_cluster("{}");
@@ -220,6 +254,7 @@ int main(void) {
         cmocka_unit_test(test_a_machine_has_one_time_for_a_device),
         cmocka_unit_test(test_other_speeds_have_other_plans),
         cmocka_unit_test(test_less_memory_has_a_plan_of_its_own),
+        cmocka_unit_test(test_devices_with_other_layouts),
         cmocka_unit_test(test_a_slow_wire_has_a_plan_of_its_own),
         cmocka_unit_test(test_times_from_a_file),
     };

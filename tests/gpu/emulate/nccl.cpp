@@ -7,7 +7,7 @@
  * the stream only then. A send is done when the other side has taken its last byte. What real NCCL leaves to hang, or
  * to chance, ends the process here with a message: a receive that is enqueued before its send (behind which, on one
  * stream, two processes would wait for each other), sides that disagree about the bytes, a call before the last one is
- * over, memory that is not the device's.
+ * over, memory that is not the device's. A communicator takes BUFFERS bytes of the GPU's memory.
  *
  * From the environment: EMULATED_NCCL, the version to pretend (22809; 0: there is no library); EMULATED_NCCL_FAULT:
  * `connect` fails to, `corrupt` changes a byte of what it receives.
@@ -31,7 +31,7 @@ extern "C" {
 
 namespace {
 
-enum { CHUNK = 1 << 16, SIZES = 64, POLLS = 3 };
+enum { CHUNK = 1 << 16, SIZES = 64, POLLS = 3, BUFFERS = 4 << 20 };
 
 [[noreturn]] void die(const char *what) {
     fprintf(stderr, "emulated NCCL: %s\n", what);
@@ -177,6 +177,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int ranks, ncclUniqueId id
     self->shared.reset(map_wire(id.internal));
     self->rank = rank;
     if (++self->shared->joined == 2) shm_unlink(id.internal);
+    pen_emulate_take_memory(BUFFERS);
     *comm = new ncclComm{self};
     return ncclInProgress;
 }

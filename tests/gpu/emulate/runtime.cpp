@@ -60,7 +60,7 @@ int graphs_left = 1 << 30;
 
 cudaError_t result(cudaError_t error = cudaSuccess) {
     if (lost) error = cudaErrorLaunchFailure;
-    if (error != cudaSuccess && error != cudaErrorNotReady) last_error = error;
+    if (error != cudaSuccess) last_error = error; /* also where it is only not ready */
     return error;
 }
 
@@ -171,6 +171,10 @@ bool pen_emulate_is_device_memory(const void *at, size_t bytes) {
     return within(at, bytes, true);
 }
 
+void pen_emulate_take_memory(unsigned long long bytes) {
+    memory_left -= bytes < memory_left ? bytes : memory_left;
+}
+
 void pen_emulate_machine(pen_emulated_machine what) {
     machine = what;
 }
@@ -203,7 +207,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *properties, int devic
     strcpy(properties->name, "Emulated GPU");
     properties->major = 9;
     properties->multiProcessorCount = 2;
-    properties->l2CacheSize = 1 << 20;
+    properties->l2CacheSize = 1 << 16;
     return result();
 }
 

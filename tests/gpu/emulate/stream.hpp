@@ -16,4 +16,7 @@ void pen_emulate_look(cudaStream_t stream);
 
 bool pen_emulate_is_device_memory(const void *at, size_t bytes);
 
+/* So many bytes fewer are free from now on, as of a library that keeps them for itself. */
+void pen_emulate_take_memory(unsigned long long bytes);
+
 #endif
