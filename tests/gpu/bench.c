@@ -202,7 +202,12 @@ static void measure(bench *b, const figure *f, enqueue *operation, void *context
 static void set_rows(bench *b, int rows, int context, int logit_count) {
     pen_run run = {.rows = rows, .position = context - rows, .tables = {b->table, b->table}};
     for (int i = 0; i < logit_count; i++) b->logit_rows[i] = rows - logit_count + i;
-    pen_device_set_batch(b->device, &(pen_batch){rows, 1, &run, b->tokens, logit_count, b->logit_rows, NULL});
+    pen_device_set_batch(b->device, &(pen_batch){.rows = rows,
+                                                 .run_count = 1,
+                                                 .runs = &run,
+                                                 .tokens = b->tokens,
+                                                 .logit_count = logit_count,
+                                                 .logit_rows = b->logit_rows});
 }
 
 /* A row each of `streams` sequences. */
@@ -211,7 +216,8 @@ static void set_streams(bench *b, int streams, int context) {
     int blocks = (context + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK;
     for (int s = 0; s < streams; s++)
         runs[s] = (pen_run){s, 1, context - 1, {b->table + s * blocks, b->table + s * blocks}};
-    pen_device_set_batch(b->device, &(pen_batch){streams, streams, runs, b->tokens, 0, NULL, NULL});
+    pen_device_set_batch(b->device,
+                         &(pen_batch){.rows = streams, .run_count = streams, .runs = runs, .tokens = b->tokens});
     free(runs);
 }
 

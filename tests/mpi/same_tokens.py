@@ -31,7 +31,7 @@ TEXT = ("The quick brown fox jumps over the lazy dog. Pack my box with five doze
         "zebras jump! Sphinx of black quartz, judge my vow.")
 LOGPROBS = ["--logprobs", "5", "--ignore-eos"]
 COMMANDS = {
-    "greedy": ["run", "-n", "12", "--temperature", "0", *LOGPROBS],
+    "greedy": ["run", "-n", "12", "--temperature", "0", "--ignore-eos"],  # needs the largest logit only
     "sampled": ["run", "-n", "12", "--temperature", "0.8", "--top-p", "0.9", "--seed", "7", *LOGPROBS],
     "penalised": ["run", "-n", "12", "--temperature", "0.6", "--seed", "9", "--repetition-penalty", "1.4",
                   "--presence-penalty", "0.5", "--frequency-penalty", "0.3", "--logit-bias", "7:3,11:-4",
@@ -152,9 +152,10 @@ def result(job, command, model, case, profile, text):
     output = outcome.json()
     if options[0] == "perplexity":
         return output["token_logprobs"]
-    if len(output["output_ids"]) != 12 or len(output["logprobs"]) != 12:
+    logprobs = output["logprobs"] if "--logprobs" in options else 12 * [None]
+    if len(output["output_ids"]) != 12 or len(logprobs) != 12:
         raise RuntimeError(f"{command}, {case}: not 12 tokens: {output}")
-    return [*output.get("prompt_logprobs", []), *zip(output["output_ids"], output["logprobs"])]
+    return [*output.get("prompt_logprobs", []), *zip(output["output_ids"], logprobs)]
 
 
 def first_difference(expected, got):

@@ -7,7 +7,7 @@
 
 #include <immintrin.h>
 
-static inline __m256i evex_dpbusd(__m256i sum, __m256i codes, __m256i q) {
+__attribute__((target("avx2"))) static inline __m256i evex_dpbusd(__m256i sum, __m256i codes, __m256i q) {
     __asm__("%{evex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(codes), "x"(q));
     return sum;
 }
