@@ -33,8 +33,7 @@ static const pen_cpu_options exact = {.activations = PEN_ACTIVATIONS_F32}, fast 
                              fast_q8_0 = {.activations = PEN_ACTIVATIONS_FAST, .kv_q8_0 = true};
 
 static tolerance tolerance_of(const pen_cpu_options *mode) {
-    if (mode == &exact) return (tolerance){0.02, 0.001, 0.02};
-    return (tolerance){mode == &fast_q8_0 ? 0.6 : 0.5, 0.014, 0.25};
+    return mode == &exact ? (tolerance){0.02, 0.001, 0.02} : (tolerance){0.5, 0.014, 0.25};
 }
 
 static int integer(json_t *list, size_t i) {
