@@ -7,13 +7,11 @@
  * each position seen, at the machine's peak, and of reading K and V once; with q8_0 scores are int8 products, and more
  * than the whole peak is possible.
  */
-#include "cpu.h"
-#include "limit.h"
+#include "cpu_bench.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 enum { ROWS_MAX = 512, CONTEXT_MAX = 4096 + 16, REPEATS = 9 };
 
@@ -34,12 +32,6 @@ typedef struct phase {
 } phase;
 
 static const phase phases[] = {{"prompt 512", 512, 0}, {"decode at 512", 1, 511}, {"decode at 4096", 1, 4095}};
-
-static void check(pen_status status) {
-    if (status == PEN_OK) return;
-    fprintf(stderr, "bench_attention: %s\n", pen_last_error());
-    exit(1);
-}
 
 static pen_buffer *random_buffer(pen_device *device, size_t floats) {
     pen_buffer *buffer;
@@ -110,14 +102,8 @@ static void bench_phase(pen_device *device, int threads, const shape *s, const p
 }
 
 int main(int argc, char **argv) {
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    int threads = argc > 1 ? atoi(argv[1]) : (int)online;
-    pen_cpu_options options = {.threads = threads, .activations = PEN_ACTIVATIONS_FAST, .may_spin = threads <= online};
-    if (threads < 1 || threads > BENCH_THREADS_MAX) {
-        fprintf(stderr, "usage: bench_attention [THREADS] [INSTRUCTION SET]\n");
-        return 2;
-    }
-    check(pen_cpu_isa_parse(argc > 2 ? argv[2] : "auto", &options.isa));
+    pen_cpu_options options = bench_options(argc, argv, "bench_attention [THREADS] [INSTRUCTION SET]");
+    int threads = options.threads;
     double read = bench_limit_read(threads), multiply = bench_limit_tops(BENCH_F32, threads);
     printf("reading memory %.1f GB/s, f32 multiply-add %.3f Tflops\n", read, multiply);
     for (int q8_0 = 0; q8_0 < 2; q8_0++)

@@ -7,22 +7,14 @@
  * cache holds: copies of a matrix, in turn, beyond twice the last-level cache. Few tokens are bound by reading, many by
  * multiplying; both shares are shown. Fine activation rows (QKV and logits) are two multiplications that count as one.
  */
-#include "cpu.h"
-#include "limit.h"
+#include "cpu_bench.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <unistd.h>
 
 enum { TOKENS_MAX = 512, COPIES_MAX = 512, REPEATS = 15 };
-
-static void check(pen_status status) {
-    if (status == PEN_OK) return;
-    fprintf(stderr, "bench_kernels: %s\n", pen_last_error());
-    exit(1);
-}
 
 /* ---- Operations ------------------------------------------------------------------------------------------------ */
 
@@ -152,14 +144,8 @@ static void bench_shape(pen_device *device, int threads, const shape *at, pen_ty
 }
 
 int main(int argc, char **argv) {
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    int threads = argc > 1 ? atoi(argv[1]) : (int)online;
-    pen_cpu_options options = {.threads = threads, .activations = PEN_ACTIVATIONS_FAST, .may_spin = threads <= online};
-    if (threads < 1 || threads > BENCH_THREADS_MAX) {
-        fprintf(stderr, "usage: bench_kernels [THREADS] [INSTRUCTION SET] [TYPE…]\n");
-        return 2;
-    }
-    check(pen_cpu_isa_parse(argc > 2 ? argv[2] : "auto", &options.isa));
+    pen_cpu_options options = bench_options(argc, argv, "bench_kernels [THREADS] [INSTRUCTION SET] [TYPE…]");
+    int threads = options.threads;
 
     double read = 0, int8 = bench_limit_tops(BENCH_INT8, threads), f32 = bench_limit_tops(BENCH_F32, threads);
     for (int n = 1; n <= threads; n = n < threads && 2 * n > threads ? threads : 2 * n) {
