@@ -661,17 +661,16 @@ pen_status pen_engine_measure(pen_engine *engine, const pen_engine_shape *shape,
     pen_status status = PEN_OK;
     pen_kvcache_forget(engine->leader->cache);
     int64_t begin_ns = pen_clock_ns();
-    bool warm = false;
     /* A command for each round, so that nobody is silent for longer than a step takes. The first one warms up. */
-    while (status == PEN_OK && done < (size_t)repeats) {
-        if (done > 0 && (double)(pen_clock_ns() - begin_ns) > patience_ms * 1e6) break;
+    for (int round = -1; round < repeats && status == PEN_OK; round++) {
+        if (round > 0 && (double)(pen_clock_ns() - begin_ns) > patience_ms * 1e6) break;
         status = ask(engine, PEN_MESSAGE_MEASURE, shape, sizeof *shape);
         if (status == PEN_OK) status = pen_engine_time_stage(engine, shape, &ms[0]);
         if (status == PEN_OK) status = await_answers(engine);
         if (status == PEN_OK) status = take_answers(engine, PEN_MESSAGE_MEASURED, ms, sizeof *ms);
-        for (size_t s = 0; s < stages && warm; s++) rounds[s * (size_t)repeats + done] = ms[s];
-        done += warm;
-        warm = true;
+        if (round < 0) continue;
+        for (size_t s = 0; s < stages; s++) rounds[s * (size_t)repeats + done] = ms[s];
+        done++;
     }
     for (size_t s = 0; s < stages; s++) {
         double *own = rounds + s * (size_t)repeats;

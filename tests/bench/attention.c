@@ -33,14 +33,6 @@ typedef struct phase {
 
 static const phase phases[] = {{"prompt 512", 512, 0}, {"decode at 512", 1, 511}, {"decode at 4096", 1, 4095}};
 
-static pen_buffer *random_buffer(pen_device *device, size_t floats) {
-    pen_buffer *buffer;
-    check(pen_buffer_create(device, floats * sizeof(float), &buffer));
-    float *values = pen_buffer_host(buffer);
-    for (size_t i = 0; i < floats; i++) values[i] = (float)(rand() % 2001 - 1000) / 1000;
-    return buffer;
-}
-
 static double seen(const shape *s, const phase *p) {
     double sum = 0;
     for (int row = 0; row < p->rows; row++) {

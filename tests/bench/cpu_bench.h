@@ -1,6 +1,6 @@
 /*
- * How programs begin that time operations of the CPU device: with NAME [THREADS] [INSTRUCTION SET], and all else that
- * fails ends them.
+ * What programs that time operations of the CPU device share: they are called as NAME [THREADS] [INSTRUCTION SET], and
+ * what fails ends them.
  */
 #ifndef PEN_CPU_BENCH_H
 #define PEN_CPU_BENCH_H
@@ -16,6 +16,14 @@ static inline void check(pen_status status) {
     if (status == PEN_OK) return;
     fprintf(stderr, "penstock: %s\n", pen_last_error());
     exit(1);
+}
+
+static inline pen_buffer *random_buffer(pen_device *device, size_t floats) {
+    pen_buffer *buffer;
+    check(pen_buffer_create(device, floats * sizeof(float), &buffer));
+    float *values = pen_buffer_host(buffer);
+    for (size_t i = 0; i < floats; i++) values[i] = (float)(rand() % 2001 - 1000) / 1000;
+    return buffer;
 }
 
 /* By default as many threads as there are processors, and the best instruction set. */

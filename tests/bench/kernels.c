@@ -88,14 +88,6 @@ static double time_ns(const bench *b, int tokens) {
     return best;
 }
 
-static pen_buffer *random_buffer(pen_device *device, size_t floats) {
-    pen_buffer *buffer;
-    check(pen_buffer_create(device, floats * sizeof(float), &buffer));
-    float *values = pen_buffer_host(buffer);
-    for (size_t i = 0; i < floats; i++) values[i] = (float)(rand() % 2001 - 1000) / 1000;
-    return buffer;
-}
-
 static void bench_shape(pen_device *device, int threads, const shape *at, pen_type type, double read, double multiply) {
     if (at->cols % pen_type_get(type)->block_values) return;
     bench b = {.device = device, .shape = at, .threads = threads};

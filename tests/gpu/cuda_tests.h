@@ -11,6 +11,7 @@
 #include "cuda_device.h"
 #include "device_class.h"
 #include "matrix.h"
+#include "one_run.h"
 
 #if defined(PEN_CUDA_EMULATED)
 #include "emulate.h"
@@ -77,20 +78,6 @@ static inline pen_weight *weight_of(pen_device *device, matrix m) {
     if (half > 0) pen_weight_write(weight, 0, half, m.bytes);
     pen_weight_write(weight, half, m.rows - half, m.bytes + pen_type_row_bytes(m.type, m.cols) * (size_t)half);
     return weight;
-}
-
-/* A batch of one run from position 0. */
-static inline void set_rows(pen_device *device, int rows, const int32_t *tokens, int logit_count,
-                            const int32_t *logit_rows) {
-    static const int32_t table[4096 / PEN_KV_BLOCK];
-    pen_run run = {.rows = rows, .tables = {table, table}};
-    pen_batch batch = {.rows = rows,
-                       .run_count = 1,
-                       .runs = &run,
-                       .tokens = tokens,
-                       .logit_count = logit_count,
-                       .logit_rows = logit_rows};
-    pen_device_set_batch(device, &batch);
 }
 
 /* What `parts` activation rows of the CUDA device, side by side, stand for: cols values. */

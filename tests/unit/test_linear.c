@@ -12,6 +12,7 @@
 
 #include "linear.h"
 #include "matrix.h"
+#include "one_run.h"
 #include "pack.h"
 
 #include <math.h>
@@ -67,18 +68,6 @@ static pen_device *open_device(variant v, pen_activations activations) {
                          .context = 128};
     assert_int_equal(pen_device_reserve(device, &limits), PEN_OK);
     return device;
-}
-
-static void set_batch(pen_device *device, int rows, const int32_t *tokens, int logit_count, const int32_t *logit_rows) {
-    static const int32_t table[128 / PEN_KV_BLOCK];
-    pen_run run = {.rows = rows, .tables = {table, table}};
-    pen_batch batch = {.rows = rows,
-                       .run_count = 1,
-                       .runs = &run,
-                       .tokens = tokens,
-                       .logit_count = logit_count,
-                       .logit_rows = logit_rows};
-    pen_device_set_batch(device, &batch);
 }
 
 static pen_buffer *buffer_of(pen_device *device, const void *source, size_t bytes) {
@@ -180,7 +169,7 @@ static void check_qkv(product_case c) {
                 pen_buffer *rows = activations_of(device, x + (size_t)t * (size_t)c.cols, n, c.cols, true, values_at);
                 pen_buffer *out;
                 assert_int_equal(pen_buffer_create(device, (size_t)n * (size_t)columns * sizeof(float), &out), PEN_OK);
-                set_batch(device, n, NULL, 0, NULL);
+                set_rows(device, n, NULL, 0, NULL);
                 pen_op_qkv(device, &(pen_qkv_op){rows, weights[0], weights[1], weights[2], biases[0], biases[1],
                                                  biases[2], out});
                 pen_buffer_read(out, 0, result + (size_t)t * (size_t)columns,
@@ -258,7 +247,7 @@ static void check_project(matrix w, pen_activations activations, float *x, int t
         pen_buffer *bias_buffer = buffer_of(device, bias_values, (size_t)rows * sizeof(float));
         pen_buffer *x_rows = activations_of(device, x, tokens, cols, false, values);
         pen_buffer *out = buffer_of(device, residual, bytes);
-        set_batch(device, tokens, NULL, 0, NULL);
+        set_rows(device, tokens, NULL, 0, NULL);
         pen_project_op op = {x_rows, weight, bias ? bias_buffer : NULL, store, out};
         if (down)
             pen_op_down(device, &op);
@@ -411,7 +400,7 @@ static void check_gate_up(pen_type type, pen_activations activations, pen_gate a
         pen_buffer *bias_buffer = buffer_of(device, bias_values, (size_t)rows * sizeof(float));
         pen_buffer *x_rows = activations_of(device, x, tokens, cols, false, values);
         pen_buffer *out = buffer_of(device, empty, bytes);
-        set_batch(device, tokens, NULL, 0, NULL);
+        set_rows(device, tokens, NULL, 0, NULL);
         pen_op_gate_up(device, &(pen_gate_up_op){x_rows, gated ? gate_weight : NULL, up_weight,
                                                  bias ? bias_buffer : NULL, act, out});
         pen_buffer_read(out, 0, result, bytes);
@@ -508,7 +497,7 @@ static void check_logits(pen_type type, pen_activations activations, float softc
         pen_buffer *x_buffer = buffer_of(device, x, sizeof(float) * TOKENS * HIDDEN);
         pen_buffer *norm_buffer = buffer_of(device, norm, sizeof(float) * HIDDEN);
         pen_buffer *logits = buffer_of(device, result, sizeof result);
-        set_batch(device, TOKENS, NULL, WANTED, wanted);
+        set_rows(device, TOKENS, NULL, WANTED, wanted);
         pen_norm_op norm_op = {.x = x_buffer, .weight = norm_buffer, .cols = HIDDEN, .eps = 1e-5F};
         const pen_logits_op op = {norm_op, weight, softcap, logits};
         pen_op_logits(device, &op);
@@ -581,7 +570,7 @@ static void test_embedding_reads_the_packed_rows(void **state) {
             pen_weight *weight = weight_of(device, table);
             float result[TOKENS][HIDDEN];
             pen_buffer *x = buffer_of(device, result, sizeof result);
-            set_batch(device, TOKENS, tokens, 0, NULL);
+            set_rows(device, TOKENS, tokens, 0, NULL);
             pen_op_embed(device, &(pen_embed_op){.table = weight, .scale = 1.5F, .x = x});
             pen_buffer_read(x, 0, result, sizeof result);
             for (int t = 0; t < TOKENS; t++)
