@@ -64,24 +64,17 @@ static SPECIALISED void scale_factors(const pen_quant *quant, const unsigned cha
 }
 
 /* The hardware's own prefetching stops at pages and falls behind where much is computed per block; without this the
- * rate is half. Into L1 where the kernel keeps up with memory: one token, and codes that one plane holds. Elsewhere
- * L1's few outstanding misses would hold up the kernel's own loads, and L2 is better by a quarter. */
-static SPECIALISED void prefetch(const unsigned char *p, size_t bytes, bool near) {
-    for (size_t line = 0; line < bytes; line += 64)
-        if (near)
-            __builtin_prefetch(p + PREFETCH + line, 0, 3);
-        else
-            __builtin_prefetch(p + PREFETCH + line, 0, 2);
+ * rate is half. Into L2: L1's few outstanding misses would hold up the kernel's own loads. */
+static SPECIALISED void prefetch(const unsigned char *p, size_t bytes) {
+    for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + PREFETCH + line, 0, 2);
 }
 
-/* The 32 values from 32·b of a group, for one token or more. */
-static SPECIALISED weight_block weight_block_at(const pen_type_info *type, const unsigned char *group, int b,
-                                                int tokens) {
+/* The 32 values from 32·b of a group. */
+static SPECIALISED weight_block weight_block_at(const pen_type_info *type, const unsigned char *group, int b) {
     const pen_quant *quant = &type->quant;
     size_t pieces = (size_t)pen_packed_pieces(type), bytes = pen_packed_bytes(type), piece = (size_t)b % pieces;
     const unsigned char *packed = group + (size_t)b / pieces * bytes;
-    bool one_plane = quant->bits == pen_packed_low_bits(quant);
-    prefetch(packed + bytes / pieces * piece, bytes / pieces, tokens == 1 && one_plane);
+    prefetch(packed + bytes / pieces * piece, bytes / pieces);
     weight_block w;
     unpack_codes(quant, packed + pen_packed_piece_bytes(type) * piece, w.codes);
     w.d[0] = quant->d < 0 ? e8m0_at(packed + pen_packed_d(type)) : f16_at(packed + pen_packed_d(type));
@@ -153,7 +146,7 @@ static SPECIALISED void dot_quant(const pen_type_info *type, int parts, const un
     if (tokens == 1) {
         v16 sum = v16_all(0);
         for (int b = 0; b < blocks; b++, x += block_bytes(parts)) {
-            weight_block w = weight_block_at(type, group, b, 1);
+            weight_block w = weight_block_at(type, group, b);
             step(&type->quant, &w, x, 0, parts, 1, &sum);
         }
         v16_store(y, sum);
@@ -161,7 +154,7 @@ static SPECIALISED void dot_quant(const pen_type_info *type, int parts, const un
     }
     for (int t = 0; t < tokens; t++) v16_store(y + ROWS * t, v16_all(0));
     for (int b = 0; b < blocks; b++, x += block_bytes(parts)) {
-        weight_block w = weight_block_at(type, group, b, 2);
+        weight_block w = weight_block_at(type, group, b);
         const unsigned char *at = x;
         int t = 0;
         for (; t + AT_ONCE <= tokens; t += AT_ONCE, at += AT_ONCE * stride)
@@ -181,7 +174,7 @@ typedef struct float_block {
 typedef void widener(const unsigned char *group, int b, float_block *out);
 
 static SPECIALISED void widen_quant(const pen_type_info *type, const unsigned char *group, int b, float_block *out) {
-    weight_block w = weight_block_at(type, group, b, 2);
+    weight_block w = weight_block_at(type, group, b);
     for (int k = 0; k < BLOCK; k++) {
         v16i code = v16i_and(v16i_shift_right(w.codes[k / 4], 8 * (k % 4)), v16i_all(255));
         int half = k / type->quant.share;
@@ -247,7 +240,7 @@ static SPECIALISED void dot_float(pen_type type, widener *widen, pen_row_form fo
             widen(group, b, &widened);
             numbers = (const unsigned char *)&widened;
         } else {
-            prefetch(numbers, bytes, type == PEN_TYPE_F32 && tokens == 1);
+            prefetch(numbers, bytes);
         }
         for (int t = 0, n; t < tokens; t += n) {
             const float *values[FLOATS_AT_ONCE];
