@@ -96,7 +96,7 @@ static void bench_phase(pen_device *device, int threads, const shape *s, const p
 int main(int argc, char **argv) {
     pen_cpu_options options = bench_options(argc, argv, "bench_attention [THREADS] [INSTRUCTION SET]");
     int threads = options.threads;
-    double read = bench_limit_read(threads), multiply = bench_limit_tops(BENCH_F32, threads);
+    double read = bench_limit_read(threads).best, multiply = bench_limit_tops(BENCH_F32, threads);
     printf("reading memory %.1f GB/s, f32 multiply-add %.3f Tflops\n", read, multiply);
     for (int q8_0 = 0; q8_0 < 2; q8_0++)
         for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {

@@ -7,9 +7,11 @@ the other two, each with the best of its settings (found in a short run for each
 depend on them. Many streams of the other two share one prompt, which saves their time and changes nothing in what is
 reported of those cases, their decoding.
 
-Before each round the machine's limits are measured (bench_limits), and the best found counts. Each speed stands beside
-the roofline that follows from them (roofline.py). A case gets no further round once it has taken --seconds. What others use
-of the machine meanwhile is measured, too, and said where it spoils a figure. Run it through cpu.sh.
+Each speed stands beside the roofline that follows from the machine's limits (bench_limits, roofline.py). Of multiplying
+the best counts that was found before any case. Reading memory is measured before and after each run and their mean counts
+for that run: on a virtual machine neighbours take up to half of it, for seconds or minutes. A case gets no further round once
+it has taken --seconds. What others use of the machine's cores is measured, too, and said where it spoils a figure. Run it
+through cpu.sh.
 """
 import argparse
 import json
@@ -117,14 +119,18 @@ def measure_case(engines, limits, path, case, arguments):
     """{engine: [speeds of each round]}"""
     rounds = {name: [] for name in engines}
     begin = time.monotonic()
+    limits.measure()
+    before = limits.reading()
     for number in range(arguments.rounds):
-        limits.measure()
         for name in list(engines)[:: 1 if number % 2 == 0 else -1]:
-            rounds[name].append(engines[name].measure(path, case))
-            found = rounds[name][-1]
+            found = engines[name].measure(path, case)
+            after = limits.reading()
+            found["read_gb_s"] = (before + after) / 2
+            before = after
+            rounds[name].append(found)
             disturbed = f"; others had {found['others']:.2f} cores" if found["others"] > OTHERS_MOST else ""
             print(f"{case.streams} × {case.prompt} + {case.output}, {name}: prompt {found['prompt']:.1f}, decode "
-                  f"{found['decode']:.1f} tokens/s{disturbed}", file=sys.stderr, flush=True)
+                  f"{found['decode']:.1f} tokens/s; memory {found['read_gb_s']:.1f} GB/s{disturbed}", file=sys.stderr, flush=True)
         if time.monotonic() - begin > arguments.seconds:
             break
     return rounds
@@ -139,9 +145,7 @@ def measure_model(name, path, engines, limits, arguments):
     figures = {}
     for label, (case, phase) in wanted.items():
         figures[label] = {"case": asdict(case), "phase": phase, "engines": {
-            engine: {"rounds": [speeds[phase] for speeds in of_case],
-                     "others": [speeds["others"] for speeds in of_case],
-                     "tokens_per_s": median(speeds[phase] for speeds in of_case)}
+            engine: {"rounds": of_case, "tokens_per_s": median(speeds[phase] for speeds in of_case)}
             for engine, of_case in rounds[case].items()}}
     settings = {name: engine.settings for name, engine in engines.items() if name != PENSTOCK}
     return {"name": name, "file": path.name, "settings": settings, "figures": figures}
@@ -153,7 +157,8 @@ def add_shares(found, model, limits):
     for figure in found["figures"].values():
         ours = figure["engines"][PENSTOCK]["tokens_per_s"]
         for engine in figure["engines"].values():
-            engine["shares"] = shares(model, limits, figure["phase"], Case(**figure["case"]), engine["tokens_per_s"])
+            of_rounds = [shares(model, limits, figure["phase"], Case(**figure["case"]), speeds) for speeds in engine["rounds"]]
+            engine["shares"] = {key: median(found[key] for found in of_rounds) for key in of_rounds[0]}
             engine["ratio"] = ours / engine["tokens_per_s"]
 
 
@@ -238,12 +243,15 @@ def main():
     report = {"processor": processor(), "threads": arguments.threads, "limits": limits.counts,
               "instructions": limits.instructions, "models": [found for found, _ in results]}
     text = "\n".join([limits_text(limits), *(table(found, list(engines)[1:]) for found, _ in results)])
-    others = [share for found, _ in results for figure in found["figures"].values()
-              for engine in figure["engines"].values() for share in engine["others"]]
-    if disturbed := sum(share > OTHERS_MOST for share in others):
-        text += f"\nIn {disturbed} of {len(others)} measurements others had more than {OTHERS_MOST:g} cores, at most " \
-                f"{max(others):.2f}.\n"
-    print(f"{processor()}, {arguments.threads} threads; shares by the best limits of all rounds\n\n{text}")
+    runs = [speeds for found, _ in results for figure in found["figures"].values()
+            for engine in figure["engines"].values() for speeds in engine["rounds"]]
+    read = sorted(speeds["read_gb_s"] for speeds in runs)
+    text += f"\nReading memory beside the {len(runs)} runs: {read[0]:.1f} to {read[-1]:.1f} GB/s, median {median(read):.1f}; " \
+            "each run's share of it is of what was measured just before and after.\n"
+    if disturbed := sum(speeds["others"] > OTHERS_MOST for speeds in runs):
+        text += f"In {disturbed} runs others had more than {OTHERS_MOST:g} cores, at most " \
+                f"{max(speeds['others'] for speeds in runs):.2f}.\n"
+    print(f"{processor()}, {arguments.threads} threads\n\n{text}")
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1) + "\n")
     if arguments.markdown:

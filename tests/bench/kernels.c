@@ -141,7 +141,7 @@ int main(int argc, char **argv) {
 
     double read = 0, int8 = bench_limit_tops(BENCH_INT8, threads), f32 = bench_limit_tops(BENCH_F32, threads);
     for (int n = 1; n <= threads; n = n < threads && 2 * n > threads ? threads : 2 * n) {
-        read = bench_limit_read(n);
+        read = bench_limit_read(n).best;
         printf("reading memory, %d threads: %.1f GB/s\n", n, read);
     }
     printf("int8 multiply-add, %d threads: %.2f Tops\nf32 multiply-add, %d threads: %.2f Tflops\n", threads, int8,

@@ -7,13 +7,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
-enum { REPEATS = 15, TASKS_PER_THREAD = 8, ROUNDS = 10000, CHAINS = 12, READ_TASKS = 256 };
+enum { REPEATS = 25, TASKS_PER_THREAD = 8, ROUNDS = 10000, CHAINS = 12, READ_TASKS = 256 };
 
 int64_t bench_now_ns(int threads) {
     return threads == 1 ? pen_clock_thread_cpu_ns() : pen_clock_ns();
@@ -30,22 +31,25 @@ typedef struct limit_job {
     uint64_t sums[BENCH_THREADS_MAX]; /* results, so that nothing can be left out */
 } limit_job;
 
-/* The least nanoseconds of some runs. */
-static double best_ns(int threads, pen_pool_task *task, limit_job *job, int tasks) {
+static int shorter_first(const void *a, const void *b) {
+    const double *x = a, *y = b;
+    return (*x > *y) - (*x < *y);
+}
+
+/* Nanoseconds of some runs, the shortest first. */
+static void time_runs(int threads, pen_pool_task *task, limit_job *job, int tasks, double ns[REPEATS]) {
     pen_pool *pool;
     if (pen_pool_create(threads, NULL, true, &pool) != PEN_OK) {
         fprintf(stderr, "bench: %s\n", pen_last_error());
         exit(1);
     }
-    double best = 1e30;
     for (int i = 0; i < REPEATS; i++) {
         int64_t begin = bench_now_ns(threads);
         pen_pool_run(pool, task, job, tasks);
-        double ns = (double)(bench_now_ns(threads) - begin);
-        if (ns < best) best = ns;
+        ns[i] = (double)(bench_now_ns(threads) - begin);
     }
     pen_pool_destroy(pool);
-    return best;
+    qsort(ns, REPEATS, sizeof *ns, shorter_first);
 }
 
 /* ---- Multiplying ----------------------------------------------------------------------------------------------- */
@@ -119,9 +123,10 @@ double bench_limit_tops(bench_limit limit, int threads) {
     if (!job || !best.task) return free(job), 0;
     int tasks = threads * TASKS_PER_THREAD;
     double operations = 2.0 * best.values * CHAINS * ROUNDS * tasks;
-    double ns = best_ns(threads, best.task, job, tasks);
+    double ns[REPEATS];
+    time_runs(threads, best.task, job, tasks, ns);
     free(job);
-    return operations / ns / 1e3;
+    return operations / ns[0] / 1e3;
 }
 
 /* ---- Reading --------------------------------------------------------------------------------------------------- */
@@ -159,17 +164,19 @@ static pen_pool_task *read_task(void) {
     return read_words;
 }
 
-double bench_limit_read(int threads) {
+bench_reading bench_limit_read(int threads) {
     enum { HUGE = 2 << 20 };
     limit_job *job = calloc(1, sizeof *job);
     size_t bytes = (4 * bench_cache_bytes() + HUGE - 1) / HUGE * HUGE; /* whole lines for each task */
     unsigned char *memory = aligned_alloc(HUGE, bytes);
     if (!job || !memory) exit(1);
+    madvise(memory, bytes, MADV_HUGEPAGE); /* as weights are */
     memset(memory, 1, bytes);
     job->memory = memory;
     job->bytes = bytes / READ_TASKS;
-    double ns = best_ns(threads, read_task(), job, READ_TASKS);
+    double ns[REPEATS];
+    time_runs(threads, read_task(), job, READ_TASKS, ns);
     free(memory);
     free(job);
-    return (double)bytes / ns;
+    return (bench_reading){.best = (double)bytes / ns[0], .median = (double)bytes / ns[REPEATS / 2]};
 }

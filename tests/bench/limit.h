@@ -21,8 +21,12 @@ const char *bench_limit_instructions(bench_limit limit);
 /* 10^12 multiplications and additions a second (two per value). */
 double bench_limit_tops(bench_limit limit, int threads);
 
-/* GB/s of reading memory that no cache holds. */
-double bench_limit_read(int threads);
+/* GB/s of reading memory that no cache holds: at best, and as it is now; neighbours on the same memory may halve it. */
+typedef struct bench_reading {
+    double best, median;
+} bench_reading;
+
+bench_reading bench_limit_read(int threads);
 
 size_t bench_cache_bytes(void);    /* of the last level */
 int64_t bench_now_ns(int threads); /* the clock for so many threads */

@@ -40,6 +40,11 @@ class Limits:
             best.update({key: max(value, best[key]) for key, value in limits.items()})
         vars(self).update(self.counts[self.threads])
 
+    def reading(self):
+        """GB/s of reading memory at this moment: where others share the machine's memory, it changes by half."""
+        done = subprocess.run([self.program, str(self.threads), "read"], check=True, capture_output=True, text=True)
+        return json.loads(done.stdout)["read_gb_s"]
+
 
 @dataclass
 class Model:
@@ -70,18 +75,19 @@ class Model:
         return sum(min(first + row + 1, window) for window in self.windows for row in range(rows))
 
 
-def shares(model, limits, phase, case, tokens_per_s):
-    """Of the roofline, and of its parts, that so many tokens a second are. A phase is "prompt", each prompt in one step of
-    its own, or "decode", all streams in each step, halfway through their outputs."""
+def shares(model, limits, phase, case, speeds):
+    """Of the roofline, and of its parts, that a run's tokens a second are, where memory gave what it did beside that run. A
+    phase is "prompt", each prompt in one step of its own, or "decode", all streams in each step, halfway through their
+    outputs."""
     if phase == "prompt":
         rows, logits, first, runs = case.prompt, 1, 0, 1
     else:
         rows, logits, first, runs = case.streams, case.streams, case.prompt + case.output // 2, case.streams
     seen = runs * model.seen(first, rows // runs)
     read = runs * sum(min(first + rows // runs, window) for window in model.windows)
-    memory = (model.bytes + 4 * model.kv_heads * model.head_size * read) / limits.read_gb_s / 1e9
+    memory = (model.bytes + 4 * model.kv_heads * model.head_size * read) / speeds["read_gb_s"] / 1e9
     int8 = 2 * (rows * model.layer_weights + logits * model.head_weights) / limits.int8_tops / 1e12
     attention = 4 * model.heads * model.head_size * seen / limits.f32_tflops / 1e12
-    seconds = rows / tokens_per_s
+    seconds = rows / speeds[phase]
     return {"roofline": max(memory, int8 + attention) / seconds, "memory": memory / seconds, "int8": int8 / seconds,
             "attention": attention / seconds}
