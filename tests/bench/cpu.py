@@ -165,12 +165,12 @@ def add_shares(found, model, limits):
 # ---- What it says ---------------------------------------------------------------------------------------------------
 
 def percent(share):
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f} %" if share is not None else "–"
 
 
 def table(found, others):
     """Markdown: each figure of a model a line."""
-    head = ["", PENSTOCK, *(cell for other in others for cell in (other, "ratio")), "of the roofline", "memory", "int8"]
+    head = ["", PENSTOCK, *(cell for other in others for cell in (other, "ratio")), "of the roofline", "memory", "int8", "of our operations"]
     lines = [f"| {found['name']}, tokens/s{' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for label, figure in found["figures"].items():
         ours = figure["engines"][PENSTOCK]
@@ -178,7 +178,7 @@ def table(found, others):
         for other in others:
             theirs = figure["engines"][other]
             cells += [f"{theirs['tokens_per_s']:,.1f}", f"{theirs['ratio']:.2f}"]
-        cells += [percent(ours["shares"][key]) for key in ("roofline", "memory", "int8")]
+        cells += [percent(ours["shares"].get(key)) for key in ("roofline", "memory", "int8", "operations")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -12,6 +12,15 @@ I int8 and F float operations a second it takes at least
 
 With P positions before it, a row sees P + 1 of them, or its layer's window. What an engine does besides, such as more
 precise arithmetic than this, is its own affair: the share of the roofline that it reaches says what that costs.
+
+Of Penstock's own arithmetic with vpdpbusd there is a nearer bound, the *sum of its operations*: they follow each other, so
+that one which waits for memory (KV, or weights for few rows) does not overlap one that multiplies, and each takes at least
+
+    max( bytes / B ,  2 rows · weights · slots / I )      or of attention  max( KV / B ,  attention / F )
+
+    slots  of the pipes that multiply, for 1 of vpdpbusd: a block of 32 × 16 weights and a row takes 8 vpdpbusd, and in the same
+           pipes a multiplication by both scales, one that adds, and one more for minima or for scales of half a block. QKV
+           multiplies two parts of each activation.
 """
 import json
 import math
@@ -47,10 +56,25 @@ class Limits:
 
 
 @dataclass
-class Model:
+class Matrix:
+    name: str
+    type: str
     bytes: float
-    layer_weights: float
-    head_weights: float
+    weights: float
+
+    def slots(self):
+        """As above; None where we multiply in floating point."""
+        if not self.type.startswith(("Q", "IQ", "MXFP")):
+            return None
+        besides = 3 if self.type in ("Q4_1", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K") else 2
+        parts = 2 if any(f".attn_{which}." in self.name for which in "qkv") else 1
+        return (8 * parts + besides) / 8
+
+
+@dataclass
+class Model:
+    layers: list  # of matrices
+    head: list
     windows: list  # of each layer: positions seen, or infinity
     heads: int
     kv_heads: int
@@ -59,16 +83,20 @@ class Model:
     @staticmethod
     def inspect(penstock, path):
         said = json.loads(subprocess.run([penstock, "inspect", path, "--json"], check=True, capture_output=True).stdout)
-        matrices = {unit["name"]: [t for t in unit["tensors"] if len(t["shape"]) > 1] for unit in said["units"]}
+        matrices = {unit["name"]: [Matrix(t["name"], t["type"], t["bytes"], math.prod(t["shape"]))
+                                   for t in unit["tensors"] if len(t["shape"]) > 1] for unit in said["units"]}
         embedding = matrices.pop("embedding")
         head = matrices.pop("head") or embedding
-        layers = [tensor for tensors in matrices.values() for tensor in tensors]
+        layers = [matrix for of_layer in matrices.values() for matrix in of_layer]
         hparams = said["hparams"]
         window = float(said["metadata"].get(f"{said['architecture']}.attention.sliding_window", "inf"))
         slides = [said["architecture"] == "gemma3" and (layer + 1) % 6 != 0 for layer in range(hparams["layers"])]
-        return Model(sum(t["bytes"] for t in head + layers), sum(math.prod(t["shape"]) for t in layers),
-                     sum(math.prod(t["shape"]) for t in head), [window if slide else math.inf for slide in slides],
+        return Model(layers, head, [window if slide else math.inf for slide in slides],
                      hparams["heads"], hparams["kv_heads"], hparams["head_size"])
+
+    @property
+    def bytes(self):
+        return sum(matrix.bytes for matrix in self.layers + self.head)
 
     def seen(self, first, rows):
         """Positions that rows at first, first + 1, … see, over all layers."""
@@ -85,9 +113,16 @@ def shares(model, limits, phase, case, speeds):
         rows, logits, first, runs = case.streams, case.streams, case.prompt + case.output // 2, case.streams
     seen = runs * model.seen(first, rows // runs)
     read = runs * sum(min(first + rows // runs, window) for window in model.windows)
-    memory = (model.bytes + 4 * model.kv_heads * model.head_size * read) / speeds["read_gb_s"] / 1e9
-    int8 = 2 * (rows * model.layer_weights + logits * model.head_weights) / limits.int8_tops / 1e12
+    read_s = 1 / speeds["read_gb_s"] / 1e9
+    kv = 4 * model.kv_heads * model.head_size * read * read_s
+    memory = model.bytes * read_s + kv
+    operations = [(matrix, 2 * count * matrix.weights / limits.int8_tops / 1e12)
+                  for matrices, count in ((model.layers, rows), (model.head, logits)) for matrix in matrices]
+    int8 = sum(seconds for _, seconds in operations)
     attention = 4 * model.heads * model.head_size * seen / limits.f32_tflops / 1e12
     seconds = rows / speeds[phase]
-    return {"roofline": max(memory, int8 + attention) / seconds, "memory": memory / seconds, "int8": int8 / seconds,
-            "attention": attention / seconds}
+    found = {"roofline": max(memory, int8 + attention), "memory": memory, "int8": int8, "attention": attention}
+    if limits.instructions[0].startswith("vpdpbusd") and all(matrix.slots() for matrix, _ in operations):
+        found["operations"] = max(kv, attention) + sum(max(matrix.bytes * read_s, multiplying * matrix.slots())
+                                                       for matrix, multiplying in operations)
+    return {key: least / seconds for key, least in found.items()}
