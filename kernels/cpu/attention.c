@@ -329,12 +329,13 @@ static void store_task(void *context, int task, int thread) {
                                  out + (size_t)row * bytes);
 }
 
+/* Last rows first: they see most, and what is left for the end should be short. */
 static void make_tiles(attention_job *job) {
     const pen_batch *batch = &job->device->batch;
     int tile_rows = job->at.tile_queries / job->at.group;
-    for (int r = 0; r < batch->run_count; r++) {
+    for (int r = batch->run_count - 1; r >= 0; r--) {
         const pen_run *run = &batch->runs[r];
-        for (int row = 0; row < run->rows; row += tile_rows) {
+        for (int row = (run->rows - 1) / tile_rows * tile_rows; row >= 0; row -= tile_rows) {
             int rows = run->rows - row < tile_rows ? run->rows - row : tile_rows;
             query_tile *made = &job->tiles[job->tile_count++];
             *made = (query_tile){.run = r, .row = run->row + row, .rows = rows};
