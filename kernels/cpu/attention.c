@@ -5,7 +5,8 @@
  * read the same keys and values. A tile's positions are cut into *spans* at absolute multiples of PEN_ATTENTION_SPAN;
  * each span gives a softmax of its own and the spans are merged in order. Where there are enough tiles a task walks
  * all spans of one; where there are few (decode of a long context) every span is a task. Both do the same arithmetic,
- * so nothing of this shows in a result. The second pass turns rows into activation rows.
+ * so nothing of this shows in a result. What comes out of a head is stored in the activation row at once, but of heads
+ * that are no whole activation blocks, which a second pass puts together.
  */
 #include "ops.h"
 
@@ -25,9 +26,9 @@ typedef struct query_tile {
 
 /* Scratch of one thread, in floats. */
 typedef struct workspace {
-    float *queries;           /* [head_size][query_stride] scaled */
+    float *queries;           /* [query][head_size] scaled */
     pen_query_block *rounded; /* [query][head_size/32] instead, where K is q8_0 */
-    float *scores;            /* [query_stride][PEN_SCORE_STRIDE] */
+    float *scores;            /* [query][PEN_SCORE_STRIDE] */
     pen_attention_state span, state;
 } workspace;
 
@@ -48,8 +49,9 @@ typedef struct attention_job {
     layout at;
     query_tile *tiles;
     int tile_count;
-    int spans;       /* most spans of a tile */
-    float *rows;     /* f32 [T][heads·head_size] */
+    int spans; /* most spans of a tile */
+    pen_row_form form;
+    float *rows;     /* f32 [T][heads·head_size], for the second pass; else NULL */
     float *partials; /* [tile][kv head][span] states, where spans are tasks */
 } attention_job;
 
@@ -124,8 +126,11 @@ static const float *query_at(const attention_job *job, const query_tile *tile, i
     return (const float *)pen_cpu_data(op->qkv) + (row + (size_t)head) * (size_t)op->head_size;
 }
 
+/* GCC takes a function that only asks for memory for one without effect, and drops calls of it. */
+#define FETCH static inline __attribute__((always_inline)) void
+
 /* Rows of a batch are too far apart for the processor to see what comes next. */
-static void fetch_queries(const attention_job *job, const query_tile *tile, int kv_head) {
+FETCH fetch_queries(const attention_job *job, const query_tile *tile, int kv_head) {
     for (int n = 0; n < tile->rows * job->at.group; n++)
         for (int d = 0; d < job->op->head_size; d += 16) __builtin_prefetch(query_at(job, tile, kv_head, n) + d);
 }
@@ -151,21 +156,17 @@ static void quantize_queries(const attention_job *job, const query_tile *tile, i
     }
 }
 
-/* Queries are stored one per column, times the scale; four at a time, the last one repeated where they end. */
 static void load_queries(const attention_job *job, const query_tile *tile, int kv_head, workspace *work) {
     fetch_queries(job, tile, kv_head);
     if (job->kv->type == PEN_TYPE_Q8_0) {
         quantize_queries(job, tile, kv_head, work->rounded);
         return;
     }
-    const pen_attention_op *op = job->op;
-    float *queries = work->queries, scale = score_scale(op);
-    int stride = job->at.query_stride, last = tile->rows * job->at.group - 1;
-    for (int n = 0; n <= last; n += 4) {
-        const float *q[4];
-        for (int i = 0; i < 4; i++) q[i] = query_at(job, tile, kv_head, n + i < last ? n + i : last);
-        for (int d = 0; d < op->head_size; d++)
-            for (int i = 0; i < 4; i++) queries[d * stride + n + i] = q[i][d] * scale;
+    int size = job->op->head_size;
+    float *restrict to = work->queries, scale = score_scale(job->op);
+    for (int n = 0; n < tile->rows * job->at.group; n++, to += size) {
+        const float *query = query_at(job, tile, kv_head, n);
+        for (int d = 0; d < size; d++) to[d] = query[d] * scale;
     }
 }
 
@@ -190,7 +191,7 @@ static void look_ahead(pen_attention_blocks *blocks, const pen_attention_blocks 
 }
 
 /* … and nobody has asked for the first ones. */
-static void fetch(const attention_job *job, const pen_attention_blocks *blocks) {
+FETCH fetch(const attention_job *job, const pen_attention_blocks *blocks) {
     for (int b = 0; b < blocks->count; b++)
         for (size_t at = 0; at < job->kv->page; at += 64) __builtin_prefetch((const char *)blocks->at[b] + at, 0, 2);
 }
@@ -219,7 +220,7 @@ static void attend_span(const attention_job *job, const query_tile *tile, int kv
         if (blocks.type == PEN_TYPE_Q8_0)
             ops->scores_q8_0(work->rounded, n, job->op->head_size, &blocks, scores);
         else
-            ops->scores(work->queries, job->at.query_stride, n, job->op->head_size, &blocks, scores);
+            ops->scores(work->queries, n, job->op->head_size, &blocks, scores);
     }
 
     for (int q = 0; q < n; q++) {
@@ -239,21 +240,27 @@ static void attend_span(const attention_job *job, const query_tile *tile, int kv
     }
 }
 
-/* Divides by the sum of weights. The + 0 makes a negative zero, which masked positions could have hidden, positive. */
+/* Divides by the sum of weights and stores the result. The + 0 makes a negative zero, which masked positions could have
+ * hidden, positive. */
 static void finish(const attention_job *job, const query_tile *tile, int kv_head, const pen_attention_state *state) {
-    int group = job->at.group, size = job->op->head_size;
+    const pen_attention_op *op = job->op;
+    int group = job->at.group, size = op->head_size, cols = op->heads * size;
+    size_t bytes = pen_activation_row_bytes(job->form, cols);
     for (int n = 0; n < tile->rows * group; n++) {
-        size_t head = (size_t)(tile->row + n / group) * (size_t)job->op->heads + (size_t)(kv_head * group + n % group);
-        float *out = job->rows + head * (size_t)size, scale = 1.0F / state->sum[n];
-        const float *values = state->values + n * job->at.width;
-        for (int d = 0; d < size; d++) out[d] = values[d] * scale + 0.0F;
+        float *values = state->values + n * job->at.width, scale = 1.0F / state->sum[n];
+        for (int d = 0; d < size; d++) values[d] = values[d] * scale + 0.0F;
     }
-}
-
-static void start_state(const attention_job *job, pen_attention_state *state) {
-    for (int n = 0; n < job->at.tile_queries; n++) {
-        state->max[n] = -INFINITY;
-        state->sum[n] = 0;
+    for (int n = 0; n < tile->rows * group; n++) { /* after all of that: vectors would wait for its narrow stores */
+        size_t row = (size_t)(tile->row + n / group), column = (size_t)(kv_head * group + n % group) * (size_t)size;
+        const float *values = state->values + n * job->at.width;
+        if (job->rows) {
+            memcpy(job->rows + row * (size_t)cols + column, values, (size_t)size * sizeof *values);
+            continue;
+        }
+        size_t at =
+            job->form == PEN_ROW_F32 ? column * sizeof(float) : column / PEN_QUANT_BLOCK * sizeof(pen_activation_block);
+        pen_cpu_activation_store(job->device, job->form, values, size,
+                                 (unsigned char *)pen_cpu_data(op->out) + row * bytes + at);
     }
 }
 
@@ -265,9 +272,12 @@ static void tile_task(void *context, int task, int thread) {
     int kv_head = task % job->op->kv_heads, n = tile->rows * job->at.group;
     workspace work = workspace_of(job, thread);
     load_queries(job, tile, kv_head, &work);
-    start_state(job, &work.state);
-    int span, end = tile_spans(job, tile, &span);
-    for (; span < end; span++) {
+    int next = task + 1; /* most likely this thread's */
+    if (next < job->tile_count * job->op->kv_heads)
+        fetch_queries(job, &job->tiles[next / job->op->kv_heads], next % job->op->kv_heads);
+    int first, end = tile_spans(job, tile, &first);
+    attend_span(job, tile, kv_head, first, &work, &work.state);
+    for (int span = first + 1; span < end; span++) {
         attend_span(job, tile, kv_head, span, &work, &work.span);
         job->device->ops->merge(&work.span, n, job->at.width, &work.state);
         if (thread == 0) pen_pool_poke(job->device->pool);
@@ -293,16 +303,16 @@ static void span_task(void *context, int task, int thread) {
 }
 
 static void merge_task(void *context, int item, int thread) {
+    (void)thread;
     const attention_job *job = context;
     const query_tile *tile = &job->tiles[item / job->op->kv_heads];
-    workspace work = workspace_of(job, thread);
+    pen_attention_state state = partial(job, item, 0);
     int first, end = tile_spans(job, tile, &first);
-    start_state(job, &work.state);
-    for (int i = 0; i < end - first; i++) {
+    for (int i = 1; i < end - first; i++) {
         pen_attention_state next = partial(job, item, i);
-        job->device->ops->merge(&next, tile->rows * job->at.group, job->at.width, &work.state);
+        job->device->ops->merge(&next, tile->rows * job->at.group, job->at.width, &state);
     }
-    finish(job, tile, item % job->op->kv_heads, &work.state);
+    finish(job, tile, item % job->op->kv_heads, &state);
 }
 
 enum { STORE_ROWS = 8 };
@@ -312,19 +322,20 @@ static void store_task(void *context, int task, int thread) {
     const attention_job *job = context;
     const pen_cpu_device *device = job->device;
     int cols = job->op->heads * job->op->head_size, end = (task + 1) * STORE_ROWS;
-    pen_row_form form = pen_row_form_of(device->base.activations, false);
-    size_t bytes = pen_activation_row_bytes(form, cols);
+    size_t bytes = pen_activation_row_bytes(job->form, cols);
     unsigned char *out = pen_cpu_data(job->op->out);
     for (int row = task * STORE_ROWS; row < end && row < device->batch.rows; row++)
-        pen_cpu_activation_store(device, form, job->rows + (size_t)row * (size_t)cols, cols, out + (size_t)row * bytes);
+        pen_cpu_activation_store(device, job->form, job->rows + (size_t)row * (size_t)cols, cols,
+                                 out + (size_t)row * bytes);
 }
 
+/* Last rows first: they see most, and what is left for the end should be short. */
 static void make_tiles(attention_job *job) {
     const pen_batch *batch = &job->device->batch;
     int tile_rows = job->at.tile_queries / job->at.group;
-    for (int r = 0; r < batch->run_count; r++) {
+    for (int r = batch->run_count - 1; r >= 0; r--) {
         const pen_run *run = &batch->runs[r];
-        for (int row = 0; row < run->rows; row += tile_rows) {
+        for (int row = (run->rows - 1) / tile_rows * tile_rows; row >= 0; row -= tile_rows) {
             int rows = run->rows - row < tile_rows ? run->rows - row : tile_rows;
             query_tile *made = &job->tiles[job->tile_count++];
             *made = (query_tile){.run = r, .row = run->row + row, .rows = rows};
@@ -338,11 +349,13 @@ void pen_cpu_attention(pen_device *base, const pen_attention_op *op) {
     pen_cpu_device *device = (pen_cpu_device *)base;
     const pen_cpu_kv *kv = (const pen_cpu_kv *)op->kv;
     assert(kv->kv_heads == op->kv_heads && kv->head_size == op->head_size);
-    attention_job job = {.device = device, .op = op, .kv = kv};
+    attention_job job = {
+        .device = device, .op = op, .kv = kv, .form = pen_row_form_of(device->base.activations, false)};
     job.at = lay_out(device, &device->limits, op->heads, op->kv_heads, op->head_size);
     assert(job.at.total <= pen_cpu_attention_scratch(device, &device->limits));
     unsigned char *scratch = device->op_scratch;
-    job.rows = (float *)(scratch + job.at.rows_at);
+    bool whole = job.form == PEN_ROW_F32 || op->head_size % PEN_QUANT_BLOCK == 0;
+    if (device->isa == PEN_CPU_REFERENCE || !whole) job.rows = (float *)(scratch + job.at.rows_at);
     if (device->isa == PEN_CPU_REFERENCE) {
         pen_reference_attention(device, op, job.rows);
     } else {
@@ -359,5 +372,5 @@ void pen_cpu_attention(pen_device *base, const pen_attention_op *op) {
             pen_pool_run(device->pool, tile_task, &job, items);
         }
     }
-    pen_pool_run(device->pool, store_task, &job, (device->batch.rows + STORE_ROWS - 1) / STORE_ROWS);
+    if (job.rows) pen_pool_run(device->pool, store_task, &job, (device->batch.rows + STORE_ROWS - 1) / STORE_ROWS);
 }

@@ -58,22 +58,26 @@ TILE v16 load_scales(const void *block, int head_size, int b) {
 
 /* ---- Scores ---------------------------------------------------------------------------------------------------- */
 
-TILE void score_tile(const int q_count, const int k_count, const pen_type type, const float *queries, int query_stride,
-                     int head_size, const void *const *blocks, const void *const *ahead, float *scores) {
+TILE void score_tile(const int q_count, const int k_count, const pen_type type, const float *queries, int head_size,
+                     const void *const *blocks, const void *const *ahead, float *scores) {
     v16 sums[12][2], k[2];
+    const float *rows[4]; /* of three queries each, so that there are registers for their addresses */
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) rows[i] = queries + 3 * i * (ptrdiff_t)head_size;
 #pragma GCC unroll 12
     for (int q = 0; q < q_count; q++)
 #pragma GCC unroll 2
         for (int b = 0; b < k_count; b++) sums[q][b] = v16_all(0);
-    for (int d = 0; d < head_size; d++, queries += query_stride) {
+    for (int d = 0; d < head_size; d++) {
 #pragma GCC unroll 2
         for (int b = 0; b < k_count; b++) {
             k[b] = load_elements(type, blocks[b], d * PEN_KV_BLOCK);
-            fetch_ahead(ahead[b], d * PEN_KV_BLOCK * element_bytes(type));
+            if (q_count < 12) /* the others are a prompt's */
+                fetch_ahead(ahead[b], d * PEN_KV_BLOCK * element_bytes(type));
         }
 #pragma GCC unroll 12
         for (int q = 0; q < q_count; q++) {
-            v16 x = v16_all(queries[q]);
+            v16 x = v16_all(rows[q / 3][q % 3 * (ptrdiff_t)head_size + d]);
 #pragma GCC unroll 2
             for (int b = 0; b < k_count; b++) sums[q][b] = v16_fma(x, k[b], sums[q][b]);
         }
@@ -85,25 +89,25 @@ TILE void score_tile(const int q_count, const int k_count, const pen_type type, 
 }
 
 /* All queries against one or two K blocks. */
-TILE void score_blocks(const int k_count, const pen_type type, const float *queries, int query_stride, int n,
-                       int head_size, const void *const *blocks, const void *const *ahead, float *scores){
+TILE void score_blocks(const int k_count, const pen_type type, const float *queries, int n, int head_size,
+                       const void *const *blocks, const void *const *ahead, float *scores){
 #define SCORE_TILES(size)                                                                                              \
     TAKE(n, size, SCORE_QUERIES) {                                                                                     \
-        score_tile(size, k_count, type, queries, query_stride, head_size, blocks, ahead, scores);                      \
-        queries += size;                                                                                               \
+        score_tile(size, k_count, type, queries, head_size, blocks, ahead, scores);                                    \
+        queries += size * head_size;                                                                                   \
         scores += size * PEN_SCORE_STRIDE;                                                                             \
     }
     SCORE_TILES(12) SCORE_TILES(8) SCORE_TILES(4) SCORE_TILES(3) SCORE_TILES(2) SCORE_TILES(1)
 #undef SCORE_TILES
 }
 
-TILE void score_all(const pen_type type, const float *queries, int query_stride, int n, int head_size,
-                    const pen_attention_blocks *keys, float *scores) {
+TILE void score_all(const pen_type type, const float *queries, int n, int head_size, const pen_attention_blocks *keys,
+                    float *scores) {
     const void *const *blocks = keys->at, *const *ahead = keys->ahead;
     int count = keys->count;
 #define SCORE_BLOCK_TILES(size)                                                                                        \
     TAKE(count, size, SCORE_BLOCKS) {                                                                                  \
-        score_blocks(size, type, queries, query_stride, n, head_size, blocks, ahead, scores);                          \
+        score_blocks(size, type, queries, n, head_size, blocks, ahead, scores);                                        \
         blocks += size;                                                                                                \
         ahead += size;                                                                                                 \
         scores += size * PEN_KV_BLOCK;                                                                                 \
@@ -113,12 +117,12 @@ TILE void score_all(const pen_type type, const float *queries, int query_stride,
 #undef SCORE_BLOCK_TILES
 }
 
-void PEN_ISA_NAME(pen_attention_scores)(const float *queries, int query_stride, int n, int head_size,
-                                        const pen_attention_blocks *keys, float *scores) {
+void PEN_ISA_NAME(pen_attention_scores)(const float *queries, int n, int head_size, const pen_attention_blocks *keys,
+                                        float *scores) {
     if (keys->type == PEN_TYPE_F16)
-        score_all(PEN_TYPE_F16, queries, query_stride, n, head_size, keys, scores);
+        score_all(PEN_TYPE_F16, queries, n, head_size, keys, scores);
     else
-        score_all(PEN_TYPE_F32, queries, query_stride, n, head_size, keys, scores);
+        score_all(PEN_TYPE_F32, queries, n, head_size, keys, scores);
 }
 
 /* Some queries [count][head_size/32] against one K block of q8_0. */
@@ -189,22 +193,28 @@ static v16 visible(v16 value, v16 other, int base, int from, int to) {
     return v16_select_less(position, v16_all((float)from), other, masked);
 }
 
+/* Puts −∞ where the vector at `base` is not visible. */
+static void hide(float *scores, int base, int from, int to) {
+    v16_store(scores + base, visible(v16_load(scores + base), v16_all(-INFINITY), base, from, to));
+}
+
 float PEN_ISA_NAME(pen_attention_soften)(float *scores, int count, int from, int to, float softcap, float *max) {
-    const v16 nothing = v16_all(-INFINITY), zero = v16_all(0);
+    const v16 zero = v16_all(0);
     int first = from / 16 * 16, end = (to + 15) / 16 * 16;
-    v16 largest = nothing;
-    for (int i = first; i < end; i += 16) {
-        v16 s = v16_load(scores + i);
-        if (softcap > 0) s = v16_mul(v16_all(softcap), v16_tanh(s));
-        s = visible(s, nothing, i, from, to);
-        v16_store(scores + i, s);
-        largest = v16_max(largest, s);
+    if (softcap > 0)
+        for (int i = first; i < end; i += 16)
+            v16_store(scores + i, v16_mul(v16_all(softcap), v16_tanh(v16_load(scores + i))));
+    if (first < end) {
+        hide(scores, first, from, to);
+        hide(scores, end - 16, from, to);
     }
+    v16 largest = v16_all(-INFINITY);
+    for (int i = first; i < end; i += 16) largest = v16_max(largest, v16_load(scores + i));
     *max = v16_largest(largest);
     v16 top = v16_all(*max), sum = zero;
     for (int i = 0; i < first; i += 16) v16_store(scores + i, zero);
     for (int i = first; i < end; i += 16) {
-        v16 weight = visible(v16_exp(v16_sub(v16_load(scores + i), top)), zero, i, from, to);
+        v16 weight = v16_exp(v16_sub(v16_load(scores + i), top));
         v16_store(scores + i, weight);
         sum = v16_add(sum, weight);
     }

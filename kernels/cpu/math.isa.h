@@ -407,18 +407,18 @@ static inline int32_t v16i_largest(v16i a) {
 
 #endif
 
+#define ROUNDING 12582912.0F /* 1.5·2^23: adding it leaves an integer in the low bits, of which 9 are its own 0 */
+
 /* Nearest integer, ties to even, of |a| < 2^22. */
 static inline v16i v16_round_i32(v16 a) {
-    const float magic = 12582912.0F; /* 1.5·2^23: adding it leaves the integer in the low bits */
-    return v16i_sub(v16_bits(v16_add(a, v16_all(magic))), v16i_all(0x4b400000));
+    return v16i_sub(v16_bits(v16_add(a, v16_all(ROUNDING))), v16_bits(v16_all(ROUNDING)));
 }
 
 /* e^a within 2 units in the last place; 0 below −87.3 (−inf too), at most 2.4e38 above 88.3, NaN of NaN. */
 static inline v16 v16_exp(v16 a) {
     const v16 lowest = v16_all(-87.3F);
     v16 x = v16_min(v16_all(88.3F), v16_max(lowest, a));
-    v16i n = v16_round_i32(v16_mul(x, v16_all(1.44269504F)));
-    v16 nf = v16_from_i32(n);
+    v16 n = v16_add(v16_mul(x, v16_all(1.44269504F)), v16_all(ROUNDING)), nf = v16_sub(n, v16_all(ROUNDING));
     v16 r = v16_fma(nf, v16_all(-0.693359375F), x); /* −ln 2 in two parts, the first of few bits */
     r = v16_fma(nf, v16_all(2.12194440e-4F), r);
     v16 p = v16_all(1.9875691500e-4F); /* Cephes' expf */
@@ -428,7 +428,7 @@ static inline v16 v16_exp(v16 a) {
     p = v16_fma(p, r, v16_all(1.6666665459e-1F));
     p = v16_fma(p, r, v16_all(5.0000001201e-1F));
     p = v16_add(v16_fma(p, v16_mul(r, r), r), v16_all(1.0F));
-    v16 power = v16_from_bits(v16i_shift_left(v16i_add(n, v16i_all(127)), 23)); /* 2^n */
+    v16 power = v16_from_bits(v16i_add(v16i_shift_left(v16_bits(n), 23), v16_bits(v16_all(1.0F)))); /* 2^nf */
     return v16_select_less(a, lowest, v16_all(0.0F), v16_mul(p, power));
 }
 

@@ -55,8 +55,7 @@ struct pen_cpu_op_kernels {
     /* Attention of n queries over a span of positions; shapes and order in attention.isa.c, layout of blocks in
      * cpu_device.h. scores[n][PEN_SCORE_STRIDE] = queries × K: [head_size][query_stride], one per column, for numbers;
      * [n][head_size/32] for q8_0. */
-    void (*scores)(const float *queries, int query_stride, int n, int head_size, const pen_attention_blocks *keys,
-                   float *scores);
+    void (*scores)(const float *queries, int n, int head_size, const pen_attention_blocks *keys, float *scores);
     void (*scores_q8_0)(const pen_query_block *queries, int n, int head_size, const pen_attention_blocks *keys,
                         float *scores);
     /* In place: scores [from, to) of a query become exp(s − max), the others of [0, count) 0. Returns the sum. */

@@ -5,8 +5,8 @@
 #include "math.isa.h"
 #include "ops.h"
 
-void PEN_ISA_NAME(pen_attention_scores)(const float *queries, int query_stride, int n, int head_size,
-                                        const pen_attention_blocks *keys, float *scores);
+void PEN_ISA_NAME(pen_attention_scores)(const float *queries, int n, int head_size, const pen_attention_blocks *keys,
+                                        float *scores);
 void PEN_ISA_NAME(pen_attention_scores_q8_0)(const pen_query_block *queries, int n, int head_size,
                                              const pen_attention_blocks *keys, float *scores);
 float PEN_ISA_NAME(pen_attention_soften)(float *scores, int count, int from, int to, float softcap, float *max);
