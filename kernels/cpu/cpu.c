@@ -147,7 +147,9 @@ static size_t activation_bytes(const pen_device *device, int rows, int cols) {
 }
 
 static size_t fine_bytes(const pen_device *device, int rows, int cols) {
-    return (size_t)rows * pen_activation_row_bytes(pen_row_form_of(device->activations, true), cols);
+    pen_row_form fine = pen_row_form_of(device->activations, true), score = pen_cpu_score_form(device);
+    size_t row = pen_activation_row_bytes(fine, cols);
+    return (size_t)rows * (score == fine ? row : row + pen_activation_row_bytes(score, cols));
 }
 
 static pen_status weight_create(pen_device *device, pen_type type, int rows, int cols, pen_weight **weight) {

@@ -23,6 +23,8 @@
  *         the values is not finite; most = 127
  *   FINE: pen_fine_block[cols/32]   the same with most = 127·128; q in two parts, 128·q₀ + q₁ with −64 ≤ q₁ < 64
  *   F32:  float x[cols]
+ * Where a norm is asked for fine rows, for Q, K and V, they are those of V; Q and K get INT8 rows, which follow behind
+ * the last of the fine ones, unless K in q8_0 has used up what scores may be off by (pen_cpu_score_form).
  */
 typedef enum pen_row_form { PEN_ROW_F32, PEN_ROW_INT8, PEN_ROW_FINE, PEN_ROW_FORMS } pen_row_form;
 
@@ -31,6 +33,12 @@ static inline pen_row_form pen_row_form_of(pen_activations activations, bool fin
 }
 
 size_t pen_activation_row_bytes(pen_row_form form, int cols);
+
+/* The form of the rows that make Q and K. An error of V is one of the result, in proportion. Those of Q and K only move
+ * weight between positions, and the softmax damps them; but there they add to what the storage of K costs. */
+static inline pen_row_form pen_cpu_score_form(const pen_device *device) {
+    return pen_row_form_of(device->activations, device->kv_type == PEN_TYPE_Q8_0);
+}
 
 /*
  * Packed weights: groups of 16 rows, so that a vector lane is an output row.

@@ -144,10 +144,8 @@ static void matmul_task(void *context, int task, int thread) {
     const matmul_job *job = context;
     const pen_matmul *m = job->m;
     const pen_cpu_linear_kernels *kernels = m->device->linear;
-    size_t x_stride = pen_activation_row_bytes(m->form, m->cols);
     range groups = range_of(job->grid.units, task / job->grid.tiles, job->grid.shares);
     range tokens = range_of(job->grid.tokens, task % job->grid.tiles, job->grid.tiles);
-    const unsigned char *x = m->x + x_stride * (size_t)tokens.begin;
     int token_count = tokens.end - tokens.begin, product = 0;
     _Alignas(CACHE_LINE) float y[TILE * ROWS];
 
@@ -155,10 +153,12 @@ static void matmul_task(void *context, int task, int thread) {
         while (g >= job->first_group[product + 1]) product++;
         const pen_product *p = &m->products[product];
         const pen_weight *w = &p->weight->base;
+        size_t x_stride = pen_activation_row_bytes(p->form, m->cols);
+        const unsigned char *x = p->x + x_stride * (size_t)tokens.begin;
         int group = g - job->first_group[product], column = group * ROWS;
         const unsigned char *weights = p->weight->data + (size_t)group * pen_pack_group_bytes(w->type, w->cols);
         int columns = w->rows - column < ROWS ? w->rows - column : ROWS;
-        kernels->dot[m->form][w->type](weights, w->cols / BLOCK, x, x_stride, token_count, y);
+        kernels->dot[p->form][w->type](weights, w->cols / BLOCK, x, x_stride, token_count, y);
         if (m->peaks) {
             float *peaks = p->out + m->out_stride * (size_t)tokens.begin + group;
             kernels->peak(y, token_count, columns, peaks, m->out_stride);
@@ -186,7 +186,7 @@ void pen_cpu_matmul(const pen_matmul *m) {
         assert(m->products[i].weight->base.cols == m->cols);
         job.first_group[i + 1] = job.first_group[i] + divide_up(m->products[i].weight->base.rows, ROWS);
     }
-    job.grid = grid_of(m->device, m->form, job.first_group[m->count], m->cols / BLOCK, m->tokens);
+    job.grid = grid_of(m->device, m->products[0].form, job.first_group[m->count], m->cols / BLOCK, m->tokens);
     pen_pool_run(m->device->pool, matmul_task, &job, job.grid.shares * job.grid.tiles);
 }
 
@@ -195,27 +195,36 @@ void pen_cpu_qkv(pen_device *device, const pen_qkv_op *op) {
     const pen_buffer *biases[3] = {op->q_bias, op->k_bias, op->v_bias};
     pen_matmul m = {
         .device = cpu_of(device),
-        .x = pen_cpu_data(op->x),
-        .form = pen_row_form_of(device->activations, true),
         .cols = op->q->cols,
         .tokens = cpu_of(device)->batch.rows,
         .count = 3,
         .out_stride = (size_t)(op->q->rows + op->k->rows + op->v->rows),
     };
+    pen_row_form fine = pen_row_form_of(device->activations, true), score = pen_cpu_score_form(device);
+    const unsigned char *of_v = pen_cpu_data(op->x), *of_scores = of_v;
+    if (score != fine) of_scores += pen_activation_row_bytes(fine, m.cols) * (size_t)m.tokens;
     float *out = pen_cpu_data(op->qkv);
     for (int i = 0, column = 0; i < 3; column += weights[i++]->rows)
-        m.products[i] = (pen_product){packed(weights[i]), biases[i] ? pen_cpu_data(biases[i]) : NULL, out + column};
+        m.products[i] = (pen_product){
+            .weight = packed(weights[i]),
+            .x = i == 2 ? of_v : of_scores,
+            .form = i == 2 ? fine : score,
+            .bias = biases[i] ? pen_cpu_data(biases[i]) : NULL,
+            .out = out + column,
+        };
     pen_cpu_matmul(&m);
 }
 
 static void project(const pen_device *device, const pen_project_op *op) {
     pen_matmul m = {
         .device = cpu_of(device),
-        .x = pen_cpu_data(op->x),
-        .form = pen_row_form_of(device->activations, false),
         .cols = op->w->cols,
         .tokens = cpu_of(device)->batch.rows,
-        .products = {{packed(op->w), op->bias ? pen_cpu_data(op->bias) : NULL, pen_cpu_data(op->out)}},
+        .products = {{.weight = packed(op->w),
+                      .x = pen_cpu_data(op->x),
+                      .form = pen_row_form_of(device->activations, false),
+                      .bias = op->bias ? pen_cpu_data(op->bias) : NULL,
+                      .out = pen_cpu_data(op->out)}},
         .count = 1,
         .out_stride = (size_t)op->w->rows,
         .add = !op->store,

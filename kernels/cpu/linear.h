@@ -55,19 +55,19 @@ struct pen_cpu_linear_kernels {
 extern const pen_cpu_linear_kernels pen_cpu_linear_kernels_portable, pen_cpu_linear_kernels_avx2,
     pen_cpu_linear_kernels_avxvnni, pen_cpu_linear_kernels_avx512;
 
-/* One of the matrices that an operation multiplies the same rows with; its results begin at `out`. */
+/* One of the matrices that an operation multiplies its rows with; its results begin at `out`. */
 typedef struct pen_product {
     const pen_cpu_weight *weight;
+    const unsigned char *x; /* activation rows */
+    pen_row_form form;
     const float *bias; /* [rows of the weight] or NULL */
     float *out;
 } pen_product;
 
-/* out[t][n] of every product from x[tokens]: stored, or added with `add`; or with `peaks` the largest of each group of
- * 16 n only, out[t][group]. */
+/* out[t][n] of every product from its x[tokens]: stored, or added with `add`; or with `peaks` the largest of each group
+ * of 16 n only, out[t][group]. */
 typedef struct pen_matmul {
     const pen_cpu_device *device;
-    const unsigned char *x; /* activation rows */
-    pen_row_form form;
     int cols, tokens;
     pen_product products[3];
     int count;

@@ -83,15 +83,16 @@ static void product_task(void *context, int row, int thread) {
     (void)thread;
     const product_job *job = context;
     const pen_matmul *m = job->m;
-    size_t stride = pen_activation_row_bytes(m->form, m->cols);
+    const pen_product *p = job->product;
+    size_t stride = pen_activation_row_bytes(p->form, m->cols);
     for (int first = 0; first < m->tokens; first += CHUNK) {
         double sums[CHUNK];
         int tokens = m->tokens - first < CHUNK ? m->tokens - first : CHUNK;
-        multiply_row(&job->product->weight->base, row, m->x + stride * (size_t)first, m->form, tokens, sums);
+        multiply_row(&p->weight->base, row, p->x + stride * (size_t)first, p->form, tokens, sums);
         for (int t = 0; t < tokens; t++) {
-            double y = sums[t] + (job->product->bias ? (double)job->product->bias[row] : 0);
+            double y = sums[t] + (p->bias ? (double)p->bias[row] : 0);
             if (m->softcap > 0) y = (double)m->softcap * tanh(y / (double)m->softcap);
-            float *out = job->product->out + m->out_stride * (size_t)(first + t) + row;
+            float *out = p->out + m->out_stride * (size_t)(first + t) + row;
             *out = m->add ? (float)((double)*out + y) : (float)y;
         }
     }

@@ -63,11 +63,12 @@ static void multiply(const logits_job *job, const unsigned char *rows, bool fine
     const pen_cpu_device *device = job->device;
     pen_matmul m = {
         .device = device,
-        .x = rows,
-        .form = pen_row_form_of(device->base.activations, fine),
         .cols = job->op->norm.cols,
         .tokens = device->batch.logit_count,
-        .products = {{(const pen_cpu_weight *)job->op->w, NULL, job->peaks}},
+        .products = {{.weight = (const pen_cpu_weight *)job->op->w,
+                      .x = rows,
+                      .form = pen_row_form_of(device->base.activations, fine),
+                      .out = job->peaks}},
         .count = 1,
         .out_stride = (size_t)(peaks ? job->groups : job->op->w->rows),
         .softcap = job->op->softcap,

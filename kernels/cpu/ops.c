@@ -92,6 +92,12 @@ static void norm_row(pen_cpu_device *device, const void *context, int row, float
         size_t bytes = pen_activation_row_bytes(form, op->cols);
         void *out = (unsigned char *)pen_cpu_data(op->out) + (size_t)row * bytes;
         pen_cpu_activation_store(device, form, scratch, op->cols, out);
+        pen_row_form score = pen_cpu_score_form(&device->base);
+        if (op->fine && score != form) {
+            unsigned char *behind = (unsigned char *)pen_cpu_data(op->out) + (size_t)device->batch.rows * bytes;
+            behind += (size_t)row * pen_activation_row_bytes(score, op->cols);
+            pen_cpu_activation_store(device, score, scratch, op->cols, behind);
+        }
         return;
     }
     float *to = (float *)pen_cpu_data(op->add_to) + (size_t)row * (size_t)op->cols;

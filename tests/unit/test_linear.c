@@ -96,17 +96,37 @@ static float value_of(pen_row_form form, const void *row, size_t i) {
     return fine->factors.scale * (float)(128 * fine->parts[0][at] + fine->parts[1][at]);
 }
 
-/* Activation rows, perhaps fine, of x[tokens][cols], and in `values` what they stand for. */
+/* Fills activation rows of x[tokens][cols], and `values` with what they stand for. Returns the end of the rows. */
+static unsigned char *store_rows(pen_device *device, pen_row_form form, const float *x, int tokens, int cols,
+                                 unsigned char *rows, float *values) {
+    size_t row_bytes = pen_activation_row_bytes(form, cols), size = (size_t)cols;
+    for (size_t t = 0; t < (size_t)tokens; t++, rows += row_bytes) {
+        pen_cpu_activation_store((pen_cpu_device *)device, form, x + t * size, cols, rows);
+        for (size_t i = 0; i < size; i++) values[t * size + i] = value_of(form, rows, i);
+    }
+    return rows;
+}
+
 static pen_buffer *activations_of(pen_device *device, const float *x, int tokens, int cols, bool fine, float *values) {
     pen_row_form form = pen_row_form_of(pen_device_activations(device), fine);
-    size_t row_bytes = pen_activation_row_bytes(form, cols), size = (size_t)cols;
-    unsigned char *rows = allocate(row_bytes * (size_t)tokens);
-    for (size_t t = 0; t < (size_t)tokens; t++) {
-        void *row = rows + row_bytes * t;
-        pen_cpu_activation_store((pen_cpu_device *)device, form, x + t * size, cols, row);
-        for (size_t i = 0; i < size; i++) values[t * size + i] = value_of(form, row, i);
-    }
-    pen_buffer *buffer = buffer_of(device, rows, row_bytes * (size_t)tokens);
+    size_t bytes = pen_activation_row_bytes(form, cols) * (size_t)tokens;
+    unsigned char *rows = allocate(bytes);
+    store_rows(device, form, x, tokens, cols, rows, values);
+    pen_buffer *buffer = buffer_of(device, rows, bytes);
+    free(rows);
+    return buffer;
+}
+
+/* What a norm makes for Q, K and V: fine rows, and behind them coarser ones for Q and K where these are of another
+ * form. */
+static pen_buffer *qkv_rows_of(pen_device *device, const float *x, int tokens, int cols, float *of_scores,
+                               float *of_v) {
+    size_t bytes = pen_device_fine_bytes(device, tokens, cols);
+    unsigned char *rows = allocate(bytes);
+    pen_row_form fine = pen_row_form_of(pen_device_activations(device), true), score = pen_cpu_score_form(device);
+    unsigned char *behind = store_rows(device, fine, x, tokens, cols, rows, of_v);
+    store_rows(device, score, x, tokens, cols, score == fine ? rows : behind, of_scores);
+    pen_buffer *buffer = buffer_of(device, rows, bytes);
     free(rows);
     return buffer;
 }
@@ -149,7 +169,8 @@ static void check_qkv(product_case c) {
         columns += c.rows[i];
     }
     float *x = random_floats((size_t)c.tokens * (size_t)c.cols), *bias = random_floats((size_t)columns);
-    float *values = allocate((size_t)c.tokens * (size_t)c.cols * sizeof(float));
+    size_t count = (size_t)c.tokens * (size_t)c.cols;
+    float *values[2] = {allocate(count * sizeof(float)), allocate(count * sizeof(float))}; /* of Q and K, of V */
     size_t bytes = (size_t)c.tokens * (size_t)columns * sizeof(float);
     float *result = allocate(bytes);
     void *first = NULL;
@@ -165,8 +186,8 @@ static void check_qkv(product_case c) {
             memset(result, 0xff, bytes);
             for (int t = 0, n; t < c.tokens; t += n) {
                 n = split == 0 ? c.tokens : t == 0 ? 1 : t == 1 && c.tokens > 4 ? 3 : c.tokens - t;
-                float *values_at = values + (size_t)t * (size_t)c.cols;
-                pen_buffer *rows = activations_of(device, x + (size_t)t * (size_t)c.cols, n, c.cols, true, values_at);
+                size_t at = (size_t)t * (size_t)c.cols;
+                pen_buffer *rows = qkv_rows_of(device, x + at, n, c.cols, values[0] + at, values[1] + at);
                 pen_buffer *out;
                 assert_int_equal(pen_buffer_create(device, (size_t)n * (size_t)columns * sizeof(float), &out), PEN_OK);
                 set_rows(device, n, NULL, 0, NULL);
@@ -183,7 +204,7 @@ static void check_qkv(product_case c) {
         for (int t = 0; t < c.tokens && (v == 0 || variants[v].isa == PEN_CPU_PORTABLE); t++)
             for (int i = 0, column = 0; i < 3; column += c.rows[i++])
                 for (int n = 0; n < c.rows[i]; n++) {
-                    double size, sum = expected_dot(w[i], n, values + (size_t)t * (size_t)c.cols, &size);
+                    double size, sum = expected_dot(w[i], n, values[i == 2] + (size_t)t * (size_t)c.cols, &size);
                     if (c.bias) sum += (double)bias[column + n];
                     assert_near((double)result[(size_t)t * (size_t)columns + (size_t)(column + n)], sum,
                                 limit * (size + 1), pen_type_get(c.types[i])->name, variants[v]);
@@ -195,7 +216,7 @@ static void check_qkv(product_case c) {
     for (int i = 0; i < 3; i++) matrix_free(w[i]);
     free(x);
     free(bias);
-    free(values);
+    for (int i = 0; i < 2; i++) free(values[i]);
     free(result);
     free(first);
 }
