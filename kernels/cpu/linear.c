@@ -10,7 +10,7 @@
 #include <assert.h>
 #include <string.h>
 
-enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, TILE = PEN_TOKEN_TILE, TASK_NS = 40000, CACHE_LINE = 64 };
+enum { ROWS = PEN_PACK_ROWS, BLOCK = PEN_QUANT_BLOCK, TILE = PEN_TOKEN_TILE, TASK_NS = 10000, CACHE_LINE = 64 };
 
 static const pen_cpu_device *cpu_of(const pen_device *device) {
     return (const pen_cpu_device *)device;
