@@ -16,7 +16,7 @@
 
 enum {
     TILE_QUERIES = 48,       /* or the query heads of a KV head, where those are more */
-    FEW_ITEMS = 4,           /* a thread: fewer tiles × KV heads than that, and spans become tasks … */
+    FEW_ITEMS = 4,           /* a thread: fewer items, tiles × KV heads, than that, and spans become tasks … */
     PARTIAL_BYTES = 8 << 20, /* … within this much scratch; beyond it a task walks all spans */
 };
 
@@ -49,6 +49,7 @@ typedef struct attention_job {
     layout at;
     query_tile *tiles;
     int tile_count;
+    bool few;  /* tiles × KV heads, for so many threads */
     int spans; /* most spans of a tile */
     pen_row_form form;
     float *rows;     /* f32 [T][heads·head_size], for the second pass; else NULL */
@@ -170,24 +171,53 @@ static void load_queries(const attention_job *job, const query_tile *tile, int k
     }
 }
 
-/* Blocks [first, end) of a run's K or V, at most PEN_ATTENTION_BLOCKS of them. */
-static pen_attention_blocks blocks_of(const attention_job *job, const pen_run *run, const unsigned char *half_of_kv,
-                                      int kv_head, int first, int end) {
+/* What is read of K and V at a time: blocks [begin, end) of a run's, for one KV head. */
+typedef struct stretch {
+    const pen_run *run;
+    int kv_head, begin, end;
+} stretch;
+
+/* Positions that no row sees are not touched: their pages may be gone, or not yet written. */
+static stretch stretch_of(const attention_job *job, const query_tile *tile, int kv_head, int span) {
+    int begin = span * PEN_ATTENTION_SPAN, end = begin + PEN_ATTENTION_SPAN;
+    int first = row_first(job, row_end(job, tile, tile->row)), last = row_end(job, tile, tile->row + tile->rows - 1);
+    if (first > begin) begin = first;
+    if (last < end) end = last;
+    return (stretch){.run = &job->device->runs[tile->run],
+                     .kv_head = kv_head,
+                     .begin = begin / PEN_KV_BLOCK,
+                     .end = (end - 1) / PEN_KV_BLOCK + 1};
+}
+
+/* Of K or V at most PEN_ATTENTION_BLOCKS blocks from `block` on. */
+static pen_attention_blocks blocks_of(const attention_job *job, const stretch *of, const unsigned char *half_of_kv,
+                                      int block) {
     const pen_cpu_kv *kv = job->kv;
     pen_attention_blocks blocks = {.type = kv->type};
-    for (; first < end && blocks.count < PEN_ATTENTION_BLOCKS; first++) {
-        int32_t page = run->tables[job->op->group][first];
+    for (; block < of->end && blocks.count < PEN_ATTENTION_BLOCKS; block++) {
+        int32_t page = of->run->tables[job->op->group][block];
         assert(page >= 0 && page < kv->blocks);
-        blocks.at[blocks.count] = half_of_kv + pen_cpu_kv_page(kv, (size_t)page, kv_head);
+        blocks.at[blocks.count] = half_of_kv + pen_cpu_kv_page(kv, (size_t)page, of->kv_head);
         blocks.ahead[blocks.count] = blocks.at[blocks.count];
         blocks.count++;
     }
     return blocks;
 }
 
-/* Decode reads each block once and waits for memory: the kernels ask for the next blocks while they read these … */
-static void look_ahead(pen_attention_blocks *blocks, const pen_attention_blocks *next) {
-    for (int b = 0; b < next->count; b++) blocks->ahead[b] = next->at[b];
+/* Decode reads each block once and waits for memory, so the kernels ask for others while they read these. Where many
+ * stretches follow each other, those are the same blocks of the next one: that is early enough, and its first blocks
+ * come in time, too. Where there are few, they are the next blocks … */
+static void look_ahead(const attention_job *job, const stretch *now, const unsigned char *half_of_kv, int block,
+                       const stretch *next, pen_attention_blocks *blocks) {
+    const unsigned char *half = half_of_kv;
+    const stretch *of = next ? next : now;
+    int from = next ? next->begin + block - now->begin : block + PEN_ATTENTION_BLOCKS;
+    if (!next && half == job->kv->k && from >= now->end) {
+        half = job->kv->v;
+        from = now->begin;
+    }
+    pen_attention_blocks others = blocks_of(job, of, half, from);
+    for (int b = 0; b < others.count; b++) blocks->ahead[b] = others.at[b];
 }
 
 /* … and nobody has asked for the first ones. */
@@ -196,31 +226,24 @@ FETCH fetch(const attention_job *job, const pen_attention_blocks *blocks) {
         for (size_t at = 0; at < job->kv->page; at += 64) __builtin_prefetch((const char *)blocks->at[b] + at, 0, 2);
 }
 
-/* The softmax of a tile over one span. Positions that no row sees are not touched: their pages may be gone, or not
- * yet written. */
-static void attend_span(const attention_job *job, const query_tile *tile, int kv_head, int span, workspace *work,
-                        pen_attention_state *out) {
+/* The softmax of a tile over one span. `next`: what this thread most likely reads next, or NULL. */
+static void attend_span(const attention_job *job, const query_tile *tile, int kv_head, int span, const stretch *next,
+                        workspace *work, pen_attention_state *out) {
     const pen_cpu_op_kernels *ops = job->device->ops;
-    const pen_run *run = &job->device->runs[tile->run];
+    stretch now = stretch_of(job, tile, kv_head, span);
     int group = job->at.group, width = job->at.width, n = tile->rows * group;
-    int begin = span * PEN_ATTENTION_SPAN, end = begin + PEN_ATTENTION_SPAN;
-    int first = row_first(job, row_end(job, tile, tile->row)) / PEN_KV_BLOCK * PEN_KV_BLOCK;
-    int last = row_end(job, tile, tile->row + tile->rows - 1);
-    if (first > begin) begin = first;
-    if (last < end) end = last;
-    int blocks_begin = begin / PEN_KV_BLOCK, blocks_end = (end - 1) / PEN_KV_BLOCK + 1;
-    pen_attention_blocks first_values = blocks_of(job, run, job->kv->v, kv_head, blocks_begin, blocks_end);
-    pen_attention_blocks blocks = blocks_of(job, run, job->kv->k, kv_head, blocks_begin, blocks_end), next;
-    if (tile->rows == 1) fetch(job, &blocks);
-    for (int block = blocks_begin; block < blocks_end; block += PEN_ATTENTION_BLOCKS, blocks = next) {
-        int behind = block + PEN_ATTENTION_BLOCKS;
-        next = behind < blocks_end ? blocks_of(job, run, job->kv->k, kv_head, behind, blocks_end) : first_values;
-        if (tile->rows == 1) look_ahead(&blocks, &next);
+    int begin = now.begin * PEN_KV_BLOCK, last = row_end(job, tile, tile->row + tile->rows - 1);
+    int end = (span + 1) * PEN_ATTENTION_SPAN < last ? (span + 1) * PEN_ATTENTION_SPAN : last;
+    bool decode = tile->rows == 1;
+    for (int block = now.begin; block < now.end; block += PEN_ATTENTION_BLOCKS) {
+        pen_attention_blocks keys = blocks_of(job, &now, job->kv->k, block);
+        if (decode && !next && block == now.begin) fetch(job, &keys);
+        if (decode) look_ahead(job, &now, job->kv->k, block, next, &keys);
         float *scores = work->scores + block * PEN_KV_BLOCK - begin;
-        if (blocks.type == PEN_TYPE_Q8_0)
-            ops->scores_q8_0(work->rounded, n, job->op->head_size, &blocks, scores);
+        if (keys.type == PEN_TYPE_Q8_0)
+            ops->scores_q8_0(work->rounded, n, job->op->head_size, &keys, scores);
         else
-            ops->scores(work->queries, n, job->op->head_size, &blocks, scores);
+            ops->scores(work->queries, n, job->op->head_size, &keys, scores);
     }
 
     for (int q = 0; q < n; q++) {
@@ -228,15 +251,15 @@ static void attend_span(const attention_job *job, const query_tile *tile, int kv
         from = from < begin ? begin : from;
         to = to > end ? end : to;
         if (to < from) to = from = begin;
-        out->sum[q] = ops->soften(work->scores + q * PEN_SCORE_STRIDE, blocks_end * PEN_KV_BLOCK - begin, from - begin,
+        out->sum[q] = ops->soften(work->scores + q * PEN_SCORE_STRIDE, now.end * PEN_KV_BLOCK - begin, from - begin,
                                   to - begin, job->op->softcap, &out->max[q]);
     }
     memset(out->values, 0, (size_t)(n * width) * sizeof *out->values);
-    for (int block = blocks_begin; block < blocks_end; block += PEN_ATTENTION_BLOCKS, blocks = next) {
+    for (int block = now.begin; block < now.end; block += PEN_ATTENTION_BLOCKS) {
         int at = block * PEN_KV_BLOCK - begin, left = end - begin - at, most = PEN_ATTENTION_BLOCKS * PEN_KV_BLOCK;
-        next = blocks_of(job, run, job->kv->v, kv_head, block + PEN_ATTENTION_BLOCKS, blocks_end);
-        if (tile->rows == 1) look_ahead(&blocks, &next);
-        ops->weigh(work->scores + at, n, &blocks, left < most ? left : most, job->op->head_size, width, out->values);
+        pen_attention_blocks values = blocks_of(job, &now, job->kv->v, block);
+        if (decode) look_ahead(job, &now, job->kv->v, block, next, &values);
+        ops->weigh(work->scores + at, n, &values, left < most ? left : most, job->op->head_size, width, out->values);
     }
 }
 
@@ -266,20 +289,38 @@ static void finish(const attention_job *job, const query_tile *tile, int kv_head
 
 /* ---- Tasks ----------------------------------------------------------------------------------------------------- */
 
-static void tile_task(void *context, int task, int thread) {
+static int item_count(const attention_job *job) {
+    return job->tile_count * job->op->kv_heads;
+}
+
+/* What a thread most likely reads after a span of an item, where that is known early enough: the item's next span, or
+ * the first one of the next item. */
+static bool stretch_after(const attention_job *job, int item, int span, stretch *next) {
+    const query_tile *tile = &job->tiles[item / job->op->kv_heads];
+    int ignored;
+    if (job->few || tile->rows > 1) return false;
+    if (++span == tile_spans(job, tile, &ignored)) {
+        if (++item == item_count(job)) return false;
+        tile = &job->tiles[item / job->op->kv_heads];
+        tile_spans(job, tile, &span);
+    }
+    *next = stretch_of(job, tile, item % job->op->kv_heads, span);
+    return true;
+}
+
+static void tile_task(void *context, int item, int thread) {
     const attention_job *job = context;
-    const query_tile *tile = &job->tiles[task / job->op->kv_heads];
-    int kv_head = task % job->op->kv_heads, n = tile->rows * job->at.group;
+    const query_tile *tile = &job->tiles[item / job->op->kv_heads];
+    int kv_head = item % job->op->kv_heads, n = tile->rows * job->at.group, after = item + 1;
     workspace work = workspace_of(job, thread);
     load_queries(job, tile, kv_head, &work);
-    int next = task + 1; /* most likely this thread's */
-    if (next < job->tile_count * job->op->kv_heads)
-        fetch_queries(job, &job->tiles[next / job->op->kv_heads], next % job->op->kv_heads);
+    if (after < item_count(job)) fetch_queries(job, &job->tiles[after / job->op->kv_heads], after % job->op->kv_heads);
     int first, end = tile_spans(job, tile, &first);
-    attend_span(job, tile, kv_head, first, &work, &work.state);
-    for (int span = first + 1; span < end; span++) {
-        attend_span(job, tile, kv_head, span, &work, &work.span);
-        job->device->ops->merge(&work.span, n, job->at.width, &work.state);
+    for (int span = first; span < end; span++) {
+        stretch next;
+        bool known = stretch_after(job, item, span, &next);
+        attend_span(job, tile, kv_head, span, known ? &next : NULL, &work, span > first ? &work.span : &work.state);
+        if (span > first) job->device->ops->merge(&work.span, n, job->at.width, &work.state);
         if (thread == 0) pen_pool_poke(job->device->pool);
     }
     finish(job, tile, kv_head, &work.state);
@@ -299,7 +340,7 @@ static void span_task(void *context, int task, int thread) {
     workspace work = workspace_of(job, thread);
     pen_attention_state out = partial(job, item, task % job->spans);
     load_queries(job, tile, item % job->op->kv_heads, &work);
-    attend_span(job, tile, item % job->op->kv_heads, span, &work, &out);
+    attend_span(job, tile, item % job->op->kv_heads, span, NULL, &work, &out);
 }
 
 static void merge_task(void *context, int item, int thread) {
@@ -362,10 +403,10 @@ void pen_cpu_attention(pen_device *base, const pen_attention_op *op) {
         job.tiles = (query_tile *)(scratch + job.at.tiles_at);
         job.partials = (float *)(scratch + job.at.partials_at);
         make_tiles(&job);
-        int items = job.tile_count * op->kv_heads, threads = pen_pool_threads(device->pool);
+        int items = item_count(&job), threads = pen_pool_threads(device->pool);
+        job.few = items < FEW_ITEMS * threads;
         size_t partial_bytes = (size_t)items * (size_t)job.spans * job.at.state_floats * sizeof(float);
-        if (threads > 1 && items < FEW_ITEMS * threads && job.spans > 1 &&
-            partial_bytes <= job.at.total - job.at.partials_at) {
+        if (threads > 1 && job.few && job.spans > 1 && partial_bytes <= job.at.total - job.at.partials_at) {
             pen_pool_run(device->pool, span_task, &job, items * job.spans);
             pen_pool_run(device->pool, merge_task, &job, items);
         } else {

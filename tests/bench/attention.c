@@ -1,11 +1,11 @@
 /*
  * bench_attention [THREADS] [INSTRUCTION SET]: how near attention comes to what this machine can do.
  *
- * A prompt in one batch and one decoded row of a sequence, at the shapes of SmolLM2-135M and Gemma 3 270M (a layer with
- * a window and one without), with K and V in f16 and in q8_0. Decodes read pages that no cache holds: sequences in
- * turn, beyond twice the last-level cache. Shares are of two multiply-adds in f32 for each head, its dimensions and
- * each position seen, at the machine's peak, and of reading K and V once; with q8_0 scores are int8 products, and more
- * than the whole peak is possible.
+ * A prompt in one batch, one decoded row of a sequence, and one of each of many, at the shapes of SmolLM2-135M and
+ * Gemma 3 270M (a layer with a window and one without), with K and V in f16 and in q8_0. Decodes read pages that no
+ * cache holds: sequences in turn, beyond twice the last-level cache. Shares are of two multiply-adds in f32 for each
+ * head, its dimensions and each position seen, at the machine's peak, and of reading K and V once; with q8_0 scores are
+ * int8 products, and more than the whole peak is possible.
  */
 #include "cpu_bench.h"
 
@@ -28,10 +28,13 @@ static const shape shapes[] = {
 
 typedef struct phase {
     const char *name;
-    int rows, position;
+    int runs, rows, position; /* rows of a run */
 } phase;
 
-static const phase phases[] = {{"prompt 512", 512, 0}, {"decode at 512", 1, 511}, {"decode at 4096", 1, 4095}};
+static const phase phases[] = {{"prompt 512", 1, 512, 0},
+                               {"decode at 512", 1, 1, 511},
+                               {"decode at 4096", 1, 1, 4095},
+                               {"32 decodes at 144", 32, 1, 143}};
 
 static double seen(const shape *s, const phase *p) {
     double sum = 0;
@@ -45,7 +48,8 @@ static double seen(const shape *s, const phase *p) {
 static void bench_phase(pen_device *device, int threads, const shape *s, const phase *p, double read, double multiply) {
     int blocks = (p->position + p->rows + PEN_KV_BLOCK - 1) / PEN_KV_BLOCK;
     double bytes = (double)pen_kv_bytes(device, s->kv_heads, s->head_size, blocks);
-    int sequences = p->rows > 1 ? 1 : (int)(2 * (double)bench_cache_bytes() / bytes) + 2;
+    int batches = p->rows > 1 ? 1 : (int)(2 * (double)bench_cache_bytes() / (bytes * p->runs)) + 2;
+    int sequences = batches * p->runs;
     pen_kv *kv;
     check(pen_kv_create(device, s->kv_heads, s->head_size, blocks * sequences, &kv));
     size_t cols = (size_t)((s->heads + 2 * s->kv_heads) * s->head_size);
@@ -72,19 +76,24 @@ static void bench_phase(pen_device *device, int threads, const shape *s, const p
     double best = 1e30;
     for (int i = 0; i < REPEATS; i++) {
         int64_t ns = 0;
-        for (int sequence = 0; sequence < sequences; sequence++) {
-            pen_run run = {.rows = p->rows, .position = p->position, .tables = {table + blocks * sequence}};
-            pen_device_set_batch(device, &(pen_batch){.rows = p->rows, .run_count = 1, .runs = &run});
+        for (int batch = 0; batch < batches; batch++) {
+            pen_run runs[ROWS_MAX];
+            for (int r = 0; r < p->runs; r++)
+                runs[r] = (pen_run){.row = r * p->rows,
+                                    .rows = p->rows,
+                                    .position = p->position,
+                                    .tables = {table + (size_t)blocks * (size_t)(batch * p->runs + r)}};
+            pen_device_set_batch(device, &(pen_batch){.rows = p->runs * p->rows, .run_count = p->runs, .runs = runs});
             int64_t begin = bench_now_ns(threads);
             pen_op_attention(device, &op);
             ns += bench_now_ns(threads) - begin;
         }
-        if ((double)ns / sequences < best) best = (double)ns / sequences;
+        if ((double)ns / batches < best) best = (double)ns / batches;
     }
-    double positions = seen(s, p), flops = 4 * positions * s->heads * s->head_size;
+    double positions = p->runs * seen(s, p), flops = 4 * positions * s->heads * s->head_size;
     double last = p->rows > 1 ? p->rows : positions; /* positions of which K and V are read */
     double gb_s = bytes / (blocks * PEN_KV_BLOCK) * last / best;
-    printf("  %-15s %9.1f µs %6.1f Gflop/s %4.0f %% %6.1f GB/s %4.0f %%\n", p->name, best / 1e3, flops / best,
+    printf("  %-17s %9.1f µs %6.1f Gflop/s %4.0f %% %6.1f GB/s %4.0f %%\n", p->name, best / 1e3, flops / best,
            100 * flops / best / (multiply * 1e3), gb_s, 100 * gb_s / read);
     fflush(stdout);
     free(table);
