@@ -102,6 +102,11 @@ static workspace workspace_of(const attention_job *job, int thread) {
 
 /* ---- One tile -------------------------------------------------------------------------------------------------- */
 
+/* An item is a tile and a KV head. */
+static int item_count(const attention_job *job) {
+    return job->tile_count * job->op->kv_heads;
+}
+
 /* Positions that a row sees: [first, end). */
 static int row_end(const attention_job *job, const query_tile *tile, int row) {
     const pen_run *run = &job->device->runs[tile->run];
@@ -189,56 +194,89 @@ static stretch stretch_of(const attention_job *job, const query_tile *tile, int 
                      .end = (end - 1) / PEN_KV_BLOCK + 1};
 }
 
-/* Of K or V at most PEN_ATTENTION_BLOCKS blocks from `block` on. */
-static pen_attention_blocks blocks_of(const attention_job *job, const stretch *of, const unsigned char *half_of_kv,
-                                      int block) {
-    const pen_cpu_kv *kv = job->kv;
-    pen_attention_blocks blocks = {.type = kv->type};
-    for (; block < of->end && blocks.count < PEN_ATTENTION_BLOCKS; block++) {
-        int32_t page = of->run->tables[job->op->group][block];
-        assert(page >= 0 && page < kv->blocks);
-        blocks.at[blocks.count] = half_of_kv + pen_cpu_kv_page(kv, (size_t)page, of->kv_head);
-        blocks.ahead[blocks.count] = blocks.at[blocks.count];
-        blocks.count++;
+static const unsigned char *block_at(const attention_job *job, const stretch *of, const unsigned char *half_of_kv,
+                                     int block) {
+    int32_t page = of->run->tables[job->op->group][block];
+    assert(page >= 0 && page < job->kv->blocks);
+    return half_of_kv + pen_cpu_kv_page(job->kv, (size_t)page, of->kv_head);
+}
+
+/* The blocks of K and V in the order in which a thread reads them, span by span and item by item. */
+typedef struct walk {
+    int item, items_end, span, spans_end;
+    stretch now;
+    const unsigned char *half_of_kv;
+    int block;
+} walk;
+
+static void walk_span(const attention_job *job, walk *at) {
+    const query_tile *tile = &job->tiles[at->item / job->op->kv_heads];
+    at->now = stretch_of(job, tile, at->item % job->op->kv_heads, at->span);
+    at->half_of_kv = job->kv->k;
+    at->block = at->now.begin;
+}
+
+/* The next block, or NULL at the end. */
+static const unsigned char *walk_on(const attention_job *job, walk *at) {
+    if (at->item == at->items_end) return NULL;
+    const unsigned char *block = block_at(job, &at->now, at->half_of_kv, at->block);
+    if (++at->block < at->now.end) return block;
+    if (at->half_of_kv == job->kv->k) {
+        at->half_of_kv = job->kv->v;
+        at->block = at->now.begin;
+        return block;
+    }
+    if (++at->span == at->spans_end) {
+        if (++at->item == at->items_end) return block;
+        at->spans_end = tile_spans(job, &job->tiles[at->item / job->op->kv_heads], &at->span);
+    }
+    walk_span(job, at);
+    return block;
+}
+
+/* Decode reads each block once and waits for memory, so while the kernels read one they ask for another, AHEAD of it.
+ * Where there are few items, that is a block of the same one, and its first blocks, which nobody has asked for, are
+ * fetched at once. Where there are many, it is far enough to be of the next one, which is most likely this thread's. */
+enum { AHEAD = 16, AHEAD_OF_FEW = 4 };
+
+FETCH fetch(const unsigned char *block, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(block + at, 0, 2);
+}
+
+/* What is ahead of spans [span, end) of an item. */
+static walk walk_ahead(const attention_job *job, int item, int span, int end) {
+    walk ahead = {.item = item, .items_end = job->few ? item + 1 : item_count(job), .span = span, .spans_end = end};
+    walk_span(job, &ahead);
+    for (int i = 0; i < (job->few ? AHEAD_OF_FEW : AHEAD); i++) {
+        const unsigned char *block = walk_on(job, &ahead);
+        if (block && job->few) fetch(block, job->kv->page);
+    }
+    return ahead;
+}
+
+/* At most PEN_ATTENTION_BLOCKS blocks of K or V from `block` on; `ahead` is NULL for a prompt, which finds most of them
+ * in a cache. */
+static pen_attention_blocks blocks_of(const attention_job *job, const stretch *now, const unsigned char *half_of_kv,
+                                      int block, walk *ahead) {
+    pen_attention_blocks blocks = {.type = job->kv->type};
+    for (; block < now->end && blocks.count < PEN_ATTENTION_BLOCKS; block++) {
+        const void *at = block_at(job, now, half_of_kv, block), *other = ahead ? walk_on(job, ahead) : NULL;
+        blocks.at[blocks.count] = at;
+        blocks.ahead[blocks.count++] = other ? other : at;
     }
     return blocks;
 }
 
-/* Decode reads each block once and waits for memory, so the kernels ask for others while they read these. Where many
- * stretches follow each other, those are the same blocks of the next one: that is early enough, and its first blocks
- * come in time, too. Where there are few, they are the next blocks … */
-static void look_ahead(const attention_job *job, const stretch *now, const unsigned char *half_of_kv, int block,
-                       const stretch *next, pen_attention_blocks *blocks) {
-    const unsigned char *half = half_of_kv;
-    const stretch *of = next ? next : now;
-    int from = next ? next->begin + block - now->begin : block + PEN_ATTENTION_BLOCKS;
-    if (!next && half == job->kv->k && from >= now->end) {
-        half = job->kv->v;
-        from = now->begin;
-    }
-    pen_attention_blocks others = blocks_of(job, of, half, from);
-    for (int b = 0; b < others.count; b++) blocks->ahead[b] = others.at[b];
-}
-
-/* … and nobody has asked for the first ones. */
-FETCH fetch(const attention_job *job, const pen_attention_blocks *blocks) {
-    for (int b = 0; b < blocks->count; b++)
-        for (size_t at = 0; at < job->kv->page; at += 64) __builtin_prefetch((const char *)blocks->at[b] + at, 0, 2);
-}
-
-/* The softmax of a tile over one span. `next`: what this thread most likely reads next, or NULL. */
-static void attend_span(const attention_job *job, const query_tile *tile, int kv_head, int span, const stretch *next,
+/* The softmax of a tile over one span. */
+static void attend_span(const attention_job *job, const query_tile *tile, int kv_head, int span, walk *ahead,
                         workspace *work, pen_attention_state *out) {
     const pen_cpu_op_kernels *ops = job->device->ops;
     stretch now = stretch_of(job, tile, kv_head, span);
     int group = job->at.group, width = job->at.width, n = tile->rows * group;
     int begin = now.begin * PEN_KV_BLOCK, last = row_end(job, tile, tile->row + tile->rows - 1);
     int end = (span + 1) * PEN_ATTENTION_SPAN < last ? (span + 1) * PEN_ATTENTION_SPAN : last;
-    bool decode = tile->rows == 1;
     for (int block = now.begin; block < now.end; block += PEN_ATTENTION_BLOCKS) {
-        pen_attention_blocks keys = blocks_of(job, &now, job->kv->k, block);
-        if (decode && !next && block == now.begin) fetch(job, &keys);
-        if (decode) look_ahead(job, &now, job->kv->k, block, next, &keys);
+        pen_attention_blocks keys = blocks_of(job, &now, job->kv->k, block, ahead);
         float *scores = work->scores + block * PEN_KV_BLOCK - begin;
         if (keys.type == PEN_TYPE_Q8_0)
             ops->scores_q8_0(work->rounded, n, job->op->head_size, &keys, scores);
@@ -257,8 +295,7 @@ static void attend_span(const attention_job *job, const query_tile *tile, int kv
     memset(out->values, 0, (size_t)(n * width) * sizeof *out->values);
     for (int block = now.begin; block < now.end; block += PEN_ATTENTION_BLOCKS) {
         int at = block * PEN_KV_BLOCK - begin, left = end - begin - at, most = PEN_ATTENTION_BLOCKS * PEN_KV_BLOCK;
-        pen_attention_blocks values = blocks_of(job, &now, job->kv->v, block);
-        if (decode) look_ahead(job, &now, job->kv->v, block, next, &values);
+        pen_attention_blocks values = blocks_of(job, &now, job->kv->v, block, ahead);
         ops->weigh(work->scores + at, n, &values, left < most ? left : most, job->op->head_size, width, out->values);
     }
 }
@@ -289,25 +326,6 @@ static void finish(const attention_job *job, const query_tile *tile, int kv_head
 
 /* ---- Tasks ----------------------------------------------------------------------------------------------------- */
 
-static int item_count(const attention_job *job) {
-    return job->tile_count * job->op->kv_heads;
-}
-
-/* What a thread most likely reads after a span of an item, where that is known early enough: the item's next span, or
- * the first one of the next item. */
-static bool stretch_after(const attention_job *job, int item, int span, stretch *next) {
-    const query_tile *tile = &job->tiles[item / job->op->kv_heads];
-    int ignored;
-    if (job->few || tile->rows > 1) return false;
-    if (++span == tile_spans(job, tile, &ignored)) {
-        if (++item == item_count(job)) return false;
-        tile = &job->tiles[item / job->op->kv_heads];
-        tile_spans(job, tile, &span);
-    }
-    *next = stretch_of(job, tile, item % job->op->kv_heads, span);
-    return true;
-}
-
 static void tile_task(void *context, int item, int thread) {
     const attention_job *job = context;
     const query_tile *tile = &job->tiles[item / job->op->kv_heads];
@@ -316,10 +334,11 @@ static void tile_task(void *context, int item, int thread) {
     load_queries(job, tile, kv_head, &work);
     if (after < item_count(job)) fetch_queries(job, &job->tiles[after / job->op->kv_heads], after % job->op->kv_heads);
     int first, end = tile_spans(job, tile, &first);
+    walk ahead;
+    if (tile->rows == 1) ahead = walk_ahead(job, item, first, end);
     for (int span = first; span < end; span++) {
-        stretch next;
-        bool known = stretch_after(job, item, span, &next);
-        attend_span(job, tile, kv_head, span, known ? &next : NULL, &work, span > first ? &work.span : &work.state);
+        attend_span(job, tile, kv_head, span, tile->rows == 1 ? &ahead : NULL, &work,
+                    span > first ? &work.span : &work.state);
         if (span > first) job->device->ops->merge(&work.span, n, job->at.width, &work.state);
         if (thread == 0) pen_pool_poke(job->device->pool);
     }
@@ -340,7 +359,9 @@ static void span_task(void *context, int task, int thread) {
     workspace work = workspace_of(job, thread);
     pen_attention_state out = partial(job, item, task % job->spans);
     load_queries(job, tile, item % job->op->kv_heads, &work);
-    attend_span(job, tile, item % job->op->kv_heads, span, NULL, &work, &out);
+    walk ahead;
+    if (tile->rows == 1) ahead = walk_ahead(job, item, span, span + 1);
+    attend_span(job, tile, item % job->op->kv_heads, span, tile->rows == 1 ? &ahead : NULL, &work, &out);
 }
 
 static void merge_task(void *context, int item, int thread) {
