@@ -99,7 +99,7 @@ void pen_buffer_read(pen_buffer *buffer, size_t offset, void *target, size_t byt
 pen_status pen_host_create(pen_device *device, size_t bytes, void **memory);
 void pen_host_destroy(pen_device *device, void *memory);
 
-/* Bytes of T activation rows, or fine ones, of `cols` values. */
+/* Bytes of T activation rows, or of fine ones and what QKV wants besides, of `cols` values. */
 size_t pen_device_activation_bytes(const pen_device *device, int rows, int cols);
 size_t pen_device_fine_bytes(const pen_device *device, int rows, int cols);
 

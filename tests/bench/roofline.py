@@ -19,8 +19,8 @@ that one which waits for memory (KV, or weights for few rows) does not overlap o
     max( bytes / B ,  2 rows · weights · slots / I )      or of attention  max( KV / B ,  attention / F )
 
     slots  of the pipes that multiply, for 1 of vpdpbusd: a block of 32 × 16 weights and a row takes 8 vpdpbusd, and in the same
-           pipes a multiplication by both scales, one that adds, and one more for minima or for scales of half a block. QKV
-           multiplies two parts of each activation.
+           pipes a multiplication by both scales, one that adds, and one more for minima or for scales of half a block. V is
+           multiplied with two parts of each activation.
 """
 import json
 import math
@@ -67,7 +67,7 @@ class Matrix:
         if not self.type.startswith(("Q", "IQ", "MXFP")):
             return None
         besides = 3 if self.type in ("Q4_1", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K") else 2
-        parts = 2 if any(f".attn_{which}." in self.name for which in "qkv") else 1
+        parts = 2 if ".attn_v." in self.name else 1
         return (8 * parts + besides) / 8
 
 
